@@ -1,0 +1,55 @@
+"""Stage 0 of o3-tiny: a random model, its tokenizer, and the grounding warm-up of its vision tower.
+
+    python -m experiments.ground --config=configs/ground_tiny.py --workdir=runs/ground_tiny
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0
+    c.level = 1
+    c.vocab_size = 1280
+    c.video_fps = 4.0  # frames per second of the language stream
+    c.row_groups = 12  # frame pairs of a row
+    c.row_patches = 64  # patches of a frame
+
+    c.text = ConfigDict(
+        dict(
+            hidden_size=192,
+            intermediate_size=448,
+            num_hidden_layers=5,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=48,
+            rope_theta=10_000.0,
+            mrope_section=(8, 8, 8),
+        )
+    )
+    c.vision = ConfigDict(
+        dict(
+            depth=3,
+            hidden_size=128,
+            intermediate_size=320,
+            num_heads=4,
+            out_hidden_size=192,
+            deepstack_visual_indexes=(1,),
+            num_position_embeddings=64,
+        )
+    )
+
+    c.train_batch_size = 16  # clips
+    c.pairs_per_clip = 3  # neighbouring pairs are too alike to pay
+    c.max_steps = 1000
+    c.learning_rate = 2e-3
+    c.lr_scheduler_type = "cosine"
+    c.warmup_steps = 50
+    c.weight_decay = 0.01
+    c.max_grad_norm = 1.0
+    c.adam_b2 = 0.99
+
+    c.log_every = 50
+    c.save_every = 500
+    c.stop_at_step = 0
+    return c

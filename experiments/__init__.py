@@ -1,0 +1,1 @@
+"""Entry points: every module here is a command, `python -m experiments.NAME`."""

@@ -1,0 +1,121 @@
+"""`python -m experiments.ground`: makes a tiny random Qwen3-VL with its tokenizer and grounds its tower.
+
+Writes `WORKDIR/model`, a Hugging Face folder that `experiments.sft` starts from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from data_pipelines.grounding import MakeGroundingRow
+from data_pipelines.sft import RowShape, SyntheticClips, make_dataset
+from data_pipelines.synthetic import COLORS, SHAPES, make_scene, scene_seed
+from experiments import cli
+from experiments.train_loop import Workdir, train
+from o3jax.hf.export import export_weights
+from o3jax.models.config import Config, TextConfig, VisionConfig
+from o3jax.models.layers import Initializer
+from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.prompts import templates
+from o3jax.prompts.image import ImageConfig, VideoConfig
+from o3jax.prompts.processor import Processor, load_processor
+from o3jax.prompts.tokenizer import build_tokenizer, number_tokens
+from o3jax.sft.grounding import GroundedTower, grounding_loss
+from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/ground_tiny.py")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
+
+
+def make_processor(folder: Path, config: ConfigDict) -> Processor:
+    """Returns the tiny model's processor: a tokenizer learned on the world's texts, small frames."""
+    folder.mkdir(parents=True, exist_ok=True)
+    build_tokenizer(_corpus(config), folder, config.vocab_size)
+    side = round(config.row_patches**0.5) * config.vision.get("patch_size", 16)
+    pixels = 2 * config.row_groups * side * side
+    video = VideoConfig(max_pixels=pixels, fps=config.video_fps, min_frames=2, max_frames=2 * config.row_groups)
+    image = ImageConfig(min_pixels=side * side // 4, max_pixels=side * side)
+    loaded = load_processor(folder)
+    return Processor(loaded.tokenizer, image, video, loaded.chat_template, folder)
+
+
+def _corpus(config: ConfigDict) -> Iterator[str]:
+    for index in range(1000):
+        scene = make_scene(scene_seed("train", index, config.seed), config.level, questions=4)
+        for sample in scene.samples():
+            yield f"{sample.question} {templates.response(sample)} <1.2 seconds> system user assistant\n"
+
+
+def make_model(processor: Processor, config: ConfigDict) -> Qwen3VL:
+    """Returns the random model; the embeddings of numbers vary smoothly with their value."""
+    token = processor.tokenizer.convert_tokens_to_ids
+    text = TextConfig(vocab_size=len(processor.tokenizer), **config.text)
+    c = Config(
+        text=dataclasses.replace(text, mrope_section=tuple(text.mrope_section)),
+        vision=VisionConfig(**config.vision),
+        tie_word_embeddings=True,
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+    )
+    model = Qwen3VL(c, Initializer(jax.random.key(config.seed)))
+    embed = np.array(model.text.embed[...])
+    for ids, span in zip(number_tokens(processor.tokenizer), (30.0, 1000.0), strict=True):
+        rows, values = np.array(list(ids)), np.array(list(ids.values())) / span
+        waves = np.geomspace(0.5, 20.0, embed.shape[1] // 4)
+        angles = 2 * np.pi * np.outer(values, waves)
+        smooth = np.concatenate([np.sin(angles), np.cos(angles)], 1)
+        # Half of the width is smooth, with a random rotation per kind of number; half stays random.
+        mix = np.random.default_rng(len(rows)).standard_normal((smooth.shape[1], embed.shape[1]))
+        smooth = smooth @ mix
+        embed[rows] = 0.5 * embed[rows] + 0.02 * smooth / smooth.std()
+    model.text.embed[...] = jnp.asarray(embed)
+    return model
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    cli.use_compilation_cache()
+    config = _CONFIG.value
+    workdir = Workdir(_WORKDIR.value, config)
+    processor = make_processor(workdir.path / "tokenizer", config)
+    model = make_model(processor, config)
+    init = Initializer(jax.random.key(config.seed + 1))
+    grounded = GroundedTower(model.vision, len(COLORS), len(SHAPES), init)
+
+    shape = RowShape(0, config.pairs_per_clip, config.row_patches)
+    clips = SyntheticClips("train", config.level, questions=1, seed=config.seed + 1)
+    rows = MakeGroundingRow(processor, model.config, shape)
+    dataset = make_dataset(clips, rows, batch_size=config.train_batch_size, seed=config.seed, shuffle=False)
+    schedule = learning_rate(
+        config.lr_scheduler_type, config.learning_rate, config.max_steps, config.warmup_steps
+    )
+    optimizer = make_optimizer(
+        schedule, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, b2=config.adam_b2
+    )
+    step = make_train_step(grounding_loss, optimizer)
+    add_axis = functools.partial(jax.tree.map, lambda a: a[None])
+    state = train(init_state(grounded, optimizer), step, dataset, add_axis, workdir, config)
+    if int(state.step) < config.max_steps:
+        return
+    model.vision = state.model.tower
+    folder = workdir.path / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    export_weights(model, folder)
+    processor.save(folder)
+    print(f"{sum(a.size for a in jax.tree.leaves(model)):,} parameters: {folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

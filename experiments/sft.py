@@ -1,0 +1,92 @@
+"""`python -m experiments.sft`: supervised fine-tuning, from a Hugging Face folder to a Hugging Face folder.
+
+Reads like a list: model, data, step, loop, export. `WORKDIR/model` is the result.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from data_pipelines.sft import Clip, FolderClips, MakeRow, RowShape, SyntheticClips, make_dataset
+from experiments import cli
+from experiments.train_loop import Workdir, train
+from o3jax.errors import UserError
+from o3jax.hf.config import config_from_hf
+from o3jax.hf.export import export_weights
+from o3jax.hf.weights import load_weights
+from o3jax.prompts.processor import load_processor
+from o3jax.prompts.tokenizer import number_tokens
+from o3jax.sft.loss import number_targets, text_loss
+from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/sft_tiny.py")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
+
+
+def open_clips(config: ConfigDict) -> Sequence[Clip]:
+    """Returns the clips that `config.data_path` names: `synthetic:LEVEL`, or a dataset folder."""
+    kind, _, level = config.data_path.partition(":")
+    if kind == "synthetic":
+        if not level.isdigit():
+            raise UserError(f"config.data_path is '{config.data_path}'; write synthetic:1, :2 or :3")
+        return SyntheticClips(config.split, int(level), config.questions_per_row, config.seed)
+    return FolderClips(config.data_path, config.questions_per_row)
+
+
+def micro_batches(batch: Mapping[str, np.ndarray], steps: int) -> dict[str, np.ndarray]:
+    """Returns the batch with a leading axis of micro-batches."""
+    return {key: einops.rearrange(a, "(a b) ... -> a b ...", a=steps) for key, a in batch.items()}
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    cli.use_compilation_cache()
+    config = _CONFIG.value
+    workdir = Workdir(_WORKDIR.value, config)
+
+    source = Path(config.model_name_or_path)
+    processor = load_processor(source)
+    model = load_weights(source, config_from_hf(source), dtype=jnp.float32)
+
+    shape = RowShape(config.row_length, config.row_groups, config.row_patches)
+    rows = MakeRow(processor, model.config, shape, config.prompt_style, config.box_step)
+    clips = open_clips(config)
+    batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    # The synthetic world is endless and already in random order.
+    shuffle = isinstance(clips, FolderClips)
+    dataset = make_dataset(clips, rows, batch_size=batch_size, seed=config.seed, shuffle=shuffle)
+
+    times, integers = number_tokens(processor.tokenizer)
+    kinds = ((times, config.soften_times), (integers, config.soften_coordinates))
+    soften = config.soften_times or config.soften_coordinates
+    targets = number_targets(model.config.text.vocab_size, kinds) if soften else None
+    loss = functools.partial(text_loss, soft_targets=targets, remat=config.remat)
+    schedule = learning_rate(
+        config.lr_scheduler_type, config.learning_rate, config.max_steps, config.warmup_steps
+    )
+    optimizer = make_optimizer(
+        schedule, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, b2=config.adam_b2
+    )
+    step = make_train_step(loss, optimizer, dtype=jnp.dtype(config.compute_dtype))
+    prepare = functools.partial(micro_batches, steps=config.gradient_accumulation_steps)
+    state = train(init_state(model, optimizer), step, dataset, prepare, workdir, config)
+
+    folder = workdir.path / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    export_weights(jax.device_get(state.model), folder)
+    processor.save(folder)
+    print(f"model at step {int(state.step)}: {folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,202 @@
+"""The loop that every training command runs: steps, metrics, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+
+from o3jax.errors import UserError
+from o3jax.sft.state import Metrics, TrainState
+
+StepFn = Callable[[TrainState, Mapping[str, np.ndarray]], tuple[TrainState, Metrics]]
+
+
+class Workdir:
+    """What a run leaves behind: config.json, metrics.jsonl, TensorBoard events, checkpoints.
+
+    The same folder resumes. A run with another config is refused, so that one folder never holds
+    two experiments.
+
+    Raises:
+        UserError: if the folder belongs to a run with another configuration.
+    """
+
+    # May differ between a run and its continuation.
+    FREE_FIELDS = ("log_every", "save_every", "stop_at_step")
+
+    def __init__(self, path: str | Path, config: ConfigDict):
+        self.path = Path(path).absolute()
+        self.path.mkdir(parents=True, exist_ok=True)
+        new = json.loads(config.to_json())
+        known = self.path / "config.json"
+        if known.exists():
+            old = json.loads(known.read_text())
+            changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k) and k not in self.FREE_FIELDS)
+            if changed:
+                raise UserError(
+                    f"{self.path} holds a run with another config.{changed[0]}: give another --workdir, "
+                    "or the config that it was started with"
+                )
+        known.write_text(json.dumps(new, indent=2) + "\n")
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+        self.manager = ocp.CheckpointManager(self.path / "checkpoints", options=options)
+
+    def save(self, state: TrainState, iterator: grain.DatasetIterator) -> None:
+        """Saves state and data position under the state's step; returns when the checkpoint is complete."""
+        step = int(state.step)
+        if step in self.manager.all_steps():
+            return
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(_flat(state)), data=grain.checkpoint.CheckpointSave(iterator)
+        )
+        self.manager.save(step, args=args)
+        self.manager.wait_until_finished()
+
+    def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
+        """Returns the newest saved state, and moves the iterator to it; `state` itself if none is saved."""
+        step = self.manager.latest_step()
+        if step is None:
+            return state
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(_flat(state)), data=grain.checkpoint.CheckpointRestore(iterator)
+        )
+        saved = self.manager.restore(step, args=args)["state"]
+        structure = jax.tree.structure(state)
+        return jax.tree.unflatten(structure, [saved[name] for name in _flat(state)])
+
+
+def _flat(state: TrainState) -> dict[str, jax.Array]:
+    """Returns the arrays by their path, so that a checkpoint does not depend on our classes."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard; lines after the resumed step are dropped, so curves are one line."""
+
+    def __init__(self, workdir: Path, step: int):
+        path = workdir / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        path.write_text("".join(line + "\n" for line in kept))
+        self.file = path.open("a")
+        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, window: list[Metrics]) -> dict[str, float]:
+        """Writes one line for each of the steps up to `step`; returns their mean."""
+        rows = [{k: float(v) for k, v in m.items()} for m in jax.device_get(window)]
+        for at, values in enumerate(rows, start=step - len(rows) + 1):
+            self.file.write(json.dumps({"step": at, **values}) + "\n")
+            for name, value in values.items():
+                self.board.add_scalar(name, value, at)
+        self.file.flush()
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def _step_of(line: str) -> float:
+    # A line that was cut off when the process was killed counts as not written.
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")
+
+
+@dataclasses.dataclass
+class Clock:
+    """Where the time goes between two lines of the log."""
+
+    started: float = dataclasses.field(default_factory=time.perf_counter)
+    waited: float = 0.0
+
+    def next(self, batches: Iterator[Any]) -> Any:
+        before = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - before
+        return batch
+
+
+def train(
+    state: TrainState,
+    step_fn: StepFn,
+    dataset: grain.IterDataset,
+    prepare: Callable[[Any], Mapping[str, np.ndarray]],
+    workdir: Workdir,
+    config: ConfigDict,
+) -> TrainState:
+    """Returns the state after `config.max_steps` steps, continuing from the workdir's checkpoint.
+
+    Args:
+        state: the state before the first step.
+        step_fn: a jitted step that donates its state.
+        dataset: batches; the iterator's position is part of every checkpoint.
+        prepare: host batch -> what `step_fn` takes.
+        workdir: where everything is kept.
+        config: log_every, save_every, max_steps, and stop_at_step (0: none) to end a run early as if
+            it had been preempted.
+    """
+    iterator = iter(dataset)
+    state = workdir.restore(state, iterator)
+    step = first = int(state.step)
+    if first:
+        print(f"resuming {workdir.path} from step {first}", flush=True)
+    log = MetricsLog(workdir.path, step)
+    stop = {"now": False}
+    previous = signal.signal(signal.SIGTERM, lambda *_: stop.update(now=True))
+    last = min(config.max_steps, config.stop_at_step or config.max_steps)
+    run_started, clock = time.perf_counter(), Clock()
+    window: list[Metrics] = []
+    try:
+        while step < last and not stop["now"]:
+            state, metrics = step_fn(state, prepare(clock.next(iterator)))
+            window.append(metrics)
+            step += 1
+            saving = step % config.save_every == 0 or step == last or stop["now"]
+            if step % config.log_every == 0 or saving:
+                # Before a checkpoint too: a step that is not repeated must not be missing in the log.
+                values = log.write(step, window)
+                elapsed = time.perf_counter() - clock.started
+                _print_progress(step, config.max_steps, values, len(window) / elapsed, clock.waited / elapsed)
+                window, clock = [], Clock()
+            if saving:
+                workdir.save(state, iterator)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        log.close()
+    if stop["now"]:
+        print(f"stopped by SIGTERM at step {step}; saved, the same --workdir continues", flush=True)
+        sys.exit(0)
+    print(f"{step - first} steps in {_duration(time.perf_counter() - run_started)}: {workdir.path}", flush=True)
+    return state
+
+
+def _print_progress(step: int, steps: int, values: Mapping[str, float], rate: float, waited: float) -> None:
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    eta = _duration((steps - step) / rate)
+    line = f"step {step}/{steps}  {shown}  {rate:.2f} steps/s  data-wait {waited:.0%}  ETA {eta}"
+    if sys.stdout.isatty():
+        columns = os.get_terminal_size().columns
+        print("\r" + line[: columns - 1].ljust(columns - 1), end="\n" if step >= steps else "", flush=True)
+    else:
+        print(line, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -1,0 +1,1 @@
+"""Generation: key/value caches and samplers."""

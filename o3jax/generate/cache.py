@@ -1,0 +1,84 @@
+"""The key/value cache, the prefill that fills it and the step that extends it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from o3jax.models.attention import attention, cached_attention
+from o3jax.models.layers import rms_norm
+from o3jax.models.qwen3_vl import Batch, Qwen3VL, causal_mask
+from o3jax.models.text import visual_rows
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Rotated keys and values of every layer, and which of the slots hold a token.
+
+    Rows may be padded on either side: what a slot holds is told by `filled`, and where a new token
+    stands by `position`, never by the slot's number.
+    """
+
+    keys: tuple[Float[Array, "B K T H"], ...]  # one per layer
+    values: tuple[Float[Array, "B K T H"], ...]
+    filled: Bool[Array, "B T"]
+    length: Int[Array, ""]  # the slot of the next token, the same for all rows
+    position: Int[Array, "B"]  # the M-RoPE position of the next token, all three axes
+
+
+def prefill(model: Qwen3VL, batch: Batch, new_tokens: int) -> tuple[Float[Array, "B D"], Cache]:
+    """Returns the final hidden state of each row's last token, and a cache with room for `new_tokens`.
+
+    The model's layers must be unstacked (`o3jax.models.layers.unstack`).
+    """
+    text, mask = model.text, causal_mask(batch)
+    x, taps = model.embed(batch)
+    rope = text.rope(batch["positions"], x.dtype)
+    keys, values = [], []
+
+    def attend(q, k, v, state):
+        for cache, new in ((keys, k), (values, v)):
+            cache.append(jnp.pad(new.swapaxes(1, 2), ((0, 0), (0, 0), (0, new_tokens), (0, 0))))
+        return attention(q, k, v, mask), state
+
+    for index, layer in enumerate(text.layers):
+        x, _ = text.layer(layer, x, rope, attend, None)
+        if index < len(taps):
+            x = x + visual_rows(taps[index], batch["visual_index"])
+    valid = batch["segment_ids"] > 0
+    size = valid.shape[1]
+    last = size - 1 - jnp.argmax(valid[:, ::-1], axis=1)
+    x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+    filled = jnp.pad(valid, ((0, 0), (0, new_tokens)))
+    cache = Cache(tuple(keys), tuple(values), filled, jnp.int32(size), batch["next_position"])
+    return rms_norm(x, text.norm[...], text.config.rms_norm_eps), cache
+
+
+def extend(model: Qwen3VL, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B D"], Cache]:
+    """Returns the final hidden state of one more token per row, and the cache with it."""
+    text = model.text
+    x = text.embed[...][tokens][:, None]
+    positions = jnp.broadcast_to(cache.position[:, None, None], (len(tokens), 3, 1))
+    rope = text.rope(positions, x.dtype)
+    filled = jax.lax.dynamic_update_slice_in_dim(
+        cache.filled, jnp.ones((len(tokens), 1), bool), cache.length, axis=1
+    )
+
+    def attend(q, k, v, state):
+        k, v = (
+            jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), cache.length, axis=2)
+            for old, new in zip(state, (k, v), strict=True)
+        )
+        return cached_attention(q, k, v, filled[:, None]), (k, v)
+
+    keys, values = [], []
+    for layer, k, v in zip(text.layers, cache.keys, cache.values, strict=True):
+        x, (k, v) = text.layer(layer, x, rope, attend, (k, v))
+        keys.append(k)
+        values.append(v)
+    x = rms_norm(x[:, 0], text.norm[...], text.config.rms_norm_eps)
+    return x, Cache(tuple(keys), tuple(values), filled, cache.length + 1, cache.position + 1)

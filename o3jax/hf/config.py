@@ -1,0 +1,280 @@
+"""config.json of a Qwen3-VL folder <-> `o3jax.models.config.Config`.
+
+Two dialects are read: the one of the published checkpoints (transformers 4.57) and the one that
+transformers 5 writes. Both classes have defaults that are not the published values, so a number that
+is missing here is an error, never a default.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from o3jax.errors import UserError
+from o3jax.models.config import Config, TextConfig, VisionConfig
+
+MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+
+
+class _Section:
+    """One JSON object of the file, read field by field with errors that name file and field."""
+
+    def __init__(self, values: Mapping[str, Any], file: str, prefix: str = ""):
+        self.values, self.file, self.prefix = values, file, prefix
+
+    def bad(self, key: str, problem: str) -> UserError:
+        return UserError(f"{self.file}: {self.prefix}{key} {problem}")
+
+    def has(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def get(self, key: str) -> Any:
+        if not self.has(key):
+            raise self.bad(key, "is missing: add it, because no default is right for every Qwen3-VL")
+        return self.values[key]
+
+    def section(self, key: str) -> _Section:
+        value = self.get(key)
+        if not isinstance(value, Mapping):
+            raise self.bad(key, "must be an object")
+        return _Section(value, self.file, f"{self.prefix}{key}.")
+
+    def integer(self, key: str) -> int:
+        value = self.get(key)
+        if type(value) is not int or value < 1:
+            raise self.bad(key, f"must be a positive whole number, not {value!r}")
+        return value
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        value = self.get(key)
+        if not isinstance(value, list | tuple) or any(type(v) is not int or v < 0 for v in value):
+            raise self.bad(key, f"must be a list of whole numbers, not {value!r}")
+        return tuple(value)
+
+    def number(self, key: str) -> float:
+        value = self.get(key)
+        if type(value) not in (int, float) or not value > 0:
+            raise self.bad(key, f"must be a positive number, not {value!r}")
+        return float(value)
+
+    def boolean(self, key: str) -> bool:
+        value = self.get(key)
+        if type(value) is not bool:
+            raise self.bad(key, f"must be true or false, not {value!r}")
+        return value
+
+    def only(self, key: str, supported: Any) -> None:
+        """Raises unless the value is the one that this port implements."""
+        if self.get(key) != supported:
+            raise self.bad(key, f"is {self.values[key]!r}, but only {supported!r} is supported")
+
+    def off(self, key: str, supported: Any) -> None:
+        """Like `only`, for a switch that means `supported` where it is absent."""
+        if self.has(key):
+            self.only(key, supported)
+
+
+def config_from_hf(source: str | Path | Mapping[str, Any]) -> Config:
+    """Returns the configuration of a Qwen3-VL folder, or of the dictionary that its config.json holds.
+
+    Raises:
+        UserError: if the folder is not a Qwen3-VL, a field is missing or malformed, or a value asks
+            for something that this port does not compute. The sentence names file and field.
+    """
+    if isinstance(source, Mapping):
+        values, file = source, "config.json"
+    else:
+        values, file = _read_json(Path(source)), str(Path(source) / "config.json")
+    top = _Section(values, file)
+    model_type = values.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise UserError(
+            f"{file}: model_type is {model_type!r}, so this is not a Qwen3-VL model; "
+            f"pass a folder whose model_type is {' or '.join(MODEL_TYPES)}"
+        )
+    top.off("quantization_config", {})
+    vision = _vision_config(top.section("vision_config"))
+    text = _text_config(top.section("text_config"), moe=model_type == "qwen3_vl_moe")
+    if vision.out_hidden_size != text.hidden_size:
+        raise top.bad(
+            "vision_config.out_hidden_size",
+            f"is {vision.out_hidden_size} but text_config.hidden_size is {text.hidden_size}; they must agree",
+        )
+    if len(vision.deepstack_visual_indexes) > text.num_hidden_layers:
+        raise top.bad(
+            "vision_config.deepstack_visual_indexes",
+            f"names more taps than the {text.num_hidden_layers} text layers that receive them",
+        )
+    return Config(
+        text=text,
+        vision=vision,
+        # The copy inside text_config says true by default in transformers 5, whatever the model is.
+        tie_word_embeddings=top.boolean("tie_word_embeddings"),
+        image_token_id=top.integer("image_token_id"),
+        video_token_id=top.integer("video_token_id"),
+        vision_start_token_id=top.integer("vision_start_token_id"),
+        vision_end_token_id=top.integer("vision_end_token_id"),
+    )
+
+
+def _read_json(folder: Path) -> Mapping[str, Any]:
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: pass a Qwen3-VL model folder")
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json: pass a Qwen3-VL model folder")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): restore the file") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold a JSON object: restore the file")
+    return values
+
+
+def _vision_config(v: _Section) -> VisionConfig:
+    v.only("hidden_act", "gelu_pytorch_tanh")
+    config = VisionConfig(
+        depth=v.integer("depth"),
+        hidden_size=v.integer("hidden_size"),
+        intermediate_size=v.integer("intermediate_size"),
+        num_heads=v.integer("num_heads"),
+        out_hidden_size=v.integer("out_hidden_size"),
+        deepstack_visual_indexes=v.integers("deepstack_visual_indexes"),
+        patch_size=v.integer("patch_size"),
+        temporal_patch_size=v.integer("temporal_patch_size"),
+        spatial_merge_size=v.integer("spatial_merge_size"),
+        in_channels=v.integer("in_channels"),
+        num_position_embeddings=v.integer("num_position_embeddings"),
+    )
+    taps = config.deepstack_visual_indexes
+    if list(taps) != sorted(set(taps)) or any(tap >= config.depth for tap in taps):
+        raise v.bad("deepstack_visual_indexes", f"must be increasing layers below depth {config.depth}")
+    if config.hidden_size % (4 * config.num_heads):
+        raise v.bad("hidden_size", "must be a multiple of 4 x num_heads")
+    if config.grid_side**2 != config.num_position_embeddings:
+        raise v.bad("num_position_embeddings", "must be a square number")
+    return config
+
+
+def _text_config(t: _Section, moe: bool) -> TextConfig:
+    t.only("hidden_act", "silu")
+    t.off("attention_bias", False)
+    t.off("attention_dropout", 0)
+    t.off("sliding_window", None)
+    t.off("use_sliding_window", False)
+    if not (t.has("rope_parameters") or t.has("rope_scaling")):
+        raise t.bad("rope_parameters", "is missing, and so is rope_scaling: add one of them")
+    rope = t.section("rope_parameters" if t.has("rope_parameters") else "rope_scaling")
+    rope.off("rope_type", "default")
+    rope.off("type", "default")
+    rope.off("mrope_interleaved", True)
+    experts = {}
+    if moe:
+        t.off("decoder_sparse_step", 1)
+        t.off("mlp_only_layers", [])
+        t.off("norm_topk_prob", True)
+        t.off("shared_expert_intermediate_size", 0)
+        experts = {
+            "num_experts": t.integer("num_local_experts" if t.has("num_local_experts") else "num_experts"),
+            "num_experts_per_tok": t.integer("num_experts_per_tok"),
+            "moe_intermediate_size": t.integer("moe_intermediate_size"),
+        }
+        if experts["num_experts_per_tok"] > experts["num_experts"]:
+            raise t.bad("num_experts_per_tok", f"exceeds the {experts['num_experts']} experts")
+    config = TextConfig(
+        vocab_size=t.integer("vocab_size"),
+        hidden_size=t.integer("hidden_size"),
+        intermediate_size=t.integer("intermediate_size"),
+        num_hidden_layers=t.integer("num_hidden_layers"),
+        num_attention_heads=t.integer("num_attention_heads"),
+        num_key_value_heads=t.integer("num_key_value_heads"),
+        head_dim=t.integer("head_dim"),
+        rope_theta=(rope if rope.has("rope_theta") else t).number("rope_theta"),
+        mrope_section=rope.integers("mrope_section"),
+        rms_norm_eps=t.number("rms_norm_eps"),
+        max_position_embeddings=t.integer("max_position_embeddings"),
+        **experts,
+    )
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise t.bad("num_attention_heads", "must be a multiple of num_key_value_heads")
+    if len(config.mrope_section) != 3 or sum(config.mrope_section) != config.head_dim // 2:
+        raise rope.bad(
+            "mrope_section", f"must be three numbers that sum to head_dim / 2, {config.head_dim // 2}"
+        )
+    return config
+
+
+def config_to_hf(config: Config, dtype: Any) -> dict[str, Any]:
+    """Returns the config.json of this architecture with weights of `dtype`.
+
+    It is written in the published dialect, which transformers 4.57 and 5 both read.
+    """
+    t, v = config.text, config.vision
+    moe = t.num_experts > 0
+    model_type, name = ("qwen3_vl_moe", "Qwen3VLMoe") if moe else ("qwen3_vl", "Qwen3VL")
+    text = {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "dtype": jnp.dtype(dtype).name,
+        "head_dim": t.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": t.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": t.intermediate_size,
+        "max_position_embeddings": t.max_position_embeddings,
+        "model_type": f"{model_type}_text",
+        "num_attention_heads": t.num_attention_heads,
+        "num_hidden_layers": t.num_hidden_layers,
+        "num_key_value_heads": t.num_key_value_heads,
+        "rms_norm_eps": t.rms_norm_eps,
+        "rope_scaling": {
+            "mrope_interleaved": True,
+            "mrope_section": list(t.mrope_section),
+            "rope_type": "default",
+        },
+        "rope_theta": t.rope_theta,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "use_cache": True,
+        "vocab_size": t.vocab_size,
+    }
+    if moe:
+        text |= {
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "moe_intermediate_size": t.moe_intermediate_size,
+            "norm_topk_prob": True,
+            "num_experts": t.num_experts,
+            "num_experts_per_tok": t.num_experts_per_tok,
+        }
+    return {
+        "architectures": [f"{name}ForConditionalGeneration"],
+        "dtype": jnp.dtype(dtype).name,
+        "image_token_id": config.image_token_id,
+        "model_type": model_type,
+        "text_config": text,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "video_token_id": config.video_token_id,
+        "vision_config": {
+            "deepstack_visual_indexes": list(v.deepstack_visual_indexes),
+            "depth": v.depth,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_size": v.hidden_size,
+            "in_channels": v.in_channels,
+            "initializer_range": 0.02,
+            "intermediate_size": v.intermediate_size,
+            "model_type": model_type,
+            "num_heads": v.num_heads,
+            "num_position_embeddings": v.num_position_embeddings,
+            "out_hidden_size": v.out_hidden_size,
+            "patch_size": v.patch_size,
+            "spatial_merge_size": v.spatial_merge_size,
+            "temporal_patch_size": v.temporal_patch_size,
+        },
+        "vision_end_token_id": config.vision_end_token_id,
+        "vision_start_token_id": config.vision_start_token_id,
+    }

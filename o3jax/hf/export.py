@@ -1,0 +1,111 @@
+"""Our model -> a folder that transformers loads: safetensors, index, config.json, generation_config.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from o3jax.errors import UserError
+from o3jax.hf.config import config_to_hf
+from o3jax.hf.names import Tensors, model_leaves, tensor_table
+from o3jax.hf.weights import INDEX, SINGLE
+from o3jax.models.config import Config
+from o3jax.models.qwen3_vl import Qwen3VL
+
+
+def export_weights(
+    model: Qwen3VL,
+    folder: str | Path,
+    *,
+    dtype: Any = None,
+    max_shard_bytes: int = 5_000_000_000,
+    generation: Mapping[str, Any] | None = None,
+    add_files: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes `model` as a Hugging Face folder, complete or not at all.
+
+    Everything is written to a temporary folder beside the target, which is then renamed. The host
+    holds at most one shard.
+
+    Args:
+        model: parameters that this process can address.
+        folder: must not exist, or be empty.
+        dtype: of the stored tensors; None keeps the parameters' dtype, which round-trips bitwise.
+        max_shard_bytes: a new file is begun where this would be exceeded.
+        generation: contents of generation_config.json (greedy decoding where None).
+        add_files: called with the temporary folder before the rename; tokenizer and processor files
+            go in here, so that they too are part of all or nothing.
+
+    Raises:
+        UserError: if the folder is not empty, or the experts are square (transformers tells the two
+            layouts of experts apart by their shapes).
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder: choose another one to export to")
+    text = model.config.text
+    if text.num_experts and text.hidden_size in (text.moe_intermediate_size, 2 * text.moe_intermediate_size):
+        raise UserError(
+            f"moe_intermediate_size {text.moe_intermediate_size} with hidden_size {text.hidden_size} makes "
+            "square experts, which transformers may read transposed: choose other sizes"
+        )
+    leaves = model_leaves(model)
+    dtype = np.dtype(dtype or leaves["text.embed"].dtype)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)
+        _write_shards(leaves, model.config, temporary, dtype, max_shard_bytes)
+        _write_json(temporary / "config.json", config_to_hf(model.config, dtype))
+        _write_json(temporary / "generation_config.json", generation or {"do_sample": False})
+        if add_files:
+            add_files(temporary)
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_shards(
+    leaves: Mapping[str, jax.Array], config: Config, folder: Path, dtype: np.dtype, max_shard_bytes: int
+) -> None:
+    shards: list[list[tuple[Tensors, int]]] = [[]]
+    total = used = 0
+    for entry in tensor_table(config):
+        leaf = leaves[entry.leaf]
+        size = leaf.size // (entry.count or 1) * dtype.itemsize
+        for number in range(entry.count or 1):
+            if shards[-1] and used + size > max_shard_bytes:
+                shards.append([])
+                used = 0
+            shards[-1].append((entry, number))
+            used += size
+            total += size
+
+    weight_map = {}
+    for shard_number, shard in enumerate(shards, 1):
+        file = SINGLE if len(shards) == 1 else f"model-{shard_number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {}
+        for entry, number in shard:
+            leaf = leaves[entry.leaf]
+            layer = np.asarray(leaf if entry.count is None else leaf[number])
+            # Contiguous, because safetensors writes the buffer as it lies, strides ignored.
+            tensors[entry.names[number]] = np.ascontiguousarray(entry.to_tensor(layer), dtype)
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -1,0 +1,1 @@
+"""Benchmark metrics: pure functions on numbers and strings, with no model behind them."""

@@ -1,0 +1,105 @@
+"""One attention function, behind which kernels are chosen by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Which key each query may read, kept as structure so that a kernel need not build [S, S].
+
+    A query reads a key of its own segment; segment 0 is padding. Within a segment, branch 0 is a
+    prefix that every branch continues, and a branch reads the prefix and itself: several
+    continuations of one video share its tokens. `causal` hides keys that stand after the query.
+    """
+
+    q_segments: Int[Array, "B S"]
+    kv_segments: Int[Array, "B T"]
+    q_branches: Int[Array, "B S"] | None = None
+    kv_branches: Int[Array, "B T"] | None = None
+    causal: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def dense(self) -> Bool[Array, "B S T"]:
+        """Returns the mask as booleans; True may be read."""
+        allowed = self.q_segments[:, :, None] == self.kv_segments[:, None, :]
+        if self.q_branches is not None:
+            branches = self.kv_branches[:, None, :]
+            allowed &= (branches == 0) | (branches == self.q_branches[:, :, None])
+        if self.causal:
+            size = self.q_segments.shape[1]
+            allowed &= jnp.arange(size)[:, None] >= jnp.arange(self.kv_segments.shape[1])[None, :]
+        return allowed
+
+
+# Queries of one block of the plain kernel. A causal block reads no key beyond its end, which saves
+# almost half of the work, and its scores stay in the cache of a CPU core.
+_BLOCK = 128
+
+
+def _xla(q: Array, k: Array, v: Array, mask: Mask) -> Array:
+    batch, length, heads, head_dim = q.shape
+    group = heads // k.shape[2]
+    q = rearrange(q, "b s (k g) h -> b k g s h", g=group)
+    k, v = rearrange(k, "b t k h -> b k t h"), rearrange(v, "b t k h -> b k t h")
+    if not mask.causal:
+        out = _block(q, k, v, mask.dense())
+    else:
+        allowed, blocks = mask.dense(), []
+        for start in range(0, length, _BLOCK):
+            stop = min(start + _BLOCK, length)
+            keys = slice(0, stop)
+            block = allowed[:, start:stop, keys]
+            blocks.append(_block(q[..., start:stop, :], k[:, :, keys], v[:, :, keys], block))
+        out = jnp.concatenate(blocks, axis=3)
+    return rearrange(out, "b k g s h -> b s (k g) h")
+
+
+def _block(q: Array, k: Array, v: Array, allowed: Bool[Array, "B S T"]) -> Array:
+    scores = jnp.einsum("bkgsh,bkth->bkgst", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    # A finite minimum: a query with nothing to read (padding) gets an even average, not NaN.
+    scores = jnp.where(allowed[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    # The division comes after the product with v, on H values per query instead of T.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    out = jnp.einsum("bkgst,bkth->bkgsh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
+
+
+def cached_attention(
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B K T H"],
+    v: Float[Array, "B K T H"],
+    allowed: Bool[Array, "B S T"],
+) -> Float[Array, "B S N H"]:
+    """Returns attention to a cache, whose heads come before its tokens so that no step rearranges it."""
+    q = rearrange(q, "b s (k g) h -> b k g s h", k=k.shape[1])
+    return rearrange(_block(q, k, v, allowed), "b k g s h -> b s (k g) h")
+
+
+KERNELS: dict[str, Callable[[Array, Array, Array, Mask], Array]] = {"xla": _xla}
+
+
+def attention(
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    mask: Mask,
+    kernel: str = "xla",
+) -> Float[Array, "B S N H"]:
+    """Returns softmax(q k^T / sqrt(H)) v, each key head serving N / K neighbouring query heads.
+
+    The softmax is float32 whatever the inputs are.
+
+    Raises:
+        ValueError: if no kernel has this name; there is no fallback.
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"unknown attention kernel '{kernel}'; available: {', '.join(sorted(KERNELS))}")
+    return KERNELS[kernel](q, k, v, mask)

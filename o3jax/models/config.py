@@ -1,0 +1,74 @@
+"""The architecture as hashable dataclasses, with Hugging Face's field names."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower. Activation (tanh GELU), LayerNorm eps (1e-6) and biases are not configurable."""
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int
+    deepstack_visual_indexes: tuple[int, ...]
+    patch_size: int = 16
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+    in_channels: int = 3
+    num_position_embeddings: int = 2304
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def patch_dim(self) -> int:
+        """Values of one patch: channels x temporal patch x height x width."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def merge_unit(self) -> int:
+        """Patches that become one language token."""
+        return self.spatial_merge_size**2
+
+    @property
+    def grid_side(self) -> int:
+        """Side of the square table of learned positions."""
+        return round(self.num_position_embeddings**0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The Qwen3 decoder; `num_experts` > 0 makes every layer a mixture of experts."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rope_theta: float
+    mrope_section: tuple[int, int, int]
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 262144
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole Qwen3-VL."""
+
+    text: TextConfig
+    vision: VisionConfig
+    tie_word_embeddings: bool
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653

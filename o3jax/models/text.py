@@ -1,0 +1,158 @@
+"""The Qwen3 text decoder with interleaved M-RoPE and DeepStack injection, dense or mixture of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from o3jax.models.config import TextConfig
+from o3jax.models.layers import Initializer, checkpointed, rms_norm, run_layers
+from o3jax.models.rope import rotate, text_angles
+from o3jax.sharding import shard
+
+# Given q [B, S, N, H] and the new k, v [B, S, K, H]: the attention output [B, S, N, H] and what the
+# caller wants back from the layer (a cache, or nothing).
+Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+
+
+class TextLayers(nnx.Module):
+    """All decoder layers, stacked on a leading axis."""
+
+    def __init__(self, c: TextConfig, init: Initializer):
+        L, D, F = c.num_hidden_layers, c.hidden_size, c.intermediate_size
+        N, K, H = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        self.input_norm = init.scale((L, D), (None, None))
+        self.q = init.weight((L, D, N, H), (None, "embed", "heads", None))
+        self.k = init.weight((L, D, K, H), (None, "embed", "kv_heads", None))
+        self.v = init.weight((L, D, K, H), (None, "embed", "kv_heads", None))
+        self.q_norm = init.scale((L, H), (None, None))
+        self.k_norm = init.scale((L, H), (None, None))
+        self.o = init.weight((L, N, H, D), (None, "heads", None, "embed"))
+        self.post_norm = init.scale((L, D), (None, None))
+        if c.num_experts:
+            E, F = c.num_experts, c.moe_intermediate_size
+            self.router = init.weight((L, D, E), (None, "embed", None))
+            self.gate_up = init.weight((L, E, D, 2 * F), (None, "expert", "embed", "mlp"))
+            self.down = init.weight((L, E, F, D), (None, "expert", "mlp", "embed"))
+        else:
+            self.gate = init.weight((L, D, F), (None, "embed", "mlp"))
+            self.up = init.weight((L, D, F), (None, "embed", "mlp"))
+            self.down = init.weight((L, F, D), (None, "mlp", "embed"))
+
+
+def dense_mlp(p: TextLayers, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    """Returns down(silu(gate(x)) * up(x))."""
+    h = jax.nn.silu(x @ p.gate[...]) * (x @ p.up[...])
+    return shard(h, "batch", "sequence", "mlp") @ p.down[...]
+
+
+def moe_mlp(p: TextLayers, x: Float[Array, "B S D"], experts_per_token: int) -> Float[Array, "B S D"]:
+    """Returns the mixture of each token's top experts.
+
+    Softmax over all experts, top-k, renormalised (Qwen3-MoE). Tokens are sorted by expert, so that
+    the experts are one grouped matmul each way and none is computed for tokens it does not serve.
+    """
+    tokens = x.reshape(-1, x.shape[-1])
+    logits = tokens @ p.router[...]
+    probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    weights, experts = jax.lax.top_k(probs, experts_per_token)
+    weights = (weights / weights.sum(-1, keepdims=True)).astype(x.dtype)
+
+    order = jnp.argsort(experts.reshape(-1), stable=True)
+    owner = order // experts_per_token
+    sizes = jnp.bincount(experts.reshape(-1), length=logits.shape[-1]).astype(jnp.int32)
+    gate, up = jnp.split(jax.lax.ragged_dot(tokens[owner], p.gate_up[...], sizes), 2, axis=-1)
+    out = jax.lax.ragged_dot(jax.nn.silu(gate) * up, p.down[...], sizes)
+    out = out * weights.reshape(-1)[order][:, None]
+    return jnp.zeros_like(tokens).at[owner].add(out).reshape(x.shape)
+
+
+class TextDecoder(nnx.Module):
+    """Embedding, layers, final norm and head."""
+
+    def __init__(self, c: TextConfig, tied: bool, init: Initializer):
+        self.config = c
+        self.embed = init.weight((c.vocab_size, c.hidden_size), ("vocab", "embed"))
+        self.layers = TextLayers(c, init)
+        self.norm = init.scale((c.hidden_size,), (None,))
+        self.lm_head = None if tied else init.weight((c.hidden_size, c.vocab_size), ("embed", "vocab"))
+
+    def head(self) -> Float[Array, "D V"]:
+        """Returns the output projection; the transposed embedding when it is tied."""
+        return self.embed[...].T if self.lm_head is None else self.lm_head[...]
+
+    def rope(self, positions: Int[Array, "B 3 S"], dtype: jnp.dtype) -> tuple[Array, Array]:
+        """Returns cos and sin [B, S, H/2], computed in float32 and cast to the activations' dtype."""
+        c = self.config
+        angles = text_angles(positions, c.head_dim, c.rope_theta, c.mrope_section)
+        return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+    def layer(
+        self, p: TextLayers, x: Float[Array, "B S D"], rope: tuple[Array, Array], attend: Attend, state: Any
+    ) -> tuple[Float[Array, "B S D"], Any]:
+        """Returns one layer's output and what `attend` returned beside the attention."""
+        c = self.config
+        h = rms_norm(x, p.input_norm[...], c.rms_norm_eps)
+        q = rms_norm(jnp.einsum("bsd,dnh->bsnh", h, p.q[...]), p.q_norm[...], c.rms_norm_eps)
+        k = rms_norm(jnp.einsum("bsd,dkh->bskh", h, p.k[...]), p.k_norm[...], c.rms_norm_eps)
+        v = checkpoint_name(jnp.einsum("bsd,dkh->bskh", h, p.v[...]), "v")
+        q = checkpoint_name(rotate(shard(q, "batch", "sequence", "heads", None), *rope), "q")
+        k = checkpoint_name(rotate(shard(k, "batch", "sequence", "kv_heads", None), *rope), "k")
+        h, state = attend(q, k, v, state)
+        h = checkpoint_name(h, "attention")
+        x = x + jnp.einsum("bsnh,nhd->bsd", h, p.o[...])
+        h = rms_norm(x, p.post_norm[...], c.rms_norm_eps)
+        x = x + (moe_mlp(p, h, c.num_experts_per_tok) if c.num_experts else dense_mlp(p, h))
+        return shard(x, "batch", "sequence", None), state
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        positions: Int[Array, "B 3 S"],
+        attend: Attend,
+        deepstack: Float[Array, "taps B tokens D"],
+        visual_index: Int[Array, "B S"],
+        *,
+        remat: str = "none",
+    ) -> Float[Array, "B S D"]:
+        """Returns the final-norm hidden states of embedded inputs.
+
+        Args:
+            x: embeddings, visual tokens already in place.
+            positions: (time, height, width) of each token.
+            attend: reads keys and values; its state is not used here.
+            deepstack: tap k is added to the visual positions after layer k.
+            visual_index: which visual token stands at each position, -1 for text.
+        """
+        rope = self.rope(positions, x.dtype)
+        taps = deepstack.shape[0]
+
+        def one(x: Array, p: TextLayers) -> Array:
+            return self.layer(p, x, rope, attend, None)[0]
+
+        one = checkpointed(one, remat)
+
+        def body(x, p, index):
+            x = one(x, p)
+            if not taps:
+                return x
+            return jax.lax.cond(
+                index < taps,
+                lambda: x + visual_rows(deepstack[jnp.minimum(index, taps - 1)], visual_index),
+                lambda: x,
+            )
+
+        x = run_layers(body, x, self.layers)
+        return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
+
+
+def visual_rows(tokens: Float[Array, "B tokens D"], index: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+    """Returns the visual token at each position, zero where the position is text (index -1)."""
+    rows = jnp.take_along_axis(tokens, jnp.maximum(index, 0)[..., None], axis=1)
+    return jnp.where(index[..., None] >= 0, rows, 0)

@@ -1,0 +1,149 @@
+"""The Qwen3-VL vision tower: patches of frame pairs -> language tokens and DeepStack features.
+
+Temporal groups (frame pairs, or images) sit on the batch axis, so no frame sees another one and there
+is no mask across frames; groups of one bucket may differ in size, so there is one along patches.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from o3jax.models.attention import Mask, attention
+from o3jax.models.config import VisionConfig
+from o3jax.models.layers import Initializer, checkpointed, layer_norm, run_layers
+from o3jax.models.rope import rotate, vision_angles
+from o3jax.sharding import shard
+
+
+class VisionLayers(nnx.Module):
+    """All blocks, stacked on a leading axis."""
+
+    def __init__(self, c: VisionConfig, init: Initializer):
+        L, D, F, N, H = c.depth, c.hidden_size, c.intermediate_size, c.num_heads, c.head_dim
+        self.norm1_scale = init.scale((L, D), (None, None))
+        self.norm1_bias = init.bias((L, D), (None, None))
+        self.qkv = init.weight((L, D, 3, N, H), (None, "embed", None, "heads", None))
+        self.qkv_bias = init.bias((L, 3, N, H), (None, None, "heads", None))
+        self.out = init.weight((L, N, H, D), (None, "heads", None, "embed"))
+        self.out_bias = init.bias((L, D), (None, None))
+        self.norm2_scale = init.scale((L, D), (None, None))
+        self.norm2_bias = init.bias((L, D), (None, None))
+        self.fc1 = init.weight((L, D, F), (None, "embed", "mlp"))
+        self.fc1_bias = init.bias((L, F), (None, "mlp"))
+        self.fc2 = init.weight((L, F, D), (None, "mlp", "embed"))
+        self.fc2_bias = init.bias((L, D), (None, None))
+
+
+class Merger(nnx.Module):
+    """Merges 2 x 2 patches into one language token; `leading` stacks several mergers."""
+
+    def __init__(self, c: VisionConfig, init: Initializer, norm_width: int, leading: tuple[int, ...] = ()):
+        wide = c.hidden_size * c.merge_unit
+        none = (None,) * len(leading)
+        self.norm_scale = init.scale((*leading, norm_width), (*none, None))
+        self.norm_bias = init.bias((*leading, norm_width), (*none, None))
+        self.fc1 = init.weight((*leading, wide, wide), (*none, "embed", "mlp"))
+        self.fc1_bias = init.bias((*leading, wide), (*none, "mlp"))
+        self.fc2 = init.weight((*leading, wide, c.out_hidden_size), (*none, "mlp", "embed"))
+        self.fc2_bias = init.bias((*leading, c.out_hidden_size), (*none, None))
+
+    def __call__(self, x: Float[Array, "R P D"]) -> Float[Array, "R tokens out"]:
+        """Returns language tokens; LayerNorm acts before or after the merge, as its width says."""
+        rows, patches, width = x.shape
+        unit = self.fc1.shape[-2] // width
+        norm_width = self.norm_scale.shape[-1]
+        x = layer_norm(x.reshape(rows, -1, norm_width), self.norm_scale[...], self.norm_bias[...])
+        x = x.reshape(rows, patches // unit, unit * width) @ self.fc1[...] + self.fc1_bias[...]
+        x = jax.nn.gelu(shard(x, "batch", None, "mlp"), approximate=False)
+        return x @ self.fc2[...] + self.fc2_bias[...]
+
+
+class VisionTower(nnx.Module):
+    """The whole tower."""
+
+    def __init__(self, c: VisionConfig, init: Initializer):
+        self.config = c
+        taps = len(c.deepstack_visual_indexes)
+        self.patch_embed = init.weight((c.patch_dim, c.hidden_size), (None, "embed"))
+        self.patch_embed_bias = init.bias((c.hidden_size,), (None,))
+        self.pos_embed = init.weight((c.num_position_embeddings, c.hidden_size), (None, "embed"))
+        self.layers = VisionLayers(c, init)
+        self.merger = Merger(c, init, c.hidden_size)
+        self.deepstack_mergers = Merger(c, init, c.hidden_size * c.merge_unit, (taps,)) if taps else None
+
+    def __call__(
+        self,
+        patches: Float[Array, "B T P C"],
+        patch_length: Int[Array, "B T"],
+        patch_coords: Int[Array, "B T P 2"],
+        pos_index: Int[Array, "B T P 4"],
+        pos_weight: Float[Array, "B T P 4"],
+        *,
+        kernel: str = "xla",
+        remat: str = "none",
+    ) -> tuple[Float[Array, "B tokens D"], Float[Array, "taps B tokens D"]]:
+        """Returns language tokens [B, T * P / 4, D] and one such array per DeepStack tap.
+
+        Args:
+            patches: rows in merge-block order, four consecutive ones per token; uint8 as cut from the
+                frames, or floats already normalised to [-1, 1].
+            patch_length: how many of the P rows are real; 0 for a group that is padding.
+            patch_coords: row and column of each patch in its frame.
+            pos_index, pos_weight: the four taps of the interpolated position table.
+        """
+        c, dtype = self.config, self.patch_embed.dtype
+        batch, groups, size = patches.shape[:3]
+        rows = batch * groups
+
+        def flat(a: Array) -> Array:
+            return shard(a.reshape(rows, *a.shape[2:]), "batch", *[None] * (a.ndim - 2))
+
+        if patches.dtype == jnp.uint8:
+            patches = patches.astype(jnp.float32) / 127.5 - 1.0
+        x = flat(patches.astype(dtype)) @ self.patch_embed[...] + self.patch_embed_bias[...]
+        taps = self.pos_embed[...].astype(jnp.float32)[flat(pos_index)]  # [rows, P, 4, D]
+        x = x + jnp.einsum("rpkd,rpk->rpd", taps, flat(pos_weight)).astype(dtype)
+
+        angles = vision_angles(flat(patch_coords), c.head_dim)
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        valid = (jnp.arange(size) < patch_length.reshape(rows, 1)).astype(jnp.int32)
+        mask = Mask(q_segments=valid, kv_segments=valid)
+
+        def block(x: Array, p: VisionLayers) -> Array:
+            h = layer_norm(x, p.norm1_scale[...], p.norm1_bias[...])
+            qkv = jnp.einsum("rpd,dcnh->crpnh", h, p.qkv[...]) + p.qkv_bias[...][:, None, None]
+            q, k, v = qkv
+            # Rotated in float32 and cast back, as the reference implementation does.
+            q = checkpoint_name(rotate(q.astype(jnp.float32), cos, sin).astype(dtype), "q")
+            k = checkpoint_name(rotate(k.astype(jnp.float32), cos, sin).astype(dtype), "k")
+            h = checkpoint_name(attention(q, k, checkpoint_name(v, "v"), mask, kernel), "attention")
+            x = x + jnp.einsum("rpnh,nhd->rpd", h, p.out[...]) + p.out_bias[...]
+            h = layer_norm(x, p.norm2_scale[...], p.norm2_bias[...])
+            h = shard(h @ p.fc1[...] + p.fc1_bias[...], "batch", None, "mlp")
+            x = x + jax.nn.gelu(h, approximate=True) @ p.fc2[...] + p.fc2_bias[...]
+            return shard(x, "batch", None, None)
+
+        block = checkpointed(block, remat)
+        tap_numbers = {layer: tap for tap, layer in enumerate(c.deepstack_visual_indexes)}
+        tap_of_layer = jnp.asarray([tap_numbers.get(layer, -1) for layer in range(c.depth)])
+
+        def body(carry, p, index):
+            x, kept = carry
+            x = block(x, p)
+            tap = tap_of_layer[index]
+            kept = jax.lax.cond(
+                tap >= 0, lambda: jax.lax.dynamic_update_index_in_dim(kept, x, tap, 0), lambda: kept
+            )
+            return x, kept
+
+        kept = jnp.zeros((len(c.deepstack_visual_indexes), *x.shape), dtype)
+        x, kept = run_layers(body, (x, kept), self.layers)
+        tokens = self.merger(x).reshape(batch, -1, c.out_hidden_size)
+        if self.deepstack_mergers is None:
+            return tokens, jnp.zeros((0, *tokens.shape), dtype)
+        features = jax.lax.map(lambda xs: xs[0](xs[1]), (self.deepstack_mergers, kept))
+        return tokens, features.reshape(-1, *tokens.shape)

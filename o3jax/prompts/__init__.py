@@ -1,0 +1,1 @@
+"""Prompts and answers: chat templates, the answer grammar, coordinate spaces, the processor, tokenizers."""

@@ -1,0 +1,197 @@
+"""From a processor's output to the batch that the model reads: positions, visual layout, padding.
+
+Everything that depends on a grid is computed here, in numpy, as data, so that the compiled model
+depends on padded shapes only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Float, Int
+
+from o3jax.errors import UserError
+from o3jax.models.config import Config, VisionConfig
+
+
+@functools.lru_cache(maxsize=256)
+def frame_layout(
+    height: int, width: int, grid_side: int, merge: int
+) -> tuple[Int[np.ndarray, "P 2"], Int[np.ndarray, "P 4"], Float[np.ndarray, "P 4"]]:
+    """Returns coordinates and position-table taps of one frame's patches, in merge-block order.
+
+    The learned table is read with align-corners bilinear interpolation (transformers,
+    modeling_qwen3_vl.py): four rows and their float32 weights per patch.
+    """
+
+    def axis(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        at = np.arange(size, dtype=np.float32) * np.float32((grid_side - 1) / max(size - 1, 1))
+        low = np.floor(at).astype(np.int32)
+        return low, np.minimum(low + 1, grid_side - 1), (at - low).astype(np.float32)
+
+    r0, r1, a = axis(height)
+    c0, c1, b = axis(width)
+    a, b = a[:, None], b[None, :]
+    index = np.stack([r[:, None] * grid_side + c[None, :] for r in (r0, r1) for c in (c0, c1)], -1)
+    weight = np.stack([(1 - a) * (1 - b), (1 - a) * b, a * (1 - b), a * b], -1)
+    coords = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1)
+
+    def blocks(x: np.ndarray) -> np.ndarray:
+        return rearrange(x, "(h m) (w n) k -> (h w m n) k", m=merge, n=merge)
+
+    return blocks(coords).astype(np.int32), blocks(index).astype(np.int32), blocks(weight).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """One temporal group of a row: where its patches start in the processor's output, and its size."""
+
+    source: str
+    start: int
+    height: int
+    width: int
+
+
+def _groups(inputs: Mapping[str, np.ndarray], values: str, grids: str) -> Iterator[_Group]:
+    start = 0
+    for t, h, w in np.asarray(inputs.get(grids, np.zeros((0, 3), int))).tolist():
+        for _ in range(t):
+            yield _Group(values, start, h, w)
+            start += h * w
+    rows = len(inputs.get(values, ()))
+    if start != rows:
+        raise UserError(f"{grids} describes {start} patches but {values} has {rows} rows: pass matching arrays")
+
+
+def collate(
+    inputs: Mapping[str, np.ndarray],
+    config: Config,
+    *,
+    length: int | None = None,
+    groups: int | None = None,
+    patches: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Returns the model's batch (see o3jax.models.qwen3_vl) for what a Qwen3-VL processor returned.
+
+    Args:
+        inputs: input_ids [B, S], optionally attention_mask, and pixel_values(_videos) with
+            image_grid_thw / video_grid_thw, all images and all videos in prompt order.
+        config: the model's configuration.
+        length, groups, patches: sizes to pad S, T and P to; None takes the smallest that fits.
+
+    Beside the batch's arrays there is `next_position` [B]: the position of the first generated token.
+
+    Raises:
+        UserError: if placeholders and grids disagree, or something does not fit the given sizes.
+    """
+    ids = np.asarray(inputs["input_ids"], np.int32)
+    mask = np.asarray(inputs.get("attention_mask", np.ones_like(ids))).astype(bool)
+    if ids.ndim != 2 or mask.shape != ids.shape:
+        raise UserError(f"input_ids {ids.shape} and attention_mask {mask.shape} must both be [batch, length]")
+    size = length or ids.shape[1]
+    if size < ids.shape[1]:
+        raise UserError(f"input_ids has {ids.shape[1]} tokens, more than the {size} that were asked for")
+    rows = len(ids)
+    positions = np.zeros((rows, 3, size), np.int32)
+    next_position = np.zeros(rows, np.int32)
+    owners: list[list[_Group]] = []
+    token_spans: list[list[tuple[np.ndarray, int]]] = []  # per row and group: its token slots
+    pending = {
+        config.image_token_id: _groups(inputs, "pixel_values", "image_grid_thw"),
+        config.video_token_id: _groups(inputs, "pixel_values_videos", "video_grid_thw"),
+    }
+    merge, unit = config.vision.spatial_merge_size, config.vision.merge_unit
+    for row in range(rows):
+        slots = np.flatnonzero(mask[row])
+        tokens = ids[row, slots]
+        visual = np.isin(tokens, list(pending))
+        at, cursor, mine, spans = 0, 0, [], []
+        while at < len(tokens):
+            if not visual[at]:
+                stop = at + (int(np.argmax(visual[at:])) if visual[at:].any() else len(tokens) - at)
+                positions[row][:, slots[at:stop]] = cursor + np.arange(stop - at)
+                cursor += stop - at
+                at = stop
+                continue
+            group = next(pending[int(tokens[at])], None)
+            if group is None:
+                raise UserError(f"row {row} of input_ids has more visual placeholders than the grids describe")
+            count = group.height * group.width // unit
+            stop = at + count
+            if stop > len(tokens) or (tokens[at:stop] != tokens[at]).any():
+                raise UserError(
+                    f"row {row} of input_ids has too few placeholders in a row for a grid of "
+                    f"{group.height} x {group.width} patches ({count} are needed)"
+                )
+            h, w = group.height // merge, group.width // merge
+            offsets = np.stack([np.zeros(count, int), np.arange(count) // w, np.arange(count) % w])
+            positions[row][:, slots[at:stop]] = cursor + offsets
+            cursor += max(h, w)
+            mine.append(group)
+            spans.append((slots[at:stop], count))
+            at = stop
+        next_position[row] = cursor
+        owners.append(mine)
+        token_spans.append(spans)
+    for token, left in pending.items():
+        if next(left, None) is not None:
+            kind = "image" if token == config.image_token_id else "video"
+            raise UserError(f"the {kind} grids describe more frames than input_ids has placeholders for")
+
+    batch = {
+        "input_ids": _pad(ids, size),
+        "segment_ids": _pad(mask.astype(np.int32), size),
+        "positions": positions,
+        "visual_index": np.full((rows, size), -1, np.int32),
+        "next_position": next_position,
+    }
+    if any(owners) or groups:
+        batch.update(_vision_arrays(inputs, owners, config.vision, groups, patches))
+        stride = batch["patches"].shape[2] // unit
+        for row, spans in enumerate(token_spans):
+            for number, (slots, count) in enumerate(spans):
+                batch["visual_index"][row, slots] = number * stride + np.arange(count)
+    return batch
+
+
+def _pad(x: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(x, ((0, 0), (0, size - x.shape[1])))
+
+
+def _vision_arrays(
+    inputs: Mapping[str, np.ndarray],
+    owners: list[list[_Group]],
+    c: VisionConfig,
+    groups: int | None,
+    patches: int | None,
+) -> dict[str, np.ndarray]:
+    need_groups = max(1, max(len(mine) for mine in owners))
+    need_patches = max([g.height * g.width for mine in owners for g in mine], default=c.merge_unit)
+    shape = (len(owners), groups or need_groups, patches or need_patches)
+    if shape[1] < need_groups or shape[2] < need_patches:
+        raise UserError(
+            f"{need_groups} frame groups of up to {need_patches} patches do not fit the "
+            f"{shape[1]} x {shape[2]} that were asked for"
+        )
+    sources = [np.asarray(inputs[k]) for k in ("pixel_values", "pixel_values_videos") if k in inputs]
+    dtype = sources[0].dtype if sources else np.float32
+    out = {
+        "patches": np.zeros((*shape, c.patch_dim), dtype),
+        "patch_length": np.zeros(shape[:2], np.int32),
+        "patch_coords": np.zeros((*shape, 2), np.int32),
+        "pos_index": np.zeros((*shape, 4), np.int32),
+        "pos_weight": np.zeros((*shape, 4), np.float32),
+    }
+    for row, mine in enumerate(owners):
+        for number, group in enumerate(mine):
+            count = group.height * group.width
+            where = (row, number, slice(count))
+            layout = frame_layout(group.height, group.width, c.grid_side, c.spatial_merge_size)
+            out["patches"][where] = inputs[group.source][group.start : group.start + count]
+            out["patch_length"][row, number] = count
+            out["patch_coords"][where], out["pos_index"][where], out["pos_weight"][where] = layout
+    return out

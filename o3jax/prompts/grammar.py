@@ -1,0 +1,181 @@
+"""The answer grammar: parse whatever a model printed, and render what it should print.
+
+    <think> .. <obj>name</obj><box>[x1,y1,x2,y2]</box>at<t>12.3</t>s .. </think>
+    <answer> .. </answer>
+
+Several boxes may follow one name, the time may be missing (answers about an image), and intervals
+are written `From <t>a</t>s to <t>b</t>s` (Chinese: `从<t>a</t>s到<t>b</t>s`). Parsing is one pass over
+the tags, so it takes linear time for any string and never raises.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator
+
+from o3jax.prompts import coords
+from o3jax.prompts.coords import NORMALISED, PER_MILLE, Box, Space
+
+_TAG = re.compile(r"<(/?)(obj|box|t|think|answer)>")
+_AT = re.compile(r"\s{0,4}at\s{0,4}")
+_TO = re.compile(r"\s{0,4}(?:s|秒)?\s{0,4}(?:to|-|到|至)\s{0,4}")
+_MAX_GAP = 16  # no gap that the two patterns above match is longer
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One `<obj>` mention: what is where, and when."""
+
+    object: str
+    boxes: tuple[Box, ...]  # normalised; empty where the text has no readable box
+    time: float | None  # seconds
+    span: tuple[int, int]  # character range in the parsed text, from `<obj>` to the end of the claim
+
+
+@dataclasses.dataclass(frozen=True)
+class Parsed:
+    """What a text says. Claims, times and intervals are those of the whole text, in its order;
+    `parse(parsed.answer)` gives those of the answer alone."""
+
+    think: str  # stripped; empty where missing
+    answer: str  # stripped; the text after the reasoning where the tags are missing
+    claims: tuple[Claim, ...]
+    times: tuple[float, ...]  # every readable `<t>`, seconds
+    intervals: tuple[tuple[float, float], ...]  # seconds, start <= end
+    well_formed: bool  # exactly `<think>..</think><answer>..</answer>`, with white space around at most
+
+
+@dataclasses.dataclass(frozen=True)
+class _Element:
+    """One `<name>content</name>` without a tag of the grammar inside."""
+
+    name: str
+    content: str
+    start: int
+    end: int
+
+
+def parse(text: str, space: Space = PER_MILLE) -> Parsed:
+    """Returns what `text` claims, for any string, in linear time.
+
+    Args:
+        text: what a model printed.
+        space: the space that its boxes are written in. The result's boxes are normalised. A box that
+            does not hold four plain numbers in order (x1 <= x2, y1 <= y2) is left out, and so is a
+            time that is no plain non-negative number.
+    """
+    tags = list(_TAG.finditer(text))
+    think, answer, well_formed = _sections(text, [t for t in tags if t[2] in ("think", "answer")])
+    elements = _elements(text, tags)
+    stamps = [(e, t) for e in elements if e.name == "t" and (t := _time(e.content)) is not None]
+    return Parsed(
+        think=think,
+        answer=answer,
+        claims=tuple(_claims(text, elements, space)),
+        times=tuple(t for _, t in stamps),
+        intervals=tuple(
+            (start, end)
+            for (first, start), (second, end) in zip(stamps, stamps[1:], strict=False)
+            if start <= end and _gap_is(_TO, text, first.end, second.start)
+        ),
+        well_formed=well_formed,
+    )
+
+
+def _sections(text: str, tags: list[re.Match[str]]) -> tuple[str, str, bool]:
+    """Returns (think, answer, well formed) from the think and answer tags."""
+
+    def first(tag: str, after: int) -> re.Match[str] | None:
+        return next((t for t in tags if t.group() == tag and t.start() >= after), None)
+
+    think, done = "", 0
+    if think_open := first("<think>", 0):
+        begin = think_open.end()
+        stop = first("</think>", begin)
+        early = first("<answer>", begin)
+        if stop is None or (early and early.start() < stop.start()):  # the reasoning was never closed
+            done = early.start() if early else len(text)
+            think = text[begin:done]
+        else:
+            think, done = text[begin : stop.start()], stop.end()
+    elif stop := first("</think>", 0):  # the chat template had printed the opening tag
+        think, done = text[: stop.start()], stop.end()
+    answer_open = first("<answer>", done) or first("<answer>", 0)
+    begin = answer_open.end() if answer_open else done
+    answer_close = first("</answer>", begin)
+    answer = text[begin : answer_close.start() if answer_close else len(text)]
+
+    well_formed = [t.group() for t in tags] == ["<think>", "</think>", "<answer>", "</answer>"] and not (
+        text[: tags[0].start()].strip()
+        or text[tags[1].end() : tags[2].start()].strip()
+        or text[tags[3].end() :].strip()
+    )
+    return think.strip(), answer.strip(), well_formed
+
+
+def _elements(text: str, tags: list[re.Match[str]]) -> list[_Element]:
+    """Returns the innermost elements: an opening tag directly followed by its own closing tag."""
+    return [
+        _Element(left[2], text[left.end() : right.start()], left.start(), right.end())
+        for left, right in zip(tags, tags[1:], strict=False)
+        if left[2] == right[2] and not left[1] and right[1]
+    ]
+
+
+def _claims(text: str, elements: list[_Element], space: Space) -> Iterator[Claim]:
+    at = 0
+    while at < len(elements):
+        element = elements[at]
+        at += 1
+        name = element.content.strip()
+        if element.name != "obj" or not name:
+            continue
+        boxes, time, end = [], None, element.end
+        while (
+            at < len(elements) and elements[at].name == "box" and not text[end : elements[at].start].strip()
+        ):
+            box = coords.parse_box(elements[at].content)
+            if box is not None and box[0] <= box[2] and box[1] <= box[3]:
+                boxes.append(coords.convert(box, space, NORMALISED))
+            end = elements[at].end
+            at += 1
+        if at < len(elements) and elements[at].name == "t" and _gap_is(_AT, text, end, elements[at].start):
+            time = _time(elements[at].content)
+            end = elements[at].end + text.startswith("s", elements[at].end)
+            at += 1
+        yield Claim(name, tuple(boxes), time, (element.start, end))
+
+
+def _gap_is(pattern: re.Pattern[str], text: str, start: int, end: int) -> bool:
+    return end - start <= _MAX_GAP and pattern.fullmatch(text, start, end) is not None
+
+
+def _time(text: str) -> float | None:
+    value = coords.parse_number(text)
+    return value if value is not None and value >= 0 else None
+
+
+def render(think: str, answer: str) -> str:
+    """Returns the full text of a response: reasoning, newline, answer (the published form)."""
+    return f"<think>{think}</think>\n<answer>{answer}</answer>"
+
+
+def render_claim(object: str, boxes: Iterable[Box], time: float | None, space: Space = PER_MILLE) -> str:
+    """Returns the text of one claim: normalised `boxes` written in `space`, the time with one decimal."""
+    written = "".join(
+        f"<box>{coords.format_box(coords.convert(box, NORMALISED, space), space)}</box>" for box in boxes
+    )
+    return f"<obj>{object}</obj>{written}" + ("" if time is None else f"at{render_time(time)}")
+
+
+def render_time(time: float) -> str:
+    """Returns `<t>12.3</t>s`."""
+    return f"<t>{time:.1f}</t>s"
+
+
+def render_interval(start: float, end: float, language: str = "en") -> str:
+    """Returns `From <t>a</t>s to <t>b</t>s`, or the Chinese form for language "zh"."""
+    if language == "zh":
+        return f"从{render_time(start)}到{render_time(end)}"
+    return f"From {render_time(start)} to {render_time(end)}"

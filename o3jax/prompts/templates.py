@@ -1,0 +1,137 @@
+"""What is said to the model and what it should answer: system prompts per task, messages, target texts."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from o3jax.errors import UserError
+from o3jax.prompts import coords, grammar
+
+# The interface strings of the published Open-o3 Video code, from their common parts.
+_OPENING = (
+    "A conversation between user and assistant. The user provides {}, and the Assistant {}. The assistant"
+    " MUST first think about the reasoning process in the mind and then provide the user with the answer."
+    " The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags,"
+    " respectively."
+)
+_IMAGE = _OPENING.format("an image and asks a question", "solves it")
+_FREE_FORM = _OPENING.format("a video and asks a question", "solves it")
+_MCQ = _OPENING.format("a video and asks a multiple-choice question", "solves it")
+_PERIOD = _OPENING.format(
+    "a video and asks a question", "determines the precise time period that answers the question"
+)
+_PERIOD_MCQ = _OPENING.format(
+    "a video and a multiple-choice question",
+    "determines the precise time period that answers the question and selects the correct option",
+)
+_OBJECTS = (
+    " When referring to particular objects in the reasoning process, the assistant {} localize the object"
+    " with bounding box coordinates between <box> and </box>."
+)
+_EVIDENCE = (
+    " All reasoning must be grounded in visual evidence from the video. When you mention any related object,"
+    " person, or specific visual element{}, you must strictly follow the following format:"
+    " `<obj>object_name</obj><box>bounding_box</box>at<t>time_in_seconds</t>s`."
+)
+_TIMES = (
+    " When mentioning time during the reasoning process, the assistant must use the format:"
+    " `<t>time_in_seconds</t>s'."
+)
+_STRICT = "The answer must strictly follow the following format:"
+_TEXT_ONLY = " The answer part only requires a text response; tags like <obj>, <box>, <t> are not needed."
+_LETTER_ONLY = " Only output the correct option in the <answer> </answer> section."
+_IN_REASONING = " in the reasoning process"
+
+# Reinforcement learning and inference.
+RL_PROMPTS = {
+    "visual QA": _IMAGE
+    + _OBJECTS.format("must")
+    + f" {_STRICT}`<obj>object_name</obj><box>bounding_box</box>'.",
+    "temporal-spatial free-form QA": _FREE_FORM + _EVIDENCE.format(_IN_REASONING) + _TEXT_ONLY,
+    "temporal QA": _PERIOD + _TIMES + f"{_STRICT} `From <t>start_time</t>s to <t>end_time</t>s'.",
+    "temporal QA (MCQ)": _PERIOD_MCQ
+    + _TIMES
+    + f" {_STRICT} `From <t>start_time</t>s to <t>end_time</t>s.\nCorrect Option: [ONLY THE LETTER]'.",
+    "General video QA MCQ": _MCQ + _EVIDENCE.format(_IN_REASONING) + _LETTER_ONLY,
+    "General video QA Free-form": _FREE_FORM + _EVIDENCE.format(_IN_REASONING) + _TEXT_ONLY,
+}
+# Cold start: worded differently, and without temporal multiple choice.
+SFT_PROMPTS = {
+    "visual QA": _IMAGE + _OBJECTS.format("MUST") + " You MUST strictly follow the format.",
+    "temporal-spatial free-form QA": _FREE_FORM + _EVIDENCE.format(""),
+    "temporal QA": _PERIOD + f" {_STRICT} `From <t>start_time</t>s to <t>end_time</t>s'",
+    "General video QA MCQ": _MCQ + _LETTER_ONLY,
+    "General video QA Free-form": _FREE_FORM,
+}
+# The published cold start puts "Question: " before the question of these tasks.
+_SFT_PREFIXED = ("temporal QA", "General video QA MCQ", "General video QA Free-form")
+
+_STYLES = {"plain": None, "open_o3": RL_PROMPTS, "open_o3_sft": SFT_PROMPTS}
+
+
+class Question(Protocol):
+    """What `messages` needs of a sample."""
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def task(self) -> str: ...
+
+
+class Target(Protocol):
+    """What `response` needs of a sample; boxes in both texts are normalised."""
+
+    @property
+    def reasoning(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
+
+
+def messages(
+    question: str | Question, style: str = "plain", task: str | None = None, media: str = "video"
+) -> list[dict[str, Any]]:
+    """Returns chat messages in HF's dictionary form, the media placeholder before the question.
+
+    Args:
+        question: the user's question, or a sample with its `question` and `task`.
+        style: "plain" (only the question), "open_o3" (published RL and inference prompts) or
+            "open_o3_sft" (published cold-start prompts).
+        task: one of the six task names; chooses the system prompt. None: the sample's, or free-form
+            with evidence for a bare question.
+        media: "video" or "image".
+
+    Raises:
+        UserError: if a name is unknown, the style has no prompt for the task, or the question is empty.
+    """
+    if not isinstance(question, str):
+        task = task or question.task
+        question = question.question
+    task = task or "temporal-spatial free-form QA"
+    if style not in _STYLES:
+        raise UserError(f"unknown prompt style {style!r}; use one of {', '.join(_STYLES)}")
+    if media not in ("video", "image"):
+        raise UserError(f'media must be "video" or "image", not {media!r}')
+    if not question.strip():
+        raise UserError("the question is empty; ask something about the video")
+    prompts = _STYLES[style]
+    system = []
+    if prompts is not None:
+        if task not in prompts:
+            raise UserError(f"prompt style {style!r} has no task {task!r}; use one of {', '.join(prompts)}")
+        system = [{"role": "system", "content": [{"type": "text", "text": prompts[task]}]}]
+        if prompts is SFT_PROMPTS and task in _SFT_PREFIXED:
+            question = f"Question: {question}"
+    return [*system, {"role": "user", "content": [{"type": media}, {"type": "text", "text": question}]}]
+
+
+def response(sample: Target, box_step: int = 1) -> str:
+    """Returns the target text of a sample: reasoning and answer in their tags, boxes as 0-1000 integers.
+
+    Args:
+        sample: its `reasoning` and `answer` hold normalised boxes.
+        box_step: grid of the integers, see `coords.per_mille`.
+    """
+    text = grammar.render(sample.reasoning, sample.answer)
+    return coords.rewrite_boxes(text, coords.NORMALISED, coords.per_mille(box_step))

@@ -1,0 +1,166 @@
+"""The answer to a question about a video, with its evidence: as data, as JSON and as printed text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+Box = tuple[float, float, float, float]
+
+HIGH_CONFIDENCE = 0.8
+MEDIUM_CONFIDENCE = 0.6  # below it a person should look
+
+LABELS = {
+    "en": {"high": "high", "medium": "medium", "low": "low"},
+    "zh": {"high": "高", "medium": "中", "low": "低"},
+}
+
+_CJK = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
+# No quantifier can give anything back, so that any text takes linear time.
+_TAGGED = re.compile(
+    r"<obj>(?P<object>[^<]*+)</obj>(?:\s*+<box>[^<]*+</box>)*+(?:\s*+at\s*+<t>(?P<at>[^<]*+)</t>(?:s(?![a-z])|秒)?+)?+"
+    r"|<t>(?P<time>[^<]*+)</t>(?:\s?+(?:s(?![a-z])|秒))?+"
+    r"|<box>[^<]*+</box>"
+    r"|</?(?:obj|box|t|think|answer)>"
+)
+_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{0,9})?", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """One thing that the answer rests on: what, when and where."""
+
+    object: str
+    time_s: float  # seconds from the first presented frame
+    frame: int  # floor(time_s * fps + 0.5)
+    box_px: tuple[int, int, int, int] | None  # x1, y1, x2, y2 in pixels of the original video
+    box: Box | None  # the same, normalised to [0, 1]
+    confidence: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The answer to one question about one video."""
+
+    question: str
+    text: str  # the answer for people, without tags
+    evidence: tuple[Evidence, ...] = ()
+    intervals: tuple[tuple[float, float], ...] = ()  # (start, end) seconds that the answer names
+    confidence: float
+    confidence_kind: str = "mean token probability"  # what the number is
+    reasoning: str = ""  # as generated, with its tags
+    raw: str = ""  # everything the model generated
+    video: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # path, size [width, height], duration_s, fps (of the frame numbers), status, notes (list of str)
+    model: str = ""
+
+    @property
+    def language(self) -> str:
+        """The language of the question, "en" or "zh"."""
+        return question_language(self.question)
+
+    @property
+    def label(self) -> str:
+        """The confidence in a word: "high" (>= 0.8), "medium" (>= 0.6) or "low"."""
+        if self.confidence >= HIGH_CONFIDENCE:
+            return "high"
+        return "low" if self.needs_review else "medium"
+
+    @property
+    def needs_review(self) -> bool:
+        """Whether a person should check the answer: the confidence is below 0.6 (or no number)."""
+        return not self.confidence >= MEDIUM_CONFIDENCE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns every field, and `language`, `label` and `needs_review`, as JSON types."""
+        extra = {"language": self.language, "label": self.label, "needs_review": self.needs_review}
+        return json.loads(json.dumps(dataclasses.asdict(self) | extra))
+
+    def to_json(self) -> str:
+        """Returns `to_dict()` as indented JSON text."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+
+def question_language(question: str) -> str:
+    """Returns "zh" if the question contains a Chinese character, else "en"."""
+    return "zh" if _CJK.search(question) else "en"
+
+
+def format_confidence(confidence: float) -> str:
+    """Returns the confidence with two decimals, rounded down so that it never reads as a higher label."""
+    return f"{math.floor(confidence * 100 + 1e-9) / 100:.2f}" if math.isfinite(confidence) else "-"
+
+
+def format_answer(answer: Answer) -> str:
+    """Returns the printed form: the answer, a line for each piece of evidence, the confidence.
+
+    Chinese for a Chinese question, else English. Control characters that a model may have put into
+    its answer are left out, so that nothing but text reaches a terminal.
+    """
+    text = "".join(c for c in answer.text if c.isprintable() or c == "\n").strip()
+    confidence = format_confidence(answer.confidence)
+    label = LABELS[answer.language][answer.label]
+    if answer.language == "zh":
+        lines = [f"答案:{text}", "证据:" if answer.evidence else "证据:无"]
+        for item in answer.evidence:
+            where = f",边界框:{_corners(item.box_px)}" if item.box_px else ""
+            lines.append(f"- 时间戳:{item.time_s:.1f}秒(对应第{item.frame}帧){where}")
+        review = " 需人工核实" if answer.needs_review else ""
+        return "\n".join([*lines, f"置信度:{confidence}({label}){review}"])
+    lines = [f"Answer: {text}", "Evidence:" if answer.evidence else "Evidence: none"]
+    for item in answer.evidence:
+        where = f", box {_corners(item.box_px)}" if item.box_px else ""
+        lines.append(f"- time {item.time_s:.1f} s (frame {item.frame}){where}")
+    review = " needs review" if answer.needs_review else ""
+    return "\n".join([*lines, f"Confidence: {confidence} ({label}){review}"])
+
+
+def _corners(box: tuple[int, int, int, int]) -> str:
+    return "(x1={}, y1={}, x2={}, y2={})".format(*box)
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A piece of generated text: plain, or a mention of an object and/or a time."""
+
+    text: str  # the plain text, or the object's name; empty for a bare time
+    time_s: float | None = None
+    is_object: bool = False
+
+
+def segments(text: str) -> Iterator[Segment]:
+    """Yields the pieces of generated text in order, its tags taken out; linear time for any text."""
+    end = 0
+    for match in _TAGGED.finditer(text):
+        if match.start() > end:
+            yield Segment(text[end : match.start()])
+        end = match.end()
+        name, stamp = match["object"], match["at"] or match["time"] or ""
+        number = _SECONDS.fullmatch(stamp.strip())
+        time_s = float(number.group()) if number else None
+        if name is not None:
+            yield Segment(name.strip(), time_s, is_object=True)
+        elif time_s is not None:
+            yield Segment("", time_s)
+        elif stamp:
+            yield Segment(stamp)
+    if end < len(text):
+        yield Segment(text[end:])
+
+
+def plain_text(text: str, language: str) -> str:
+    """Returns generated text for people: tags and boxes out, times as `12.3 s` (`12.3秒` for "zh")."""
+    parts = []
+    for segment in segments(text):
+        seconds = "" if segment.time_s is None else format_time(segment.time_s, language)
+        parts.append(f"{segment.text} ({seconds})" if segment.text and seconds else segment.text or seconds)
+    return "".join(parts).strip()
+
+
+def format_time(time_s: float, language: str) -> str:
+    """Returns `12.3 s`, or `12.3秒` for "zh"."""
+    return f"{time_s:.1f}秒" if language == "zh" else f"{time_s:.1f} s"

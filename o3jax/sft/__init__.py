@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: losses, train state and steps, as pure functions."""

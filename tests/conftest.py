@@ -1,0 +1,37 @@
+"""Settings that every test shares, and the tiny reference models as session fixtures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before jax or transformers is imported: the CPU with eight virtual devices, and never the network.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+    os.environ[name] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).resolve().parents[1] / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory):
+    """A function that returns the tiny reference model of a kind (see tests/tiny.py), made once."""
+    from tests.tiny import Reference
+
+    made: dict[str, Reference] = {}
+
+    def get(kind: str) -> Reference:
+        if kind not in made:
+            made[kind] = Reference.make(kind, tmp_path_factory.mktemp(kind))
+        return made[kind]
+
+    return get

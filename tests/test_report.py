@@ -1,0 +1,473 @@
+"""The printed answer, its JSON, the annotated video and the HTML report, read back by other means."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import math
+import re
+from fractions import Fraction
+from html.parser import HTMLParser
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from o3jax.errors import UserError
+from o3jax.report import (
+    Answer,
+    Evidence,
+    annotate,
+    annotate_video,
+    format_answer,
+    html,
+    question_language,
+    write_report,
+)
+from o3jax.report.answer import Segment, plain_text, segments
+from tests import browser, videos
+
+CAR = Evidence("红色汽车", 12.3, 308, (320, 200, 450, 280), (0.25, 0.2, 0.35, 0.3), 0.93)
+LATER = Evidence("红色汽车", 14.5, 363, (350, 210, 480, 290), (0.27, 0.2, 0.37, 0.3), 0.81)
+CHINESE = Answer(
+    question="红色汽车什么时候出现?",
+    text="视频中12.3-15.6秒出现红色汽车。",
+    evidence=(CAR, LATER),
+    intervals=((12.3, 15.6),),
+    confidence=0.87,
+)
+ENGLISH = dataclasses.replace(
+    CHINESE, question="When does the red car appear?", text="A red car appears from 12.3 to 15.6 s."
+)
+
+# ---------------------------------------------------------------- text and JSON
+
+
+def test_printed_form_in_chinese() -> None:
+    assert format_answer(CHINESE) == (
+        "答案:视频中12.3-15.6秒出现红色汽车。\n"
+        "证据:\n"
+        "- 时间戳:12.3秒(对应第308帧),边界框:(x1=320, y1=200, x2=450, y2=280)\n"
+        "- 时间戳:14.5秒(对应第363帧),边界框:(x1=350, y1=210, x2=480, y2=290)\n"
+        "置信度:0.87(高)"
+    )
+
+
+def test_printed_form_in_english() -> None:
+    assert format_answer(ENGLISH) == (
+        "Answer: A red car appears from 12.3 to 15.6 s.\n"
+        "Evidence:\n"
+        "- time 12.3 s (frame 308), box (x1=320, y1=200, x2=450, y2=280)\n"
+        "- time 14.5 s (frame 363), box (x1=350, y1=210, x2=480, y2=290)\n"
+        "Confidence: 0.87 (high)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("confidence", "chinese", "english"),
+    [
+        (1.0, "置信度:1.00(高)", "Confidence: 1.00 (high)"),
+        (0.8, "置信度:0.80(高)", "Confidence: 0.80 (high)"),
+        (0.7999, "置信度:0.79(中)", "Confidence: 0.79 (medium)"),
+        (0.6, "置信度:0.60(中)", "Confidence: 0.60 (medium)"),
+        (0.5999, "置信度:0.59(低) 需人工核实", "Confidence: 0.59 (low) needs review"),
+        (0.29, "置信度:0.29(低) 需人工核实", "Confidence: 0.29 (low) needs review"),
+        (math.nan, "置信度:-(低) 需人工核实", "Confidence: - (low) needs review"),
+    ],
+)
+def test_confidence_line(confidence: float, chinese: str, english: str) -> None:
+    for answer, line in ((CHINESE, chinese), (ENGLISH, english)):
+        answer = dataclasses.replace(answer, confidence=confidence)
+        assert format_answer(answer).splitlines()[-1] == line
+        assert answer.needs_review == (answer.label == "low") == ("review" in line or "核实" in line)
+
+
+def test_printed_form_without_evidence_or_box() -> None:
+    bare = dataclasses.replace(CAR, box=None, box_px=None)
+    lines = format_answer(dataclasses.replace(ENGLISH, evidence=(bare,))).splitlines()
+    assert lines[1:3] == ["Evidence:", "- time 12.3 s (frame 308)"]
+    assert format_answer(dataclasses.replace(CHINESE, evidence=())).splitlines()[1] == "证据:无"
+    assert format_answer(dataclasses.replace(ENGLISH, evidence=())).splitlines()[1] == "Evidence: none"
+
+
+def test_no_control_character_reaches_the_terminal() -> None:
+    printed = format_answer(dataclasses.replace(ENGLISH, text="\x1b[2Ja\x07b\ud800\u202e\nc"))
+    assert printed.startswith("Answer: [2Jab\nc\n")
+    printed.encode()
+
+
+def test_question_language() -> None:
+    assert [question_language(q) for q in ("When?", "什么时候?", "Où est-ce?", "", "the 车", "𠀀")] == [
+        *("en", "zh", "en", "en", "zh", "zh")
+    ]
+
+
+def test_json_round_trip() -> None:
+    data = json.loads(CHINESE.to_json())
+    assert data == CHINESE.to_dict()
+    assert data["evidence"][0] == {
+        "object": "红色汽车",
+        "time_s": 12.3,
+        "frame": 308,
+        "box_px": [320, 200, 450, 280],
+        "box": [0.25, 0.2, 0.35, 0.3],
+        "confidence": 0.93,
+    }
+    assert data["intervals"] == [[12.3, 15.6]]
+    assert (data["language"], data["label"], data["needs_review"]) == ("zh", "high", False)
+    assert data["confidence_kind"] == "mean token probability"
+    assert "红色汽车" in CHINESE.to_json()
+
+
+def test_segments_and_plain_text() -> None:
+    text = "The <obj>dog</obj><box>[1,2,3,4]</box><box>[5,6,7,8]</box>at<t>3.0</t>s runs <t>4.5</t>s later."
+    assert list(segments(text)) == [
+        Segment("The "),
+        Segment("dog", 3.0, is_object=True),
+        Segment(" runs "),
+        Segment("", 4.5),
+        Segment(" later."),
+    ]
+    assert plain_text(text, "en") == "The dog (3.0 s) runs 4.5 s later."
+    assert plain_text("From <t>3</t>s to <t>7.25</t>s", "en") == "From 3.0 s to 7.2 s"
+    assert plain_text("从<t>3</t>秒到<t>7</t>s出现<obj>车</obj>", "zh") == "从3.0秒到7.0秒出现车"
+    assert plain_text("<answer>at <t>soon</t> seconds</answer>", "en") == "at soon seconds"
+    assert plain_text("<t>2</t>seconds", "en") == "2.0 sseconds".replace(" sseconds", " sseconds")
+
+
+pieces = st.sampled_from(
+    ["<obj>", "</obj>", "<box>", "</box>", "at", "<t>", "</t>", "s", "1.5", "dog", " ", "<"]
+)
+
+
+@given(st.lists(pieces).map("".join) | st.text())
+def test_any_text_becomes_plain(text: str) -> None:
+    joined = "".join(segment.text for segment in segments(text))
+    assert len(joined) <= len(text)
+    plain_text(text, "zh")
+
+
+@pytest.mark.parametrize("unit", ["<obj>", "<obj>a</obj> ", "<box>", " ", "<t>", "<", "at<t>1</t>", "<obj>a"])
+def test_hostile_text_takes_linear_time(unit: str) -> None:
+    """A quadratic step on 300,000 characters would hang the suite for minutes."""
+    for text in (unit * (300_000 // len(unit)), "<obj>x</obj>" + unit * (300_000 // len(unit))):
+        sum(1 for _ in segments(text))
+
+
+# ---------------------------------------------------------------- tracks and sizes
+
+
+def _evidence(name: str, time_s: float, box: tuple | None, fps: float = 25.0) -> Evidence:
+    return Evidence(name, time_s, math.floor(time_s * fps + 0.5), None, box, 0.9)
+
+
+def test_boxes_over_time() -> None:
+    left, right, far = (0.0, 0.0, 0.2, 0.2), (0.4, 0.2, 0.6, 0.4), (0.8, 0.8, 1.0, 1.0)
+    evidence = [
+        _evidence("car", 3.0, right),
+        _evidence("dog", 9.0, left),
+        _evidence("car", 2.0, left),
+        _evidence("dog", 9.0, far),
+        _evidence("car", 8.0, far),
+        _evidence("cat", 1.0, None),
+    ]
+    car, dog_1, dog_2 = annotate.tracks(evidence)
+    assert [key[0] for key in car.keys] == [2.0, 3.0, 8.0]
+    assert (dog_1.keys, dog_2.keys) == (((9.0, left),), ((9.0, far),))
+    assert dog_1.color == dog_2.color != car.color
+    expected = {1.4: None, 1.6: left, 2.0: left, 2.5: (0.2, 0.1, 0.4, 0.3), 3.0: right, 3.4: right, 3.6: None}
+    expected |= {7.4: None, 7.6: far, 8.5: far, 8.6: None}
+    for time_s, box in expected.items():
+        shown = annotate.box_at(car, time_s)
+        assert (shown is None) == (box is None) and (box is None or shown == pytest.approx(box)), time_s
+
+
+def test_display_size() -> None:
+    for width, height in ((128, 128), (1280, 720), (161, 97), (720, 1280), (3840, 2160), (2000, 10), (3, 2)):
+        w, h = annotate.display_size(width, height)
+        assert w % 2 == h % 2 == 0 and min(w, h) >= 2 and max(w, h) <= 1920
+        assert min(w, h) >= 360 or max(w, h) > 1900
+        if min(width, height) > 50:
+            assert w / h == pytest.approx(width / height, rel=0.01)
+
+
+# ---------------------------------------------------------------- the annotated video
+
+BOX = (0.5, 0.4, 0.8, 0.6)  # inside the picture's middle, between the two rows of cells
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> videos.Fixture:
+    """Four seconds at 10 frames per second, each frame with its number."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    return videos.write_video(path, range(40), Fraction(1, 10))
+
+
+def _answer(clip: videos.Fixture, **changes: object) -> Answer:
+    fields = {
+        "question": "Where is <script>alert('q')</script> the cat?",
+        "text": "It sits </p><b>there</b>.",
+        "evidence": (_evidence("<img src=x onerror=alert(1)>", 1.0, BOX), _evidence("cat", 3.0, None)),
+        "intervals": ((0.8, 1.2),),
+        "confidence": 0.55,
+        "reasoning": "The <obj><script>cat</script></obj><box>[1,2,3,4]</box>at<t>1.0</t>s & <t>3.0</t>s",
+        "raw": "</pre><script>alert('raw')</script>",
+        "video": {"path": "a/clip.mp4", "fps": 25.0, "status": "complete", "notes": ["note <1>"]},
+        "model": "o3-tiny",
+    }
+    return Answer(**(fields | changes))
+
+
+def _numbers(path: Path, picture_share: float) -> list[int]:
+    """Returns the number on every frame of an annotated video, decoded without the project's reader."""
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return [videos.read_number(frame[: round(frame.shape[0] * picture_share)]) for frame in frames]
+
+
+def test_annotated_video(clip: videos.Fixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out.mp4"
+    monkeypatch.setattr(annotate, "_CHUNK_BYTES", 600 * 360 * 3 * 7)  # a few frames at a time
+    annotate_video(clip.path, _answer(clip), out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    with av.open(str(out)) as container:
+        assert len(container.streams) == 1
+        codec = container.streams.video[0].codec_context
+        assert (codec.name, codec.pix_fmt, container.streams.video[0].average_rate) == ("h264", "yuv420p", 25)
+        frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)]
+    height = 360  # of the picture; the strip comes below
+    assert frames[0].shape[:2] == (height + 26, 600)
+    numbers = [videos.read_number(frame[:height].astype(np.uint8)) for frame in frames]
+    assert numbers == clip.numbers_at(25)
+    cyan = np.array([0x22, 0xD3, 0xEE])
+    edge = np.array([np.abs(f[height // 2, 478:484] - cyan).sum(-1).min() < 90 for f in frames])  # x = 0.8
+    assert [i for i in range(100) if edge[i]] == list(range(13, 38))  # 0.5 s on both sides of 1.0 s
+    strip = np.stack([f[height:] for f in frames])
+    assert (np.abs(strip[0] - strip[99]).sum(-1) > 200).any()  # the position moves
+    span = np.abs(strip[50, 13] - np.array([0x2D, 0xD4, 0xBF])).sum(-1) < 90
+    left, right = 5 * 13, 600 - 13
+    assert span[left + round((right - left) * 0.85 / 4)]
+    assert not span[left + round((right - left) * 2 / 4)]
+
+
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_annotated_video_of_odd_files(rotation: int, tmp_path: Path) -> None:
+    source = tmp_path / "in.mkv"
+    clip = videos.write_video(source, [500 + 40 * i for i in range(12)], Fraction(1, 1000), rotation=rotation)
+    out = tmp_path / "out.mp4"
+    annotate_video(source, _answer(clip, video={}), out)
+    assert _numbers(out, 360 / 386 if rotation == 0 else 600 / 626) == clip.numbers_at(25)
+
+
+def test_no_partial_files(clip: videos.Fixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = _answer(clip)
+    for write in (
+        lambda video, out: annotate_video(video, answer, out),
+        lambda video, out: write_report(answer, video, out),
+    ):
+        with pytest.raises(UserError, match="folder does not exist"):
+            write(clip.path, tmp_path / "missing" / "out")
+        with pytest.raises(UserError, match="does not exist"):
+            write(tmp_path / "missing.mp4", tmp_path / "out")
+        with monkeypatch.context() as patch:
+            patch.setattr(annotate, "draw_box", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                write(clip.path, tmp_path / "out")
+        assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- the page
+
+
+class _Page(HTMLParser):
+    """The page as a browser's parser takes it apart."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join(" ".join(self.texts).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def addresses(self, tag: str) -> list[bytes]:
+        """Returns what the data: addresses of these elements hold."""
+        return [base64.b64decode(a["src"].split(",", 1)[1]) for name, a in self.tags if name == tag]
+
+
+def test_report_holds_everything_and_loads_nothing(clip: videos.Fixture, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    write_report(_answer(clip), clip.path, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    page = _Page(out)
+    for _, attributes in page.tags:
+        for name in ("src", "href", "action", "poster", "srcset", "data"):
+            assert attributes.get(name, "data:").startswith("data:")
+    assert not re.search(r"url\(|@import|https?:", out.read_text(encoding="utf-8"))
+    assert page.addresses("video") == [clip.path.read_bytes()]
+    for text in (
+        "Where is <script>alert('q')</script> the cat?",
+        "It sits </p><b>there</b>.",
+        "needs review",
+    ):
+        assert text in page.text
+    for text in ("</pre><script>alert('raw')</script>", "note <1>", "original file", "o3-tiny", "frame 25"):
+        assert text in page.text
+    names = [tag for tag, _ in page.tags]
+    assert names.count("script") == 2 and names.count("img") == 3 and "b" not in names[:30]
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+    policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'") and "unsafe-eval" not in policy
+    data = json.loads(re.search(r'id="data">(.*?)</script>', out.read_text(encoding="utf-8")).group(1))
+    assert data["tracks"][0]["keys"] == [[1.0, list(BOX)]]
+
+
+def test_pictures_show_the_named_frames(clip: videos.Fixture, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    # 2.09 s is shown by frame 20, but frame 52 at 25 per second, which the answer names, is 2.08 s .. 2.12 s
+    evidence = (_evidence("a", 1.0, BOX), _evidence("b", 2.09, None), _evidence("c", 3.9, (0, 0, 1, 1)))
+    write_report(_answer(clip, evidence=evidence), clip.path, out)
+    pictures = [np.asarray(Image.open(io.BytesIO(data))) for data in _Page(out).addresses("img")]
+    frame_a, crop_a, frame_b, frame_c, crop_c = pictures
+    assert videos.read_number(frame_a) == 10 and videos.read_number(frame_b) == 20
+    assert videos.read_number(crop_c) == videos.read_number(frame_c) == 39
+    assert frame_a.shape == (288, 480, 3)
+    assert crop_a.shape[1] == 240 and crop_a.shape[0] == pytest.approx(
+        240 * (96 * 0.26 + 2) / (160 * 0.39 + 2), abs=1
+    )
+    blue = crop_a[5:-5, 60:].astype(int)  # right of the middle everything is blue, and no box is drawn in
+    assert (blue[..., 2] > blue[..., 0] + 60).all()
+    edge = frame_a[144, round(0.8 * 480) - 2].astype(int)
+    assert edge[1] > 150  # the box is drawn into the frame
+
+
+def test_chinese_report(clip: videos.Fixture, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    answer = _answer(
+        clip, question="猫在哪里?", evidence=(_evidence("猫", 99.0, BOX), _evidence("狗", -1.0, None))
+    )
+    write_report(answer, clip.path, out)
+    page = _Page(out)
+    assert "需人工核实" in page.text and "词元平均概率" in page.text and page.text.count("不在视频中") == 2
+    assert dict(page.tags)["html"] == {"lang": "zh-CN"}
+    assert "Evidence" not in page.text and page.addresses("img") == []
+
+
+@pytest.mark.parametrize("case", ["too large", "rotated", "late", "other codec", "partial"])
+def test_reduced_copy(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / ("in.webm" if case == "other codec" else "in.mp4")
+    late = 15 if case == "late" else 0
+    clip = videos.write_video(
+        source,
+        [late + i for i in range(15)],
+        Fraction(1, 10),
+        rotation=90 if case == "rotated" else 0,
+        codec="libvpx-vp9" if case == "other codec" else "libx264",
+        container_options={"movflags": "+negative_cts_offsets", "use_editlist": "0"} if late else None,
+    )
+    if case == "too large":
+        monkeypatch.setattr(html, "VIDEO_BYTES", source.stat().st_size - 1)
+    answer = _answer(clip, evidence=(), video={"status": "partial" if case == "partial" else "complete"})
+    write_report(answer, source, tmp_path / "report.html")
+    page = _Page(tmp_path / "report.html")
+    assert "reduced copy" in page.text
+    copy = tmp_path / "copy.mp4"
+    copy.write_bytes(page.addresses("video")[0])
+    with av.open(str(copy)) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        rate = container.streams.video[0].average_rate
+    assert rate == (25 if case != "too large" else rate)
+    assert _numbers(copy, 1) == clip.numbers_at(rate)
+
+
+# ---------------------------------------------------------------- in a browser
+
+needs_browser = pytest.mark.skipif(browser.EXECUTABLE is None, reason="Chromium is not installed")
+PIXELS = """(() => {
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [160, 96];
+  const context = canvas.getContext("2d");
+  context.drawImage(video, 0, 0);
+  return Array.from(context.getImageData(0, 0, 160, 96).data);
+})()"""
+
+
+@needs_browser
+def test_page_in_chromium(clip: videos.Fixture, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    evidence = (
+        _evidence("cat", 1.0, BOX),
+        _evidence("dog", 3.0, None),
+        _evidence("cat", 2.0, (0.1, 0.4, 0.3, 0.6)),
+    )
+    answer = _answer(clip, evidence=evidence)
+    write_report(answer, clip.path, out)
+    with browser.Browser(out, tmp_path / "profile") as page:
+        page.wait("document.documentElement.dataset.video == 'ready'")
+        page.wait("!video.seeking && Math.abs(video.currentTime - 1) < 0.01")  # opens on the first evidence
+        assert page.js("video.duration") == pytest.approx(4.0, abs=0.05)
+        assert page.js("video.videoWidth") == 160
+
+        def shown() -> int:
+            return videos.read_number(np.array(page.js(PIXELS), np.uint8).reshape(96, 160, 4)[..., :3])
+
+        def overlay() -> list[float]:
+            return page.js(
+                "(() => { const o = overlay.getBoundingClientRect(), b = overlay.firstChild?.getBoundingClientRect();"
+                "return b ? [b.left - o.left, b.top - o.top, b.right - o.left, b.bottom - o.top]"
+                ".map((v, i) => v / (i % 2 ? o.height : o.width)) : []; })()"
+            )
+
+        page.click("ol.evidence li:nth-child(2) button")
+        page.wait("!video.seeking && Math.abs(video.currentTime - 3) < 0.01")
+        assert shown() == 30 and page.js("video.paused") and overlay() == []
+        assert page.js("document.querySelectorAll('[aria-current=true]').length") == 1
+        page.js("document.querySelector('ol.evidence li:first-child button').focus()")
+        page.press("Enter")
+        page.wait("!video.seeking && Math.abs(video.currentTime - 1) < 0.01")
+        assert shown() == 10
+        page.wait("overlay.children.length == 1")
+        assert overlay() == pytest.approx(BOX, abs=0.01)
+        assert page.js("overlay.textContent") == "cat"
+
+        (track,) = annotate.tracks(evidence)
+        for time_s in (0.4, 0.6, 1.0, 1.25, 1.9, 2.0, 2.4, 2.6):
+            boxes = page.js(f"boxAt(data.tracks[0].keys, {time_s})")
+            expected = annotate.box_at(track, time_s)
+            assert boxes == (None if expected is None else pytest.approx(expected)), time_s
+
+        page.click("[data-until]")  # plays the interval 0.8 .. 1.2 s and stops there
+        page.wait("video.paused && video.currentTime > 1.1")
+        assert page.js("video.currentTime") < 2
+        page.call(
+            "Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=1, mobile=True
+        )
+        assert page.js("document.documentElement.scrollWidth") == 360
+        requested = [
+            e["params"]["request"]["url"] for e in page.events if e["method"] == "Network.requestWillBeSent"
+        ]
+        assert all(url.startswith(("file:", "data:", "blob:")) for url in requested) and requested
+        assert not [e for e in page.events if e["method"] == "Runtime.exceptionThrown"]
+
+
+@needs_browser
+def test_annotated_video_plays_in_chromium(clip: videos.Fixture, tmp_path: Path) -> None:
+    annotate_video(clip.path, _answer(clip), tmp_path / "out.mp4")
+    page = tmp_path / "page.html"
+    page.write_text("<video id=video muted src=out.mp4></video>")
+    with browser.Browser(page, tmp_path / "profile") as chromium:
+        chromium.wait("video.readyState >= 2")
+        chromium.js("video.play()")
+        chromium.wait("video.currentTime > 0.2")
+        assert [chromium.js(f"video.{name}") for name in ("videoWidth", "videoHeight")] == [600, 386]
