@@ -19,12 +19,12 @@ def get_config() -> ConfigDict:
     c.row_groups = 12
     c.row_patches = 64
 
-    c.per_device_train_batch_size = 8  # clips
+    c.per_device_train_batch_size = 4  # clips
     c.gradient_accumulation_steps = 1
-    c.max_steps = 6000
-    c.learning_rate = 2e-3
+    c.max_steps = 4400
+    c.learning_rate = 1.5e-3
     c.lr_scheduler_type = "cosine"
-    c.warmup_steps = 100
+    c.warmup_steps = 200
     c.weight_decay = 0.02
     c.max_grad_norm = 1.0
     c.adam_b2 = 0.99
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     c.soften_times = 0.1
     c.soften_coordinates = 15.0
 
-    c.log_every = 20
+    c.log_every = 50
     c.save_every = 500
     c.stop_at_step = 0
     return c

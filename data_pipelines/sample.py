@@ -1,4 +1,4 @@
-"""The one record that every dataset is converted to, and the length buckets that batches use."""
+"""The one record that every dataset is converted to."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ VISUAL_TASK = "visual QA"
 MCQ_TASK = "General video QA MCQ"
 FREE_FORM_TASK = "General video QA Free-form"
 TASKS = (ST_TASK, TEMPORAL_TASK, TEMPORAL_MCQ_TASK, VISUAL_TASK, MCQ_TASK, FREE_FORM_TASK)
-
-# Sequence lengths that batches are padded to; a longer sample is rejected when it is indexed.
-BUCKETS = (256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +49,3 @@ class Sample:
     language: str = "en"  # "en" or "zh"
     kind: str = ""  # the synthetic world's question kind; empty elsewhere
 
-
-def bucket(length: int, buckets: tuple[int, ...] = BUCKETS) -> int:
-    """Returns the smallest bucket that holds `length` tokens.
-
-    Raises:
-        ValueError: if the length is larger than every bucket.
-    """
-    for size in buckets:
-        if length <= size:
-            return size
-    raise ValueError(f"{length} tokens do not fit the largest bucket ({buckets[-1]})")

@@ -110,10 +110,12 @@ def main(argv: Sequence[str]) -> None:
     if int(state.step) < config.max_steps:
         return
     model.vision = state.model.tower
+    token = processor.tokenizer.convert_tokens_to_ids
     folder = workdir.path / "model"
     shutil.rmtree(folder, ignore_errors=True)
-    export_weights(model, folder)
-    processor.save(folder)
+    end, pad = (token(t) for t in (processor.tokenizer.eos_token, processor.tokenizer.pad_token))
+    generation = {"do_sample": False, "eos_token_id": [end, pad], "pad_token_id": pad}
+    export_weights(model, folder, generation=generation, add_files=processor.save)
     print(f"{sum(a.size for a in jax.tree.leaves(model)):,} parameters: {folder}")
 
 

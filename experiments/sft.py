@@ -20,9 +20,9 @@ from ml_collections import ConfigDict, config_flags
 from data_pipelines.sft import Clip, FolderClips, MakeRow, RowShape, SyntheticClips, make_dataset
 from experiments import cli
 from experiments.train_loop import Workdir, train
+from o3jax.api import Settings, export_model
 from o3jax.errors import UserError
 from o3jax.hf.config import config_from_hf
-from o3jax.hf.export import export_weights
 from o3jax.hf.weights import load_weights
 from o3jax.prompts.processor import load_processor
 from o3jax.prompts.tokenizer import number_tokens
@@ -83,8 +83,8 @@ def main(argv: Sequence[str]) -> None:
 
     folder = workdir.path / "model"
     shutil.rmtree(folder, ignore_errors=True)
-    export_weights(jax.device_get(state.model), folder)
-    processor.save(folder)
+    settings = Settings(prompt_style=config.prompt_style)
+    export_model(state.model, source, folder, processor, settings)
     print(f"model at step {int(state.step)}: {folder}")
 
 

@@ -137,7 +137,7 @@ class VideoFile:
         try:
             first = self._peek()
             if first is None:
-                raise VideoError(f"{self.path}: not one frame could be decoded; the file is damaged.")
+                raise VideoError(f"{self.path}: not one frame could be decoded; it is damaged or too large.")
             self._current, self._next = first, None
             self.first = first.frame
             self._zero = first.start

@@ -79,7 +79,8 @@ class Browser:
     def wait(self, expression: str) -> None:
         """Waits until an expression is true; fails after a time that only a broken page needs."""
         for _ in range(400):
-            if self.js(expression):
+            # While the page loads its elements may be missing.
+            if self.js(f"(() => {{ try {{ return {expression}; }} catch {{ return false; }} }})()"):
                 return
             time.sleep(0.05)
         raise AssertionError(f"never became true: {expression}")

@@ -24,10 +24,9 @@ from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from o3jax.errors import UserError
-from o3jax.hf import config_from_hf, config_to_hf, export_weights, load_weights, weights
-from o3jax.hf.names import model_leaves
-from o3jax.models.layers import Initializer
-from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.hf import config_from_hf, config_to_hf, export_weights, load_weights
+from o3jax.hf.names import model_leaves, tensor_table
+from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
 from o3jax.sharding import make_mesh
 from tests.tiny import KINDS, make_inputs, to_release_dialect
 
@@ -55,6 +54,12 @@ def edit_config(folder: Path, path: str, value) -> None:
     else:
         place[last] = value
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def random_model(config) -> Qwen3VL:
+    rng = np.random.default_rng(0)
+    shapes = abstract_model(config)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes)
 
 
 @pytest.fixture
@@ -161,17 +166,18 @@ def test_sharded_load_places_every_leaf_by_its_axes(tiny):
 
 
 def test_the_host_holds_about_one_tensor(tiny, tmp_path):
-    """numpy's peak while loading is one tensor (its copy for the device), not a leaf, not the model."""
+    """numpy's peak is one tensor's copy for the device: not a stacked leaf (four), not the model (twelve)."""
     wide = tiny("dense").config
     config = dataclasses.replace(wide, text=dataclasses.replace(wide.text, intermediate_size=16384))
-    export_weights(Qwen3VL(config, Initializer(jax.random.key(0))), tmp_path / "wide")
+    export_weights(random_model(config), tmp_path / "wide")
     largest = 16384 * config.text.hidden_size * 4  # one of the 12 feed-forward matrices
-    load_weights(tmp_path / "wide", config)  # compiles
+    load_weights(tmp_path / "wide", config)  # compiled here, outside of the measurement
     tracemalloc.start()
     load_weights(tmp_path / "wide", config)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 2 * largest
+    # JAX may free what it was given one call late, so for a moment there can be two.
+    assert largest <= peak < 2.5 * largest
     assert (tmp_path / "wide/model.safetensors").stat().st_size > 10 * largest
 
 
@@ -181,8 +187,8 @@ def test_the_host_holds_about_one_tensor(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("moABSENTtype", "qwen2_5_vl", "not a Qwen3-VL"),
-        ("moABSENTtype", ABSENT, "not a Qwen3-VL"),
+        ("model_type", "qwen2_5_vl", "not a Qwen3-VL"),
+        ("model_type", ABSENT, "not a Qwen3-VL"),
         ("text_config", ABSENT, "text_config is missing"),
         ("text_config", [], "text_config must be an object"),
         ("text_config.head_dim", ABSENT, "text_config.head_dim is missing"),
@@ -393,11 +399,11 @@ def test_square_experts_are_read_by_the_other_matrix_and_not_exported(tiny, tmp_
     """2 x moe_intermediate_size = hidden_size: gate_up is square, so only down tells the layout."""
     config = tiny("moe").config
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, moe_intermediate_size=32))
-    model = Qwen3VL(config, Initializer(jax.random.key(0)))
+    model = random_model(config)
     with pytest.raises(UserError, match="square experts"):
         export_weights(model, tmp_path / "out")
     tensors = {}
-    for entry in weights.tensor_table(config):
+    for entry in tensor_table(config):
         leaf = np.asarray(model_leaves(model)[entry.leaf])
         for layer, name in zip([leaf] if entry.count is None else leaf, entry.names, strict=True):
             tensors[name] = np.ascontiguousarray(entry.to_tensor(layer))
@@ -417,7 +423,7 @@ def test_config_of_published_8b():
     published = {
         "architectures": ["Qwen3VLForConditionalGeneration"],
         "image_token_id": 151655,
-        "moABSENTtype": "qwen3_vl",
+        "model_type": "qwen3_vl",
         "text_config": {
             "attention_bias": False,
             "attention_dropout": 0.0,
@@ -430,7 +436,7 @@ def test_config_of_published_8b():
             "initializer_range": 0.02,
             "intermediate_size": 12288,
             "max_position_embeddings": 262144,
-            "moABSENTtype": "qwen3_vl_text",
+            "model_type": "qwen3_vl_text",
             "num_attention_heads": 32,
             "num_hidden_layers": 36,
             "num_key_value_heads": 8,
@@ -454,7 +460,7 @@ def test_config_of_published_8b():
             "in_channels": 3,
             "initializer_range": 0.02,
             "intermediate_size": 4304,
-            "moABSENTtype": "qwen3_vl",
+            "model_type": "qwen3_vl",
             "num_heads": 16,
             "num_position_embeddings": 2304,
             "out_hidden_size": 4096,
@@ -466,7 +472,7 @@ def test_config_of_published_8b():
         "vision_start_token_id": 151652,
     }
     config = config_from_hf(published)
-    leaves = jax.tree.leaves(weights.abstract_model(config))
+    leaves = jax.tree.leaves(abstract_model(config))
     assert sum(int(np.prod(leaf.shape)) for leaf in leaves) == 8_767_123_696
     written = config_to_hf(config, jnp.bfloat16)
     for section in ("text_config", "vision_config"):

@@ -106,9 +106,9 @@ def _read_leaf(
     layer_sharding = _without_leading_axis(sharding)
     leaf = jnp.zeros(shape, dtype, device=sharding)
     for number, name in enumerate(entry.names):
-        layer = place(name, shape[1:], layer_sharding)
-        # Waiting bounds the copies in flight to one.
-        leaf = jax.block_until_ready(_write_layer(sharding)(leaf, layer, number))
+        # Waiting, and holding no name for the layer, bounds the copies on the host to one.
+        leaf = _write_layer(sharding)(leaf, place(name, shape[1:], layer_sharding), number)
+        leaf.block_until_ready()
     return leaf
 
 

@@ -88,6 +88,13 @@ def run_layers(body: Callable, carry: Any, layers: nnx.Module | nnx.List) -> Any
     return jax.lax.scan(step, carry, (layers, jnp.arange(num_layers(layers))))[0]
 
 
+def stack(layers: nnx.Module | nnx.List) -> nnx.Module:
+    """Returns the layers stacked on a leading axis, as training and export want them."""
+    if not isinstance(layers, nnx.List):
+        return layers
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
+
+
 def unstack(layers: nnx.Module | nnx.List) -> nnx.List:
     """Returns one module per layer from layers stacked on a leading axis."""
     if isinstance(layers, nnx.List):

@@ -17,6 +17,21 @@ from jaxtyping import Float, Int
 from o3jax.errors import UserError
 from o3jax.models.config import Config, VisionConfig
 
+# Sizes that sequences, groups and patches are padded to, so that few programs serve all inputs.
+BUCKETS = tuple(sorted(base << n for base in (2, 3) for n in range(0, 18)))
+
+
+def bucket(size: int, buckets: tuple[int, ...] = BUCKETS) -> int:
+    """Returns the smallest bucket that holds `size`.
+
+    Raises:
+        UserError: if the size is larger than every bucket.
+    """
+    for candidate in buckets:
+        if size <= candidate:
+            return candidate
+    raise UserError(f"{size} does not fit the largest bucket ({buckets[-1]}); use a shorter video or prompt")
+
 
 @functools.lru_cache(maxsize=256)
 def frame_layout(

@@ -156,7 +156,6 @@ def _plays_as_it_is(video_path: str | os.PathLike[str]) -> bool:
                 stream.codec_context.name == "h264"
                 and stream.codec_context.pix_fmt == "yuv420p"
                 and not stream.start_time
-                and not container.start_time
                 and next(container.decode(stream)).side_data.get("DISPLAYMATRIX") is None
                 and stream.sample_aspect_ratio in (None, 0, 1)
             )

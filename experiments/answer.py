@@ -1,0 +1,64 @@
+"""`python -m experiments.answer`: asks a video a question, prints the answer with its evidence."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli
+from o3jax.errors import UserError
+
+_VIDEO = flags.DEFINE_string("video_path", None, "The video file.", required=True)
+_QUESTION = flags.DEFINE_string("question", None, "What to ask, in English or Chinese.", required=True)
+_MODEL = flags.DEFINE_string("model_path", "o3-tiny", "A model folder, or the embedded o3-tiny.")
+_FPS = flags.DEFINE_float("fps", 25.0, "Frames per second at which the video is presented and numbered.")
+_JSON = flags.DEFINE_string("json", None, "Also write the answer as JSON to this file.")
+_REPORT = flags.DEFINE_string("report", None, "Also write one HTML page with the video and its evidence.")
+_ANNOTATED = flags.DEFINE_string("annotated", None, "Also write an mp4 with the evidence drawn in.")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    for name in ("json", "report", "annotated"):
+        _check_writable(name, flags.FLAGS[name].value)
+    # After the flags are checked: starting JAX takes seconds.
+    import o3jax
+    from o3jax.report import annotate_video, format_answer, write_report
+
+    cli.use_compilation_cache()
+    model = o3jax.load(_MODEL.value)
+    answer = model.answer(_VIDEO.value, _QUESTION.value, fps=_FPS.value)
+    print(format_answer(answer))
+    if _JSON.value:
+        _write_text(Path(_JSON.value), answer.to_json() + "\n")
+    if _ANNOTATED.value:
+        annotate_video(_VIDEO.value, answer, _ANNOTATED.value)
+    if _REPORT.value:
+        write_report(answer, _VIDEO.value, _REPORT.value)
+    for path in filter(None, (_JSON.value, _ANNOTATED.value, _REPORT.value)):
+        print(f"wrote {path}")
+
+
+def _check_writable(flag: str, path: str | None) -> None:
+    """Refuses an output that could not be written after the work is done."""
+    if path is None:
+        return
+    parent = Path(path).absolute().parent
+    if not parent.is_dir() or Path(path).is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"--{flag}={path} cannot be written: name a file in an existing folder")
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Writes the whole file or nothing."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,112 @@
+"""What both sides of a benchmark read: the random model as a Hugging Face folder, and the prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from o3jax.hf import export_weights
+from o3jax.models.config import Config, TextConfig, VisionConfig
+from o3jax.models.layers import Initializer
+from o3jax.models.qwen3_vl import Qwen3VL
+
+Inputs = dict[str, np.ndarray]
+
+SMALL = Config(  # 35 million parameters
+    text=TextConfig(
+        vocab_size=6144,
+        hidden_size=512,
+        intermediate_size=1280,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        rope_theta=5e6,
+        mrope_section=(12, 10, 10),
+    ),
+    vision=VisionConfig(
+        depth=6,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_heads=4,
+        out_hidden_size=512,
+        deepstack_visual_indexes=(2, 4),
+    ),
+    tie_word_embeddings=True,
+    image_token_id=6140,
+    video_token_id=6141,
+    vision_start_token_id=6142,
+    vision_end_token_id=6143,
+)
+
+
+def write_folder(config: Config, folder: Path, dtype: jnp.dtype = jnp.float32, std: float = 0.05) -> int:
+    """Writes a random model of `config` as a Hugging Face folder; returns how many parameters it has.
+
+    The default spread is wide enough that the layers, not the tied embedding, decide the next token.
+    """
+    model = jax.jit(lambda: Qwen3VL(config, Initializer(jax.random.key(0), dtype, std)))()
+    export_weights(model, folder)
+    return sum(leaf.size for leaf in jax.tree.leaves(model))
+
+
+def prompt(
+    config: Config,
+    length: int,
+    *,
+    rows: int = 1,
+    groups: int = 0,
+    grid: tuple[int, int] = (14, 14),
+    seed: int = 0,
+) -> Inputs:
+    """Returns what a Qwen3-VL processor would, for `rows` prompts of `length` tokens.
+
+    Each starts with one video of `groups` frame pairs, `grid` patches high and wide (14 x 14 are
+    224 x 224 pixels), every pair inside its own vision_start and vision_end after three tokens that
+    stand for its timestamp; random text fills the rest.
+    """
+    rng = np.random.default_rng(seed)
+    tokens_per_pair = grid[0] * grid[1] // config.vision.merge_unit
+    text_ids = min(
+        config.image_token_id,
+        config.video_token_id,
+        config.vision_start_token_id,
+        config.vision_end_token_id,
+        config.text.vocab_size,
+    )
+    ids = rng.integers(0, text_ids, (rows, length))
+    for pair in range(groups):
+        start = pair * (tokens_per_pair + 5) + 3
+        ids[:, start] = config.vision_start_token_id
+        ids[:, start + 1 : start + 1 + tokens_per_pair] = config.video_token_id
+        ids[:, start + 1 + tokens_per_pair] = config.vision_end_token_id
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "mm_token_type_ids": 2 * (ids == config.video_token_id),
+    }
+    if groups:
+        patches = rows * groups * grid[0] * grid[1]
+        inputs["video_grid_thw"] = np.tile([groups, *grid], (rows, 1))
+        shape = (patches, config.vision.patch_dim)
+        inputs["pixel_values_videos"] = rng.uniform(-1, 1, shape).astype(np.float32)
+    return inputs
+
+
+def text_labels(config: Config, ids: np.ndarray) -> np.ndarray:
+    """Returns `ids` with the placeholders of visual tokens ignored (-100): a loss on all text."""
+    return np.where(ids == config.video_token_id, -100, ids)
+
+
+def with_layers(config: Config, text_layers: int, vision_depth: int) -> Config:
+    """Returns the same widths with other depths; the DeepStack taps are then the first blocks."""
+    taps = tuple(range(len(config.vision.deepstack_visual_indexes)))
+    return dataclasses.replace(
+        config,
+        text=dataclasses.replace(config.text, num_hidden_layers=text_layers),
+        vision=dataclasses.replace(config.vision, depth=vision_depth, deepstack_visual_indexes=taps),
+    )

@@ -1,0 +1,182 @@
+"""`python -m experiments.evaluate --benchmark synthetic --model_path M`: benchmark figures of a model.
+
+Prints tables with the baselines beside and, with `--out F.json`, writes every metric, the error analysis
+and the generations. `experiments.synthetic_eval` says how the synthetic world is scored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from data_pipelines.stgr import write_text
+from experiments import cli, synthetic_eval
+from o3jax import api
+from o3jax.errors import UserError
+
+_BENCHMARK = flags.DEFINE_string("benchmark", "synthetic", "What to evaluate on.")
+_MODEL_PATH = flags.DEFINE_string("model_path", "o3-tiny", "A model folder, or the embedded model.")
+_DATA_ROOT = flags.DEFINE_string(
+    "data_root", None, "Folder of the data; synthetic: made there, or used again. A temporary one by default."
+)
+_LEVEL = flags.DEFINE_integer("level", 1, "synthetic: difficulty, 1 to 3.")
+_NUM_QUESTIONS = flags.DEFINE_integer("num_questions", 200, "synthetic: how many questions, two per clip.")
+_SPLIT = flags.DEFINE_string("split", "test", "synthetic: train, val or test.")
+_SEED = flags.DEFINE_integer("seed", 0, "synthetic: another seed makes other clips.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Questions that are answered at a time.", lower_bound=1)
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Where a response is cut off.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "The JSON file to write.")
+
+_ROWS = {  # of the first table: the metric, and how it is printed
+    "accuracy": "answer accuracy",
+    "m_tIoU": "m_tIoU",
+    "m_vIoU": "m_vIoU",
+    "m_vIoU_answer": "m_vIoU of the answer",
+    "mAM": "mAM",
+    "mLGM": "mLGM",
+    "time_error_mean_s": "mean time error, s",
+    "time_error_median_s": "median time error, s",
+}
+_ERRORS = {
+    "wrong_answer": "a wrong answer",
+    "time_off_more_than_3s": "a time > 3 s off",
+    "no_time": "no time",
+    "no_claim": "no object",
+    "wrong_object_claimed": "another object",
+    "malformed": "malformed text",
+}
+_LEGEND = (
+    "chance: a random valid response; prior: the best constant one, fitted on the train split; copy: what the "
+    "question itself says, else the prior; ceiling: the truth, rounded as the text rounds it"
+)
+
+
+def synthetic(console: Console) -> dict[str, Any]:
+    """Returns the report on the synthetic world, printed as tables too."""
+    if _DATA_ROOT.value is None:
+        with tempfile.TemporaryDirectory(prefix="o3jax-") as folder:
+            return _synthetic(Path(folder), console)
+    return _synthetic(Path(_DATA_ROOT.value), console)
+
+
+def _synthetic(folder: Path, console: Console) -> dict[str, Any]:
+    model = api.load(_MODEL_PATH.value)
+    count, began = _NUM_QUESTIONS.value, time.perf_counter()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("rendering clips", total=count)
+        step = synthetic_eval.QUESTIONS_PER_CLIP
+        questions = synthetic_eval.make_questions(
+            folder, _SPLIT.value, count, _LEVEL.value, _SEED.value, lambda: progress.advance(bar, step)
+        )
+        bar = progress.add_task("answering", total=count)
+        texts = synthetic_eval.generate(
+            model,
+            questions,
+            folder,
+            batch_size=_BATCH_SIZE.value,
+            max_new_tokens=_MAX_NEW_TOKENS.value,
+            on_batch=lambda answered: progress.advance(bar, answered),
+        )
+    seconds = time.perf_counter() - began
+
+    def scored(answers: Sequence[str]) -> list[synthetic_eval.Scored]:
+        return [synthetic_eval.score(q, text) for q, text in zip(questions, answers, strict=True)]
+
+    baselines = synthetic_eval.baseline_texts(questions, _SEED.value)
+    answered = scored(texts)
+    result = {
+        "benchmark": "synthetic",
+        "model_path": _MODEL_PATH.value,
+        "protocol": {
+            "level": _LEVEL.value,
+            "split": _SPLIT.value,
+            "seed": _SEED.value,
+            "questions": count,
+            "questions_per_clip": step,
+            "decoding": "greedy",
+            "max_new_tokens": _MAX_NEW_TOKENS.value,
+        },
+        "seconds": seconds,
+        **synthetic_eval.report(answered),
+        "baselines": {name: synthetic_eval.report(scored(answers)) for name, answers in baselines.items()},
+        "generations": [one.to_json() for one in answered],
+    }
+    _print(result, console)
+    return result
+
+
+BENCHMARKS: dict[str, Callable[[Console], dict[str, Any]]] = {"synthetic": synthetic}
+
+
+def _print(result: dict[str, Any], console: Console) -> None:
+    protocol, others = result["protocol"], result["baselines"]
+    systems = {"model": result, **others}
+    title = (
+        f"{result['model_path']}: {protocol['questions']} questions of the synthetic world, "
+        f"level {protocol['level']}, {protocol['split']} split"
+    )
+    table = Table("", *systems, title=title)
+    for metric, words in _ROWS.items():
+        table.add_row(words, *(_number(system["metrics"][metric]) for system in systems.values()))
+    for metric in ("mIoU", "R1@0.5"):
+        row = (_number(system["metrics"]["tvg"][metric]) for system in systems.values())
+        table.add_row(f"TVG {metric} (interval)", *row)
+    console.print(table)
+
+    compared = [name for name in others if name != "ceiling"]
+    headings = ("N", "accuracy", "m_tIoU", "m_vIoU", *compared)
+    table = Table("", *headings, title="the model by kind and language, and the baselines' accuracy")
+    for field in ("by_kind", "by_language"):
+        for group, values in result[field].items():
+            numbers = [values[metric] for metric in ("accuracy", "m_tIoU", "m_vIoU")]
+            numbers += [others[name][field][group]["accuracy"] for name in compared]
+            table.add_row(group, str(values["N"]), *map(_number, numbers))
+        table.add_section()
+    console.print(table)
+
+    table = Table("share of responses with", *systems)
+    for name, words in _ERRORS.items():
+        table.add_row(words, *(_number(system["errors"][name]) for system in systems.values()))
+    console.print(table)
+    console.print(_LEGEND)
+    console.print("worst: " + ", ".join(case["id"] for case in result["errors"]["worst"]))
+    console.print(f"rendered and answered in {result['seconds']:.0f} s")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _check_out(path: Path) -> None:
+    """Raises a UserError now rather than after minutes of work."""
+    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise UserError(f"--out {path} cannot be written: name a file in an existing, writable folder")
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}: everything is given as --flags")
+    if _BENCHMARK.value not in BENCHMARKS:
+        raise UserError(f"unknown benchmark '{_BENCHMARK.value}': there is {', '.join(BENCHMARKS)}")
+    if _OUT.value is not None:
+        _check_out(Path(_OUT.value))
+    cli.use_compilation_cache()
+    console = Console()
+    result = BENCHMARKS[_BENCHMARK.value](console)
+    if _OUT.value is not None:
+        write_text(_OUT.value, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        console.print(f"all figures and generations: {_OUT.value}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,302 @@
+"""The facade behind `import o3jax`: load a model, ask it, export it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from o3jax.errors import UserError
+from o3jax.generate.sampler import Generated, greedy
+from o3jax.hf.config import config_from_hf
+from o3jax.hf.export import export_weights
+from o3jax.hf.weights import load_weights
+from o3jax.models.config import Config
+from o3jax.models.layers import stack, unstack
+from o3jax.models.qwen3_vl import Batch, Qwen3VL
+from o3jax.prompts import coords, grammar, templates
+from o3jax.prompts.collate import bucket, collate
+from o3jax.prompts.processor import Processor, load_processor
+from o3jax.report.answer import Answer, Evidence, plain_text, question_language
+from o3jax.video import Clip, probe, read_video
+
+__all__ = ["Answer", "Evidence", "Model", "export_hf", "load", "load_processor"]
+
+ASSETS = Path(__file__).parent / "assets"
+SETTINGS = "o3_config.json"  # what we add to a Hugging Face folder
+_INPUT_KEYS = {
+    "input_ids",
+    "attention_mask",
+    "mm_token_type_ids",
+    "pixel_values",
+    "image_grid_thw",
+    "pixel_values_videos",
+    "video_grid_thw",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a model wants to be asked; o3_config.json in its folder, defaults where there is none."""
+
+    prompt_style: str = "open_o3"
+    fps: float = 25.0  # frames per second that frame numbers count, and the dense stream's rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a forward pass returns."""
+
+    logits: Float[Array, "B S V"]
+
+
+@jax.jit
+def _forward(model: Qwen3VL, batch: Batch) -> Float[Array, "B S V"]:
+    return model(batch)
+
+
+class Model:
+    """A Qwen3-VL that answers questions about videos; made by `load`.
+
+    Attributes:
+        backbone: the parameters, layers unstacked.
+        folder: where it was loaded from.
+        settings: how it wants to be asked.
+    """
+
+    def __init__(self, backbone: Qwen3VL, folder: Path, settings: Settings, eos_ids: tuple[int, ...]):
+        backbone.text.layers = unstack(backbone.text.layers)
+        self.backbone = backbone
+        self.folder = folder
+        self.settings = settings
+        self._eos_ids = eos_ids
+
+    @property
+    def config(self) -> Config:
+        """The architecture."""
+        return self.backbone.config
+
+    @functools.cached_property
+    def processor(self) -> Processor:
+        """The processor of the model's folder."""
+        return load_processor(self.folder)
+
+    def __call__(self, **inputs: np.ndarray) -> Output:
+        """Returns `.logits` [B, S, V] for what a Qwen3-VL processor returned, as numpy arrays.
+
+        Raises:
+            UserError: if an input is unknown, or the grids do not fit the placeholders.
+        """
+        length = np.shape(inputs.get("input_ids", ()))[-1] if "input_ids" in inputs else 0
+        return Output(_forward(self.backbone, self._batch(inputs))[:, :length])
+
+    def generate(self, *, max_new_tokens: int = 256, **inputs: np.ndarray) -> Int[np.ndarray, "B new"]:
+        """Returns the greedy continuation of each row; rows that end early are filled with pad tokens.
+
+        Raises:
+            UserError: as for a call.
+        """
+        out = self._generate(inputs, max_new_tokens)
+        return np.asarray(out.tokens)[:, : int(out.length.max())]
+
+    def answer(
+        self, video: str | os.PathLike[str], question: str, *, fps: float | None = None, max_new_tokens: int = 768
+    ) -> Answer:
+        """Returns the answer to a question about a video file, with its evidence.
+
+        Args:
+            video: a local file.
+            question: in English or Chinese; printed forms follow its language.
+            fps: the rate at which the video is presented and frames are numbered; 25 by default.
+            max_new_tokens: where the text is cut off at the latest.
+
+        Raises:
+            UserError: if the question is empty, fps is not positive or the video cannot be read.
+        """
+        rate = self.settings.fps if fps is None else fps
+        if not (math.isfinite(rate) and rate > 0):
+            raise UserError(f"fps must be a positive number, not {fps}")
+        messages = templates.messages(question, self.settings.prompt_style)
+        clip, metadata = self._watch(video, rate)
+        prompt = self.processor.apply_chat_template(messages)
+        inputs = self.processor(text=[prompt], videos=[clip.frames], video_metadata=[metadata])
+        out = self._generate(inputs, max_new_tokens)
+        count = int(out.length[0])
+        tokens, probabilities = np.asarray(out.tokens)[0, :count], np.exp(np.asarray(out.logprobs)[0, :count])
+        raw = self.processor.decode(tokens)
+        parsed = grammar.parse(raw)
+        evidence, notes = self._evidence(parsed, tokens, probabilities, clip, rate)
+        ended = count and int(tokens[-1]) in self._eos_ids
+        if not ended:
+            notes.append(f"the text was cut off after {count} tokens")
+        language = question_language(question)
+        height, width = clip.size
+        return Answer(
+            question=question,
+            text=plain_text(parsed.answer or raw, language),
+            evidence=evidence,
+            intervals=parsed.intervals,
+            confidence=float(probabilities.mean()) if count else 0.0,
+            reasoning=parsed.think,
+            raw=raw,
+            video={
+                "path": str(video),
+                "size": [width, height],
+                "duration_s": clip.duration_s,
+                "fps": rate,
+                "status": clip.status,
+                "notes": [*clip.notes, *notes],
+            },
+            model=self.folder.name,
+        )
+
+    def _batch(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        unknown = sorted(set(inputs) - _INPUT_KEYS)
+        if unknown or "input_ids" not in inputs:
+            what = f"unknown input '{unknown[0]}'" if unknown else "input_ids is missing"
+            raise UserError(f"{what}: pass what the processor returns ({', '.join(sorted(_INPUT_KEYS))})")
+        exact = collate(inputs, self.config)
+        sizes = {"length": bucket(exact["input_ids"].shape[1])}
+        if "patches" in exact:
+            sizes |= {"groups": bucket(exact["patches"].shape[1]), "patches": exact["patches"].shape[2]}
+        return collate(inputs, self.config, **sizes)
+
+    def _generate(self, inputs: Mapping[str, np.ndarray], max_new_tokens: int) -> Generated:
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+        pad = min(self._eos_ids)
+        return greedy(
+            self.backbone,
+            self._batch(inputs),
+            max_new_tokens=max_new_tokens,
+            eos_ids=self._eos_ids,
+            pad_id=pad,
+        )
+
+    def _watch(self, video: str | os.PathLike[str], fps: float) -> tuple[Clip, dict[str, Any]]:
+        """Returns the frames that the language stream reads: of all frames at `fps`, HF's sample."""
+        info = probe(video)
+        total = max(1, int(info.duration_s * fps + 1e-6))
+        indices = self.processor.sample_indices(total, fps)
+        clip = read_video(video, times_s=indices / fps, threads="auto")
+        shown = np.floor(clip.times_s * fps + 0.5).astype(int)
+        if len(shown) == 1:  # one frame is a still: shown for the length of a pair
+            frames = np.repeat(clip.frames, 2, axis=0)
+            return dataclasses.replace(clip, frames=frames), {"fps": fps, "frames_indices": [shown[0]] * 2}
+        return clip, {"fps": fps, "frames_indices": shown}
+
+    def _evidence(
+        self,
+        parsed: grammar.Parsed,
+        tokens: Int[np.ndarray, " new"],
+        probabilities: Float[np.ndarray, " new"],
+        clip: Clip,
+        fps: float,
+    ) -> tuple[tuple[Evidence, ...], list[str]]:
+        """Returns one Evidence per box (or per claim without one), and what was left out."""
+        ends = [len(self.processor.decode(tokens[: i + 1])) for i in range(len(tokens))]
+        height, width = clip.size
+        found, outside = [], 0
+        for claim in parsed.claims:
+            if claim.time is None:
+                continue
+            if claim.time > clip.duration_s:
+                outside += 1
+                continue
+            start, end = claim.span
+            first, last = np.searchsorted(ends, [start, end - 1], side="right")
+            confidence = float(probabilities[first : last + 1].mean())
+            frame = coords.frame_index(claim.time, fps)
+            for box in claim.boxes or (None,):
+                px = coords.convert(box, coords.NORMALISED, coords.pixels(width, height)) if box else None
+                corners = tuple(int(c) for c in px) if px else None
+                found.append(Evidence(claim.object, claim.time, frame, corners, box, confidence))
+        notes = [f"{outside} claims lie after the end of the video and were left out"] if outside else []
+        return tuple(found), notes
+
+
+def load(path: str | os.PathLike[str] = "o3-tiny", *, dtype: Any = None) -> Model:
+    """Returns the model of a folder: a Qwen3-VL from Hugging Face, or one that `export_hf` wrote.
+
+    Args:
+        path: a local folder, or the name of an embedded model (`o3-tiny`).
+        dtype: of the parameters; float32 on CPU and bfloat16 on accelerators by default.
+
+    Raises:
+        UserError: if the folder is missing or no Qwen3-VL; the sentence says what is wrong.
+    """
+    folder = ASSETS / path if (ASSETS / path).is_dir() and not Path(path).is_dir() else Path(path)
+    if not folder.is_dir():
+        names = ", ".join(sorted(p.name for p in ASSETS.iterdir() if p.is_dir()))
+        raise UserError(f"model_path '{path}' is not a folder, nor an embedded model ({names})")
+    config = config_from_hf(folder)
+    if dtype is None:
+        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    backbone = load_weights(folder, config, dtype=dtype)
+    known = {field.name for field in dataclasses.fields(Settings)}
+    values = _read_json(folder / SETTINGS)
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UserError(f"{folder / SETTINGS} has the unknown field '{unknown[0]}': remove it")
+    return Model(backbone, folder, Settings(**values), _eos_ids(folder))
+
+
+def export_hf(model: Model, folder: str | os.PathLike[str], *, dtype: Any = None) -> None:
+    """Writes the model as a folder that transformers loads: weights, configuration, processor files.
+
+    Args:
+        folder: must not exist, or be empty.
+        dtype: of the stored weights; None keeps the parameters' and is bitwise the model.
+
+    Raises:
+        UserError: if the folder is not empty.
+    """
+    backbone = jax.tree.map(lambda a: a, model.backbone)  # a new container around the same arrays
+    backbone.text.layers = stack(backbone.text.layers)
+    export_model(backbone, model.folder, Path(folder), model.processor, model.settings, dtype=dtype)
+
+
+def export_model(
+    backbone: Qwen3VL, source: Path, folder: Path, processor: Processor, settings: Settings, *, dtype: Any = None
+) -> None:
+    """Writes parameters (layers stacked) with everything that `load` reads beside them.
+
+    Args:
+        source: the folder that the model came from; its generation_config.json is carried over.
+    """
+
+    def add_files(target: Path) -> None:
+        processor.save(target)
+        (target / SETTINGS).write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
+
+    generation = _read_json(source / "generation_config.json") or None
+    export_weights(backbone, folder, dtype=dtype, generation=generation, add_files=add_files)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON ({error}): restore the file") from error
+
+
+def _eos_ids(folder: Path) -> tuple[int, ...]:
+    """Returns the tokens that end a text: generation_config.json's, else config.json's, else none."""
+    for name in ("generation_config.json", "config.json"):
+        values = _read_json(folder / name)
+        eos = values.get("eos_token_id", values.get("text_config", {}).get("eos_token_id"))
+        if eos is not None:
+            return tuple(eos) if isinstance(eos, list) else (int(eos),)
+    return ()
