@@ -1,6 +1,6 @@
 """Stage 0 of o3-tiny: a random model, its tokenizer, and the grounding warm-up of its vision tower.
 
-    python -m experiments.ground --config=configs/ground_tiny.py --workdir=runs/ground_tiny
+python -m experiments.ground --config=configs/ground_tiny.py --workdir=runs/ground_tiny
 """
 
 from ml_collections import ConfigDict

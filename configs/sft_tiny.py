@@ -1,6 +1,6 @@
 """Stage 1 of o3-tiny: text SFT on the synthetic world, rendered while it trains (no clip comes twice).
 
-    python -m experiments.sft --config=configs/sft_tiny.py --workdir=runs/sft_tiny
+python -m experiments.sft --config=configs/sft_tiny.py --workdir=runs/sft_tiny
 """
 
 from ml_collections import ConfigDict

@@ -48,4 +48,3 @@ class Sample:
     intervals: tuple[Interval, ...] = ()  # when the answer's evidence is visible
     language: str = "en"  # "en" or "zh"
     kind: str = ""  # the synthetic world's question kind; empty elsewhere
-

@@ -216,9 +216,7 @@ def measure_compilation(rounds: int) -> dict[str, Any]:
         batch = collate(inputs, config)
         batch["labels"] = batch["input_ids"]
         batch = {key: value[None] for key, value in batch.items() if key != "next_position"}
-        state = jax.eval_shape(
-            lambda: init_state(Qwen3VL(config, Initializer(jax.random.key(0))), optimizer)
-        )
+        state = jax.eval_shape(lambda: init_state(Qwen3VL(config, Initializer(jax.random.key(0))), optimizer))
         jax.clear_caches()
         step = make_train_step(text_loss, optimizer)
         return timed(lambda: step.lower(state, batch).compile())[0]

@@ -56,8 +56,8 @@ _ERRORS = {
     "malformed": "malformed text",
 }
 _LEGEND = (
-    "chance: a random valid response; prior: the best constant one, fitted on the train split; copy: what the "
-    "question itself says, else the prior; ceiling: the truth, rounded as the text rounds it"
+    "chance: a random valid response; prior: the best constant one, fitted on the train split; "
+    "copy: what the question itself says, else the prior; ceiling: the truth, rounded as the text rounds it"
 )
 
 
@@ -85,7 +85,7 @@ def _synthetic(folder: Path, console: Console) -> dict[str, Any]:
             folder,
             batch_size=_BATCH_SIZE.value,
             max_new_tokens=_MAX_NEW_TOKENS.value,
-            on_batch=lambda answered: progress.advance(bar, answered),
+            on_batch=lambda done: progress.advance(bar, done),
         )
     seconds = time.perf_counter() - began
 
@@ -171,7 +171,7 @@ def main(argv: Sequence[str]) -> None:
     if _OUT.value is not None:
         _check_out(Path(_OUT.value))
     cli.use_compilation_cache()
-    console = Console()
+    console = Console(markup=False, highlight=False)  # paths and ids may hold brackets
     result = BENCHMARKS[_BENCHMARK.value](console)
     if _OUT.value is not None:
         write_text(_OUT.value, json.dumps(result, indent=1, ensure_ascii=False) + "\n")

@@ -43,7 +43,9 @@ def make_processor(folder: Path, config: ConfigDict) -> Processor:
     build_tokenizer(_corpus(config), folder, config.vocab_size)
     side = round(config.row_patches**0.5) * config.vision.get("patch_size", 16)
     pixels = 2 * config.row_groups * side * side
-    video = VideoConfig(max_pixels=pixels, fps=config.video_fps, min_frames=2, max_frames=2 * config.row_groups)
+    video = VideoConfig(
+        max_pixels=pixels, fps=config.video_fps, min_frames=2, max_frames=2 * config.row_groups
+    )
     image = ImageConfig(min_pixels=side * side // 4, max_pixels=side * side)
     loaded = load_processor(folder)
     return Processor(loaded.tokenizer, image, video, loaded.chat_template, folder)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import einops
 import jax
@@ -20,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from data_pipelines.sft import Clip, FolderClips, MakeRow, RowShape, SyntheticClips, make_dataset
 from experiments import cli
 from experiments.train_loop import Workdir, train
-from o3jax.api import Settings, export_model
+from o3jax.api import Settings, export_model, model_folder
 from o3jax.errors import UserError
 from o3jax.hf.config import config_from_hf
 from o3jax.hf.weights import load_weights
@@ -54,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     config = _CONFIG.value
     workdir = Workdir(_WORKDIR.value, config)
 
-    source = Path(config.model_name_or_path)
+    source = model_folder(config.model_name_or_path)
     processor = load_processor(source)
     model = load_weights(source, config_from_hf(source), dtype=jnp.float32)
 

@@ -45,7 +45,9 @@ class Workdir:
         known = self.path / "config.json"
         if known.exists():
             old = json.loads(known.read_text())
-            changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k) and k not in self.FREE_FIELDS)
+            changed = sorted(
+                k for k in {*old, *new} if old.get(k) != new.get(k) and k not in self.FREE_FIELDS
+            )
             if changed:
                 raise UserError(
                     f"{self.path} holds a run with another config.{changed[0]}: give another --workdir, "
@@ -182,7 +184,9 @@ def train(
     if stop["now"]:
         print(f"stopped by SIGTERM at step {step}; saved, the same --workdir continues", flush=True)
         sys.exit(0)
-    print(f"{step - first} steps in {_duration(time.perf_counter() - run_started)}: {workdir.path}", flush=True)
+    print(
+        f"{step - first} steps in {_duration(time.perf_counter() - run_started)}: {workdir.path}", flush=True
+    )
     return state
 
 

@@ -110,7 +110,12 @@ class Model:
         return np.asarray(out.tokens)[:, : int(out.length.max())]
 
     def answer(
-        self, video: str | os.PathLike[str], question: str, *, fps: float | None = None, max_new_tokens: int = 768
+        self,
+        video: str | os.PathLike[str],
+        question: str,
+        *,
+        fps: float | None = None,
+        max_new_tokens: int = 768,
     ) -> Answer:
         """Returns the answer to a question about a video file, with its evidence.
 
@@ -235,10 +240,7 @@ def load(path: str | os.PathLike[str] = "o3-tiny", *, dtype: Any = None) -> Mode
     Raises:
         UserError: if the folder is missing or no Qwen3-VL; the sentence says what is wrong.
     """
-    folder = ASSETS / path if (ASSETS / path).is_dir() and not Path(path).is_dir() else Path(path)
-    if not folder.is_dir():
-        names = ", ".join(sorted(p.name for p in ASSETS.iterdir() if p.is_dir()))
-        raise UserError(f"model_path '{path}' is not a folder, nor an embedded model ({names})")
+    folder = model_folder(path)
     config = config_from_hf(folder)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -249,6 +251,19 @@ def load(path: str | os.PathLike[str] = "o3-tiny", *, dtype: Any = None) -> Mode
     if unknown:
         raise UserError(f"{folder / SETTINGS} has the unknown field '{unknown[0]}': remove it")
     return Model(backbone, folder, Settings(**values), _eos_ids(folder))
+
+
+def model_folder(path: str | os.PathLike[str]) -> Path:
+    """Returns the folder of a model: the path itself, or an embedded model's by name.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    for folder in (Path(path), ASSETS / path):
+        if folder.is_dir():
+            return folder
+    names = ", ".join(sorted(p.name for p in ASSETS.iterdir() if p.is_dir()))
+    raise UserError(f"model '{path}' is not a folder, nor an embedded model ({names}): check the path")
 
 
 def export_hf(model: Model, folder: str | os.PathLike[str], *, dtype: Any = None) -> None:
@@ -267,7 +282,13 @@ def export_hf(model: Model, folder: str | os.PathLike[str], *, dtype: Any = None
 
 
 def export_model(
-    backbone: Qwen3VL, source: Path, folder: Path, processor: Processor, settings: Settings, *, dtype: Any = None
+    backbone: Qwen3VL,
+    source: Path,
+    folder: Path,
+    processor: Processor,
+    settings: Settings,
+    *,
+    dtype: Any = None,
 ) -> None:
     """Writes parameters (layers stacked) with everything that `load` reads beside them.
 

@@ -255,6 +255,14 @@ def test_annotated_video(clip: videos.Fixture, tmp_path: Path, monkeypatch: pyte
     assert not span[left + round((right - left) * 2 / 4)]
 
 
+def test_any_label_can_be_drawn() -> None:
+    draw = annotate.ImageDraw.Draw(Image.new("RGB", (64, 48)))
+    for text in ("", "two\nlines", "\ud800\x00", "词" * 99, "e\u0301🚗", "a" * 10**5):
+        annotate.draw_label(draw, (60, 2), 64, "#22d3ee", text, 10)
+    for box in ((0, 0, 1, 1), (1, 1, 1, 1), (0.5, 0.5, 0.5, 0.5), (-3, -3, 9, 9), (0.9, 0.9, 0.1, 0.1)):
+        annotate.draw_box(draw, box, (64, 48), "#22d3ee", 3)
+
+
 @pytest.mark.parametrize("rotation", [0, 90])
 def test_annotated_video_of_odd_files(rotation: int, tmp_path: Path) -> None:
     source = tmp_path / "in.mkv"

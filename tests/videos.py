@@ -6,7 +6,6 @@ on the left and blue on the right. The list of timestamps given to the writer is
 it never passes through the reader.
 """
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction

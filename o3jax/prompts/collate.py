@@ -79,7 +79,9 @@ def _groups(inputs: Mapping[str, np.ndarray], values: str, grids: str) -> Iterat
             start += h * w
     rows = len(inputs.get(values, ()))
     if start != rows:
-        raise UserError(f"{grids} describes {start} patches but {values} has {rows} rows: pass matching arrays")
+        raise UserError(
+            f"{grids} describes {start} patches but {values} has {rows} rows: pass matching arrays"
+        )
 
 
 def collate(
@@ -134,7 +136,9 @@ def collate(
                 continue
             group = next(pending[int(tokens[at])], None)
             if group is None:
-                raise UserError(f"row {row} of input_ids has more visual placeholders than the grids describe")
+                raise UserError(
+                    f"row {row} of input_ids has more visual placeholders than the grids describe"
+                )
             count = group.height * group.width // unit
             stop = at + count
             if stop > len(tokens) or (tokens[at:stop] != tokens[at]).any():

@@ -175,7 +175,8 @@ class _Painter:
         draw = ImageDraw.Draw(image)
         for track in self.tracks:
             if box := box_at(track, time_s):
-                draw_box(draw, box, (self.width, self.height), track.color, track.object, self.unit)
+                corner = draw_box(draw, box, (self.width, self.height), track.color, max(2, self.unit // 5))
+                draw_label(draw, corner, self.width, track.color, track.object, self.unit)
         image.paste(self.background, (0, self.height))
         middle = self.height + self.strip // 2
         font = _font("", self.unit)
@@ -206,34 +207,35 @@ class _Painter:
 
 
 def draw_box(
-    draw: ImageDraw.ImageDraw, box: Box, size: tuple[int, int], color: str, label: str, text_px: int
-) -> None:
-    """Draws a normalised box, and its label above it (inside where there is no room), onto a picture.
+    draw: ImageDraw.ImageDraw, box: Box, size: tuple[int, int], color: str, line: int
+) -> tuple[int, int]:
+    """Draws a normalised box with lines of `line` pixels and a dark rim, and returns its top left corner.
 
-    Args:
-        draw: the picture's drawing context.
-        size: (width, height) of the area that the box is relative to, from the picture's top left.
-        text_px: text height; 0 draws no label.
+    `size` is (width, height) of the area that the box is relative to, from the picture's top left.
     """
     width, height = size
-    line = max(2, round(min(size) / 160))
     x1, y1, x2, y2 = (round(v * s) for v, s in zip(box, (width, height) * 2, strict=True))
     x1, y1 = min(max(x1, 0), width - 2), min(max(y1, 0), height - 2)
     x2, y2 = min(max(x2, x1 + 1), width - 1), min(max(y2, y1 + 1), height - 1)
     draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline="black", width=line + 2)
     draw.rectangle((x1, y1, x2, y2), outline=color, width=line)
-    if not text_px:
-        return
-    font = _font(label, text_px)
-    label = label if font else "?"
-    font = font or _font("", text_px)
-    label = label if len(label) <= 40 else label[:39] + "…"
+    return x1, y1
+
+
+def draw_label(
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], width: int, color: str, text: str, text_px: int
+) -> None:
+    """Draws a label above a corner (below it where there is no room), within a picture of `width`."""
+    text = "".join(character for character in " ".join(text.split()) if character.isprintable())
+    font = _font(text, text_px)
+    text, font = (text, font) if font else ("?", _font("", text_px))
+    text = text if len(text) <= 40 else text[:39] + "…"
     pad = text_px // 3
-    text_width, text_height = round(draw.textlength(label, font)), text_px + pad
-    left = min(x1, max(0, width - text_width - 2 * pad))
-    top = y1 - text_height if y1 >= text_height else y1
-    draw.rectangle((left, top, left + text_width + 2 * pad, top + text_height), fill=color)
-    draw.text((left + pad, top + text_height // 2), label, _PANEL, font, anchor="lm")
+    label_width, label_height = round(draw.textlength(text, font)) + 2 * pad, text_px + pad
+    x, y = corner
+    left, top = min(x, max(0, width - label_width)), y - label_height if y >= label_height else y
+    draw.rectangle((left, top, left + label_width, top + label_height), fill=color)
+    draw.text((left + pad, top + label_height // 2), text, _PANEL, font, anchor="lm")
 
 
 @functools.lru_cache(maxsize=256)

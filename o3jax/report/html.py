@@ -207,7 +207,7 @@ def _pictures(picture: Image.Image, item: Evidence, color: str) -> tuple[str, st
         crop = _jpeg(_fit(picture.crop((x1, y1, x2, y2)), _CROP_SIDE))
     picture = _fit(picture, _FRAME_SIDE)
     if item.box is not None:
-        annotate.draw_box(ImageDraw.Draw(picture), item.box, picture.size, color, "", 0)
+        annotate.draw_box(ImageDraw.Draw(picture), item.box, picture.size, color, line=_FRAME_SIDE // 96)
     return _jpeg(picture), crop
 
 

@@ -35,9 +35,7 @@ class GroundedTower(nnx.Module):
         self.head_bias = init.bias((taps, outputs), (None, None))
 
 
-def grounding_loss(
-    model: GroundedTower, batch: Mapping[str, Array]
-) -> tuple[Float[Array, ""], Metrics]:
+def grounding_loss(model: GroundedTower, batch: Mapping[str, Array]) -> tuple[Float[Array, ""], Metrics]:
     """Returns the summed loss over language tokens and the sums to log.
 
     The batch holds the tower's inputs and, per token [B, tokens]: `object` (1 covered, 0 background,

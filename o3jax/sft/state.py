@@ -47,7 +47,9 @@ def learning_rate(
         raise UserError(f"config.lr_scheduler_type is '{kind}'; choose one of {', '.join(decays)}")
     if not warmup_steps:
         return decays[kind]
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), decays[kind]], [warmup_steps])
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, peak, warmup_steps), decays[kind]], [warmup_steps]
+    )
 
 
 def make_optimizer(

@@ -1,0 +1,34 @@
+# Every target sets up what it needs in .venv; only Python >= 3.11, make and a C library are required.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test lint bench o3-tiny
+
+setup: $(VENV)/runtime
+demo: $(VENV)/runtime
+	$(BIN)/python -m experiments.demo
+test: $(VENV)/dev
+	$(BIN)/python -m pytest
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+bench: $(VENV)/dev
+	$(BIN)/python -m experiments.bench
+
+# How the embedded model was made (about two hours on two cores).
+o3-tiny: $(VENV)/runtime
+	$(BIN)/python -m experiments.ground --config=configs/ground_tiny.py --workdir=runs/ground_tiny
+	$(BIN)/python -m experiments.sft --config=configs/sft_tiny.py --workdir=runs/sft_tiny
+	$(BIN)/python -m experiments.convert --source=runs/sft_tiny/model --target=o3jax/assets/o3-tiny --dtype=bfloat16
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: o3jax needs Python >= 3.11; run make PYTHON=/path/to/it"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+$(VENV)/runtime: requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	@touch $@
+$(VENV)/dev: requirements-dev.txt $(VENV)/runtime
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,86 @@
+"""`python -m experiments.demo` (`make demo`): asks o3-tiny about an unseen video, then trains a little, live."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from data_pipelines.synthetic import make_scene, scene_seed, write_video
+from experiments import cli
+
+_OUT = flags.DEFINE_string("out", "demo", "The folder that everything is written to; emptied first.")
+_CLIP = flags.DEFINE_integer("clip", 7, "Which clip of the test split to ask about.")
+_STEPS = flags.DEFINE_integer("steps", 30, "Training steps to show.")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    import o3jax
+    from o3jax.report import annotate_video, format_answer, write_report
+
+    cli.use_compilation_cache()
+    console = Console(highlight=False)
+    out = Path(_OUT.value)
+    for name in ("ask", "sft"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    (out / "ask").mkdir(parents=True)
+
+    scene = make_scene(scene_seed("test", _CLIP.value))
+    video = out / "ask" / "clip.mp4"
+    write_video(scene, video)
+    console.rule("[bold]1. Ask a video that the model has never seen")
+    model = o3jax.load("o3-tiny")
+    written = [("video", video)]
+    for language in ("en", "zh"):
+        sample = scene.samples(language)[0 if language == "en" else -1]
+        answer = model.answer(video, sample.question)
+        console.print(f"\n[bold]{sample.question}[/]", markup=True)
+        console.print(format_answer(answer), markup=False)
+        console.print(f"(truth: {sample.answer})", style="dim", markup=False)
+        stem = out / "ask" / language
+        stem.with_suffix(".json").write_text(answer.to_json() + "\n", encoding="utf-8")
+        annotate_video(video, answer, stem.with_suffix(".mp4"))
+        write_report(answer, video, stem.with_suffix(".html"))
+        for suffix, what in ((".html", "report"), (".mp4", "annotated video"), (".json", "answer as data")):
+            written.append((f"{what} ({language})", stem.with_suffix(suffix)))
+
+    console.print()
+    console.rule("[bold]2. Train it further, live")
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.sft",
+        "--config=configs/sft_tiny.py",
+        f"--workdir={out / 'sft'}",
+    ]
+    settings = {
+        "model_name_or_path": "o3-tiny",
+        "per_device_train_batch_size": 2,
+        "max_steps": _STEPS.value,
+        "warmup_steps": 5,
+        "learning_rate": 1e-4,
+        "log_every": 5,
+        "seed": 1,
+    }
+    command += [f"--config.{name}={value}" for name, value in settings.items()]
+    subprocess.run(command, check=True)
+    written += [("training curve", out / "sft" / "metrics.jsonl"), ("trained model", out / "sft" / "model")]
+
+    console.print()
+    table = Table(title="What was written")
+    table.add_column("what")
+    table.add_column("where")
+    for what, path in written:
+        table.add_row(what, str(path))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    cli.run(main)
