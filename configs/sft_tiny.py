@@ -1,16 +1,19 @@
-"""Stage 1 of o3-tiny: text SFT on the synthetic world, rendered while it trains (no clip comes twice).
+"""Text SFT of o3-tiny on the synthetic world, rendered while it trains (no clip comes twice).
 
-python -m experiments.sft --config=configs/sft_tiny.py --workdir=runs/sft_tiny
+First single frames with captions, then clips with questions:
+
+    python -m experiments.sft --config=configs/sft_tiny.py:captions --workdir=runs/captions_tiny
+    python -m experiments.sft --config=configs/sft_tiny.py --workdir=runs/sft_tiny
 """
 
 from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
+def get_config(arg: str = "questions") -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
-    c.model_name_or_path = "runs/ground_tiny/model"
-    c.data_path = "synthetic:1"  # or a dataset folder
+    c.model_name_or_path = "runs/captions_tiny/model"
+    c.data_path = "synthetic:1"  # or captions:1, or a dataset folder
     c.split = "train"
     c.questions_per_row = 3
     c.prompt_style = "plain"
@@ -21,10 +24,10 @@ def get_config() -> ConfigDict:
 
     c.per_device_train_batch_size = 4  # clips
     c.gradient_accumulation_steps = 1
-    c.max_steps = 4400
+    c.max_steps = 2600
     c.learning_rate = 1.5e-3
     c.lr_scheduler_type = "cosine"
-    c.warmup_steps = 200
+    c.warmup_steps = 100
     c.weight_decay = 0.02
     c.max_grad_norm = 1.0
     c.adam_b2 = 0.99
@@ -37,4 +40,15 @@ def get_config() -> ConfigDict:
     c.log_every = 50
     c.save_every = 500
     c.stop_at_step = 0
+
+    if arg == "captions":
+        c.model_name_or_path = "runs/ground_tiny/model"
+        c.data_path = "captions:1"
+        c.row_groups = 2
+        c.row_length = 224
+        c.per_device_train_batch_size = 16
+        c.max_steps = 500
+        c.lr_scheduler_type = "constant"
+    elif arg != "questions":
+        raise ValueError(f"unknown argument '{arg}': questions or captions")
     return c

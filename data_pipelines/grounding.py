@@ -1,21 +1,68 @@
-"""Batches for the grounding warm-up: frames of the synthetic world and what covers each language token."""
+"""Grounding in single frames of the synthetic world: what covers each language token, and captions."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import grain
 import numpy as np
 from jaxtyping import Float
 
+from data_pipelines.sample import ST_TASK, Box, Sample
 from data_pipelines.sft import Clip, Row, RowShape
-from data_pipelines.synthetic import COLORS, SHAPES, Scene
+from data_pipelines.synthetic import COLORS, SHAPES, Object, Scene, make_scene, scene_seed
 from o3jax.models.config import Config
+from o3jax.prompts import coords, grammar
 from o3jax.prompts.collate import collate
 from o3jax.prompts.processor import Processor
 
 _CLEARLY_COVERED = 0.25  # of the token's cell, or of the object where that is smaller
 _CLEARLY_FREE = 0.05
+
+
+class FramePairs:
+    """A few random frame pairs of every clip of the synthetic world, and the caption that lists their objects.
+
+    Reading one frame is what every question needs, and short sequences teach it cheaply.
+    """
+
+    def __init__(self, processor: Processor, level: int, pairs: int, seed: int, size: int = 1 << 31):
+        self.processor, self.level, self.pairs, self.seed, self.size = processor, level, pairs, seed, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Clip:
+        scene = make_scene(scene_seed("train", int(index), self.seed), self.level)
+        indices = self.processor.sample_indices(scene.frame_count, scene.fps)
+        rng = np.random.default_rng(scene.seed)
+        pairs = np.sort(rng.choice(len(indices) // 2, self.pairs, replace=False)).tolist()
+        times = [indices[2 * pair : 2 * pair + 2] / scene.fps for pair in pairs]
+        return Clip((caption(scene, times, ("en", "zh")[index % 2]),), scene, tuple(pairs))
+
+
+def caption(scene: Scene, pair_times: Sequence[Float[np.ndarray, " 2"]], language: str) -> Sample:
+    """Returns a sample whose answer names every object of each pair, from left to right, with its mean box."""
+    claims = []
+    for times in pair_times:
+        shown = [(thing, boxes) for thing in scene.objects if (boxes := _boxes(thing, times))]
+        for thing, boxes in sorted(shown, key=lambda item: item[1][0][0]):
+            box = tuple(np.mean(boxes, axis=0).tolist())
+            time = float(f"{times.mean():.1f}")  # as its label says
+            claims.append(grammar.render_claim(thing.name(language), [box], time, coords.NORMALISED))
+    return Sample(
+        id=f"{scene.id}-caption",
+        source=f"synthetic-l{scene.level}",
+        task=ST_TASK,
+        question={"en": "What is visible?", "zh": "能看到什么?"}[language],
+        answer="; ".join(claims) or {"en": "nothing", "zh": "无"}[language],
+        language=language,
+    )
+
+
+def _boxes(thing: Object, times_s: Float[np.ndarray, " n"]) -> list[Box]:
+    return [box for time in times_s if (box := thing.box(time)) is not None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +74,9 @@ class MakeGroundingRow(grain.transforms.Map):
     shape: RowShape
 
     def map(self, clip: Clip) -> Row:
-        """Returns one row of `shape.groups` random frame pairs; the targets are per language token."""
+        """Returns one row; the targets are per language token, groups concatenated."""
         frames, metadata = clip.frames(self.processor)
-        rng = np.random.default_rng(clip.video.seed)
-        pairs = np.sort(rng.choice(len(frames) // 2, self.shape.groups, replace=False))
-        chosen = np.stack([2 * pairs, 2 * pairs + 1], 1).reshape(-1)
-        times = metadata["frames_indices"][chosen] / metadata["fps"]
-        metadata = metadata | {"frames_indices": metadata["frames_indices"][chosen]}
-        medium = self.processor.read_video(frames[chosen], metadata)
+        medium = self.processor.read_video(frames, metadata)
         t, h, w = medium.grid
         pads = np.full(t * h * w // self.config.vision.merge_unit, self.config.video_token_id)
         inputs = {
@@ -47,6 +89,7 @@ class MakeGroundingRow(grain.transforms.Map):
         for key in ("input_ids", "segment_ids", "positions", "visual_index", "next_position"):
             del row[key]
         merge = self.config.vision.spatial_merge_size
+        times = metadata["frames_indices"] / metadata["fps"]
         return row | token_targets(clip.video, times, (h // merge, w // merge))
 
 
@@ -70,15 +113,14 @@ def token_targets(scene: Scene, times_s: Float[np.ndarray, " n"], cells: tuple[i
         pair = times_s[2 * group : 2 * group + 2]
         best = np.zeros(len(cell))
         for thing in scene.objects:
-            boxes = [thing.box(t) for t in pair]
-            shown = [box for box in boxes if box is not None]
-            if not shown:
+            boxes = _boxes(thing, pair)
+            if not boxes:
                 continue
-            box = np.mean(shown, axis=0)
+            box = np.mean(boxes, axis=0)
             share = _overlap_share(cell, box)
             win = share > best
             best = np.maximum(best, share)
-            out["present"][group, win] = [box is not None for box in boxes]
+            out["present"][group, win] = [thing.box(time) is not None for time in pair]
             out["box"][group, win] = box
             out["color"][group, win] = list(COLORS).index(thing.color)
             out["shape"][group, win] = SHAPES.index(thing.shape)

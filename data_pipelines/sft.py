@@ -37,6 +37,7 @@ class Clip:
 
     samples: tuple[Sample, ...]
     video: Path | Scene
+    pairs: tuple[int, ...] | None = None  # of the sampled frame pairs, only these
 
     def frames(self, processor: Processor) -> tuple[UInt8[np.ndarray, "T H W 3"], dict[str, Any]]:
         """Returns the frames that the processor samples of the video, and their metadata."""
@@ -47,6 +48,8 @@ class Clip:
             # Presented at a constant rate, so that an index is a time also at a variable rate.
             fps, total = FPS, max(1, int(info.duration_s * FPS + 1e-6))
         indices = processor.sample_indices(total, fps)
+        if self.pairs is not None:
+            indices = np.concatenate([indices[2 * pair : 2 * pair + 2] for pair in self.pairs])
         times = indices / fps
         if isinstance(self.video, Scene):
             frames = self.video.render(times)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,19 +22,24 @@ _ANNOTATED = flags.DEFINE_string("annotated", None, "Also write an mp4 with the 
 
 
 def main(argv: Sequence[str]) -> None:
-    del argv
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}: put the question in quotes, after --question")
     for name in ("json", "report", "annotated"):
         _check_writable(name, flags.FLAGS[name].value)
     # After the flags are checked: starting JAX takes seconds.
     import o3jax
     from o3jax.report import annotate_video, format_answer, write_report
+    from o3jax.report.annotate import whole_file
 
     cli.use_compilation_cache()
     model = o3jax.load(_MODEL.value)
     answer = model.answer(_VIDEO.value, _QUESTION.value, fps=_FPS.value)
     print(format_answer(answer))
+    for note in answer.video["notes"]:
+        print(f"note: {note}", file=sys.stderr)
     if _JSON.value:
-        _write_text(Path(_JSON.value), answer.to_json() + "\n")
+        with whole_file(_JSON.value) as path:
+            path.write_text(answer.to_json() + "\n", encoding="utf-8")
     if _ANNOTATED.value:
         annotate_video(_VIDEO.value, answer, _ANNOTATED.value)
     if _REPORT.value:
@@ -50,14 +55,8 @@ def _check_writable(flag: str, path: str | None) -> None:
     parent = Path(path).absolute().parent
     if not parent.is_dir() or Path(path).is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"--{flag}={path} cannot be written: name a file in an existing folder")
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Writes the whole file or nothing."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    if Path(path).resolve() == Path(_VIDEO.value).resolve():
+        raise UserError(f"--{flag}={path} is the video itself: name another file")
 
 
 if __name__ == "__main__":

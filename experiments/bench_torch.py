@@ -6,7 +6,7 @@ Torch is no dependency of the project, so this module is imported by the benchma
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,14 @@ transformers.logging.disable_progress_bar()
 
 
 class Theirs:
-    """A transformers model; every method returns numpy, when the device has finished."""
+    """A transformers model with sdpa attention; every method returns when the device has finished."""
 
-    def __init__(self, folder: Path, *, dtype: str = "float32", device: str = "cpu", attention: str = "sdpa"):
-        self.device = device
+    def __init__(self, folder: Path, *, dtype: str = "float32", device: str = "cpu"):
+        self.device = torch.device(device)
         self.model = Qwen3VLForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, device_map=device if device != "cpu" else None
-        ).eval()
+            folder, dtype=dtype, attn_implementation="sdpa"
+        )
+        self.model.to(self.device).eval()
         # A fixed number of new tokens: nothing ends a row early.
         self.model.generation_config.eos_token_id = None
         self.model.generation_config.pad_token_id = 0
@@ -53,30 +54,28 @@ class Theirs:
 
         return {key: tensor(value) for key, value in inputs.items()}
 
-    def _finished(self, x: torch.Tensor) -> np.ndarray:
-        return x.detach().float().cpu().numpy()
+    def _finished(self, x: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return x
 
-    def forward(self, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Returns logits [B, S, V]."""
         with torch.inference_mode():
             self.model.model.rope_deltas = None
             return self._finished(self.model(**inputs, use_cache=False).logits)
 
-    def vision(self, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
+    def vision(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Returns the language tokens of all frames [tokens, D]."""
         with torch.inference_mode():
             out = self.model.model.visual(inputs["pixel_values_videos"], inputs["video_grid_thw"])
             return self._finished(out.pooler_output)
 
-    def make_optimizer(
-        self, trainable: Callable[[str], bool], *, lr: float, weight_decay: float, b2: float
-    ) -> None:
-        """Sets up AdamW on the parameters whose name passes; matrices decay, norms and biases do not."""
+    def make_optimizer(self, *, lr: float, weight_decay: float, b2: float) -> None:
+        """Sets up AdamW on all parameters; matrices decay, norms and biases do not."""
         plain, decayed = [], []
         for name, p in self.model.named_parameters():
-            p.requires_grad_(trainable(name))
-            if p.requires_grad:
-                (plain if "norm" in name or "bias" in name else decayed).append(p)
+            (plain if "norm" in name or "bias" in name else decayed).append(p)
         groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
         self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, b2), eps=1e-8, fused=True)
         self.model.train()
@@ -91,7 +90,7 @@ class Theirs:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return self._finished(loss).item()
 
     def generate(self, inputs: Mapping[str, torch.Tensor], new_tokens: int, **options: Any) -> np.ndarray:
         """Returns the greedy tokens [B, new]."""

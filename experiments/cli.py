@@ -6,14 +6,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from absl import app, logging
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
 
 from o3jax.errors import UserError
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs an absl `main`; a UserError becomes its sentence on stderr and exit code 2."""
+    """Runs an absl `main`; a UserError or a wrong flag becomes one sentence on stderr and exit code 2."""
 
     logging.set_verbosity(logging.WARNING)
 
@@ -21,10 +23,35 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         try:
             main(argv)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _fail(str(error))
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(f"{' '.join(str(error).split())} (--help lists the flags)")
+
+
+def define_config(default: str) -> flags.FlagHolder[ConfigDict]:
+    """Returns the flag --config=FILE[:ARGUMENT], whose fields are flags too: --config.field=value."""
+    given = [arg.partition("=")[2] for arg in sys.argv if arg.startswith("--config=")]
+    path = given[-1] if given else default
+    if not Path(path.partition(":")[0]).is_file():
+        _fail(f"--config={path} names no file: give a file such as {default}")
+    try:
+        # The library reads --config.field=value here already, so the file must be the given one.
+        return config_flags.DEFINE_config_file("config", path)
+    except AttributeError as error:
+        name = str(error).strip("\"'")
+        _fail(f"{path} has no field '{name}': check the name after --config.")
+
+
+def _fail(sentence: str) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 def use_compilation_cache() -> None:

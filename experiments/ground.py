@@ -8,24 +8,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from data_pipelines.grounding import MakeGroundingRow
-from data_pipelines.sft import RowShape, SyntheticClips, make_dataset
+from data_pipelines.grounding import FramePairs, MakeGroundingRow
+from data_pipelines.sft import RowShape, make_dataset
 from data_pipelines.synthetic import COLORS, SHAPES, make_scene, scene_seed
 from experiments import cli
 from experiments.train_loop import Workdir, train
 from o3jax.hf.export import export_weights
 from o3jax.models.config import Config, TextConfig, VisionConfig
 from o3jax.models.layers import Initializer
-from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.models.qwen3_vl import VISION_KEYS, Qwen3VL
+from o3jax.models.vision import VisionTower
 from o3jax.prompts import templates
 from o3jax.prompts.image import ImageConfig, VideoConfig
 from o3jax.prompts.processor import Processor, load_processor
@@ -33,8 +34,10 @@ from o3jax.prompts.tokenizer import build_tokenizer, number_tokens
 from o3jax.sft.grounding import GroundedTower, grounding_loss
 from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/ground_tiny.py")
+_CONFIG = cli.define_config("configs/ground_tiny.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
+
+_FEATURE_RMS = 0.3
 
 
 def make_processor(folder: Path, config: ConfigDict) -> Processor:
@@ -86,6 +89,21 @@ def make_model(processor: Processor, config: ConfigDict) -> Qwen3VL:
     return model
 
 
+def rescaled(tower: VisionTower, batch: Mapping[str, np.ndarray]) -> VisionTower:
+    """Returns the tower with its outputs scaled to `_FEATURE_RMS` on a batch.
+
+    The head reads features of any size, and they grow while it is trained. But in the decoder's
+    residual stream large features drown what the layers add, so a frame would not learn its time.
+    """
+    tokens, taps = tower(*[batch[key] for key in VISION_KEYS])
+    for merger, features in ((tower.merger, tokens[None]), (tower.deepstack_mergers, taps)):
+        factor = _FEATURE_RMS / jnp.sqrt(jnp.mean(jnp.square(features), axis=(1, 2, 3)))
+        factor = factor if features is taps else factor[0]
+        merger.fc2[...] = merger.fc2[...] * factor[..., None, None]
+        merger.fc2_bias[...] = merger.fc2_bias[...] * factor[..., None]
+    return tower
+
+
 def main(argv: Sequence[str]) -> None:
     del argv
     cli.use_compilation_cache()
@@ -97,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
     grounded = GroundedTower(model.vision, len(COLORS), len(SHAPES), init)
 
     shape = RowShape(0, config.pairs_per_clip, config.row_patches)
-    clips = SyntheticClips("train", config.level, questions=1, seed=config.seed + 1)
+    clips = FramePairs(processor, config.level, config.pairs_per_clip, config.seed + 1)
     rows = MakeGroundingRow(processor, model.config, shape)
     dataset = make_dataset(clips, rows, batch_size=config.train_batch_size, seed=config.seed, shuffle=False)
     schedule = learning_rate(
@@ -111,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
     state = train(init_state(grounded, optimizer), step, dataset, add_axis, workdir, config)
     if int(state.step) < config.max_steps:
         return
-    model.vision = state.model.tower
+    model.vision = rescaled(state.model.tower, next(iter(dataset)))
     token = processor.tokenizer.convert_tokens_to_ids
     folder = workdir.path / "model"
     shutil.rmtree(folder, ignore_errors=True)

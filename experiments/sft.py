@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from data_pipelines.grounding import FramePairs
 from data_pipelines.sft import Clip, FolderClips, MakeRow, RowShape, SyntheticClips, make_dataset
 from experiments import cli
 from experiments.train_loop import Workdir, train
@@ -23,21 +24,27 @@ from o3jax.api import Settings, export_model, model_folder
 from o3jax.errors import UserError
 from o3jax.hf.config import config_from_hf
 from o3jax.hf.weights import load_weights
-from o3jax.prompts.processor import load_processor
+from o3jax.prompts.processor import Processor, load_processor
 from o3jax.prompts.tokenizer import number_tokens
 from o3jax.sft.loss import number_targets, text_loss
 from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/sft_tiny.py")
+_CONFIG = cli.define_config("configs/sft_tiny.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
 
 
-def open_clips(config: ConfigDict) -> Sequence[Clip]:
-    """Returns the clips that `config.data_path` names: `synthetic:LEVEL`, or a dataset folder."""
+def open_clips(config: ConfigDict, processor: Processor) -> Sequence[Clip]:
+    """Returns the clips that `config.data_path` names.
+
+    `synthetic:LEVEL` renders clips with questions, `captions:LEVEL` frame pairs with captions (as
+    many pairs as a row has groups); anything else is a dataset folder.
+    """
     kind, _, level = config.data_path.partition(":")
-    if kind == "synthetic":
+    if kind in ("synthetic", "captions"):
         if not level.isdigit():
-            raise UserError(f"config.data_path is '{config.data_path}'; write synthetic:1, :2 or :3")
+            raise UserError(f"config.data_path is '{config.data_path}'; write {kind}:1, :2 or :3")
+        if kind == "captions":
+            return FramePairs(processor, int(level), config.row_groups, config.seed)
         return SyntheticClips(config.split, int(level), config.questions_per_row, config.seed)
     return FolderClips(config.data_path, config.questions_per_row)
 
@@ -59,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
 
     shape = RowShape(config.row_length, config.row_groups, config.row_patches)
     rows = MakeRow(processor, model.config, shape, config.prompt_style, config.box_step)
-    clips = open_clips(config)
+    clips = open_clips(config, processor)
     batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps
     # The synthetic world is endless and already in random order.
     shuffle = isinstance(clips, FolderClips)

@@ -53,7 +53,7 @@ class Workdir:
                     f"{self.path} holds a run with another config.{changed[0]}: give another --workdir, "
                     "or the config that it was started with"
                 )
-        known.write_text(json.dumps(new, indent=2) + "\n")
+        _replace(known, json.dumps(new, indent=2) + "\n")
         options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
         self.manager = ocp.CheckpointManager(self.path / "checkpoints", options=options)
 
@@ -81,6 +81,13 @@ class Workdir:
         return jax.tree.unflatten(structure, [saved[name] for name in _flat(state)])
 
 
+def _replace(path: Path, text: str) -> None:
+    """Writes the whole file or nothing: a run may be killed at any moment, and must find it again."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
 def _flat(state: TrainState) -> dict[str, jax.Array]:
     """Returns the arrays by their path, so that a checkpoint does not depend on our classes."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
@@ -93,7 +100,7 @@ class MetricsLog:
         path = workdir / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
-        path.write_text("".join(line + "\n" for line in kept))
+        _replace(path, "".join(line + "\n" for line in kept))
         self.file = path.open("a")
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
@@ -164,12 +171,14 @@ def train(
     last = min(config.max_steps, config.stop_at_step or config.max_steps)
     run_started, clock = time.perf_counter(), Clock()
     window: list[Metrics] = []
+    stopping = False
     try:
-        while step < last and not stop["now"]:
+        while step < last and not stopping:
             state, metrics = step_fn(state, prepare(clock.next(iterator)))
             window.append(metrics)
             step += 1
-            saving = step % config.save_every == 0 or step == last or stop["now"]
+            stopping = stop["now"]  # read once: a signal that comes later ends the next step, which saves
+            saving = step % config.save_every == 0 or step == last or stopping
             if step % config.log_every == 0 or saving:
                 # Before a checkpoint too: a step that is not repeated must not be missing in the log.
                 values = log.write(step, window)
@@ -181,7 +190,7 @@ def train(
     finally:
         signal.signal(signal.SIGTERM, previous)
         log.close()
-    if stop["now"]:
+    if stopping:
         print(f"stopped by SIGTERM at step {step}; saved, the same --workdir continues", flush=True)
         sys.exit(0)
     print(

@@ -74,12 +74,14 @@ class Model:
         settings: how it wants to be asked.
     """
 
-    def __init__(self, backbone: Qwen3VL, folder: Path, settings: Settings, eos_ids: tuple[int, ...]):
+    def __init__(
+        self, backbone: Qwen3VL, folder: Path, settings: Settings, eos_ids: tuple[int, ...], pad_id: int
+    ):
         backbone.text.layers = unstack(backbone.text.layers)
         self.backbone = backbone
         self.folder = folder
         self.settings = settings
-        self._eos_ids = eos_ids
+        self._eos_ids, self._pad_id = eos_ids, pad_id
 
     @property
     def config(self) -> Config:
@@ -179,13 +181,12 @@ class Model:
     def _generate(self, inputs: Mapping[str, np.ndarray], max_new_tokens: int) -> Generated:
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-        pad = min(self._eos_ids)
         return greedy(
             self.backbone,
             self._batch(inputs),
             max_new_tokens=max_new_tokens,
             eos_ids=self._eos_ids,
-            pad_id=pad,
+            pad_id=self._pad_id,
         )
 
     def _watch(self, video: str | os.PathLike[str], fps: float) -> tuple[Clip, dict[str, Any]]:
@@ -250,7 +251,7 @@ def load(path: str | os.PathLike[str] = "o3-tiny", *, dtype: Any = None) -> Mode
     unknown = sorted(set(values) - known)
     if unknown:
         raise UserError(f"{folder / SETTINGS} has the unknown field '{unknown[0]}': remove it")
-    return Model(backbone, folder, Settings(**values), _eos_ids(folder))
+    return Model(backbone, folder, Settings(**values), *_end_tokens(folder))
 
 
 def model_folder(path: str | os.PathLike[str]) -> Path:
@@ -278,14 +279,16 @@ def export_hf(model: Model, folder: str | os.PathLike[str], *, dtype: Any = None
     """
     backbone = jax.tree.map(lambda a: a, model.backbone)  # a new container around the same arrays
     backbone.text.layers = stack(backbone.text.layers)
-    export_model(backbone, model.folder, Path(folder), model.processor, model.settings, dtype=dtype)
+    # A folder of bare weights has no tokenizer to carry over.
+    processor = model.processor if (model.folder / "tokenizer.json").is_file() else None
+    export_model(backbone, model.folder, Path(folder), processor, model.settings, dtype=dtype)
 
 
 def export_model(
     backbone: Qwen3VL,
     source: Path,
     folder: Path,
-    processor: Processor,
+    processor: Processor | None,
     settings: Settings,
     *,
     dtype: Any = None,
@@ -293,14 +296,20 @@ def export_model(
     """Writes parameters (layers stacked) with everything that `load` reads beside them.
 
     Args:
-        source: the folder that the model came from; its generation_config.json is carried over.
+        source: the folder that the model came from; its generation_config.json is carried over, and
+            the tokens that end a text also where only config.json names them.
     """
 
     def add_files(target: Path) -> None:
-        processor.save(target)
+        if processor:
+            processor.save(target)
         (target / SETTINGS).write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
 
-    generation = _read_json(source / "generation_config.json") or None
+    ends, pad = _end_tokens(source)
+    named = {"eos_token_id": list(ends), "pad_token_id": pad} if ends else {}
+    generation = _read_json(source / "generation_config.json")
+    if generation.get("eos_token_id") is None:
+        generation = {"do_sample": False} | generation | named
     export_weights(backbone, folder, dtype=dtype, generation=generation, add_files=add_files)
 
 
@@ -313,11 +322,18 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not readable JSON ({error}): restore the file") from error
 
 
-def _eos_ids(folder: Path) -> tuple[int, ...]:
-    """Returns the tokens that end a text: generation_config.json's, else config.json's, else none."""
-    for name in ("generation_config.json", "config.json"):
-        values = _read_json(folder / name)
-        eos = values.get("eos_token_id", values.get("text_config", {}).get("eos_token_id"))
-        if eos is not None:
-            return tuple(eos) if isinstance(eos, list) else (int(eos),)
-    return ()
+def _end_tokens(folder: Path) -> tuple[tuple[int, ...], int]:
+    """Returns the tokens that end a text (none where no file names one), and the one that fills up after.
+
+    As in transformers: generation_config.json is asked first, then config.json; without a pad token
+    the first end token fills up.
+    """
+    sources = [_read_json(folder / name) for name in ("generation_config.json", "config.json")]
+    sources.append(sources[-1].get("text_config", {}))
+
+    def first(key: str) -> Any:
+        return next((values[key] for values in sources if values.get(key) is not None), None)
+
+    eos, pad = first("eos_token_id"), first("pad_token_id")
+    ends = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+    return ends, (ends[0] if ends else 0) if pad is None else pad

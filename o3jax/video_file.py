@@ -53,23 +53,27 @@ def local_file(path: str | os.PathLike[str]) -> Path:
     if re.match(r"[A-Za-z][\w+.-]+(:|,,)", text):
         raise VideoError(
             f"{text} looks like a URL or protocol; only local files are read "
-            f"(a local file of that name is ./{text})."
+            "(put ./ before the name of a file that has a colon)."
         )
+    if not text:
+        raise VideoError("path is empty; name a video file.")
     try:
         resolved = Path(text).resolve(strict=True)
         mode = resolved.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise VideoError(f"{path} is a directory; name a video file.")
-        if not stat.S_ISREG(mode):
-            raise VideoError(f"{path} is a device, pipe or socket; only regular files are read.")
-        with resolved.open("rb") as file:
-            head = file.read(512)
+        head = b""
+        if stat.S_ISREG(mode):  # opening a pipe would wait for ever
+            with resolved.open("rb") as file:
+                head = file.read(512)
     except (FileNotFoundError, NotADirectoryError):
         raise VideoError(f"{path} does not exist; check the path of the video.") from None
     except PermissionError:
         raise VideoError(f"{path} may not be read; check its permissions.") from None
     except (OSError, RuntimeError, ValueError) as error:  # I/O errors, loops of links, NUL in the name
-        raise VideoError(f"{path!r} cannot be read ({error}).") from None
+        raise VideoError(f"{text!r} cannot be read ({error}).") from None
+    if stat.S_ISDIR(mode):
+        raise VideoError(f"{path} is a directory; name a video file.")
+    if not stat.S_ISREG(mode):
+        raise VideoError(f"{path} is a device, pipe or socket; only regular files are read.")
     if not head:
         raise VideoError(f"{path} is empty (0 bytes).")
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
@@ -137,7 +141,10 @@ class VideoFile:
         try:
             first = self._peek()
             if first is None:
-                raise VideoError(f"{self.path}: not one frame could be decoded; it is damaged or too large.")
+                raise VideoError(
+                    f"{self.path}: no frame could be decoded; it is damaged or has frames of more than "
+                    f"{MAX_PIXELS} pixels."
+                )
             self._current, self._next = first, None
             self.first = first.frame
             self._zero = first.start
@@ -180,6 +187,8 @@ class VideoFile:
         # AVI stores no presentation times and what FFmpeg makes up for them is wrong with B-frames: frames
         # are shown in the order in which they leave the decoder, one per tick.
         self._is_avi = self.container.format.name == "avi"
+        self._is_mkv = "matroska" in self.container.format.name
+        self._has_index = self._is_avi or "mov" in self.container.format.name
         self._position = -math.inf  # ticks of the last packet read
         self._frames = self._decode(at_keyframe=True)
         self._next = None
@@ -314,14 +323,16 @@ class VideoFile:
         assert following is not None
         base = self.stream.time_base
         index = self.stream.index_entries
-        entry = index.search_timestamp(min(int(t_file / base), MAX_TICKS))
-        if 0 <= entry < len(index) - 1:  # keyframes are known up to there and beyond
-            if index[entry].timestamp <= self._position:
+        target = min(int(t_file / base), MAX_TICKS)
+        # An mkv index may be partly read, and those of the other containers are only what was seen so far.
+        if self._has_index or (self._is_mkv and len(index) and index[len(index) - 1].timestamp >= target):
+            entry = index.search_timestamp(target)
+            if entry < 0 or index[entry].timestamp <= self._position:
                 return
         elif t_file - following.start <= self._blind_gap:
             return
-        # Without an index (MPEG-TS has none, mkv reads its own when it first seeks) a seek may land past the
-        # target, so it is checked and taken further back.
+        # Without a whole index (mkv reads its own when it first seeks) a seek may land past the target, so it
+        # is checked and taken further back.
         for back in (0.0, 1.0, 3.0, 7.0, 15.0, 31.0):
             landed = self._seek(t_file - back)
             if landed is not None and landed.start <= t_file:

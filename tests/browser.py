@@ -78,7 +78,7 @@ class Browser:
 
     def wait(self, expression: str) -> None:
         """Waits until an expression is true; fails after a time that only a broken page needs."""
-        for _ in range(400):
+        for _ in range(1200):
             # While the page loads its elements may be missing.
             if self.js(f"(() => {{ try {{ return {expression}; }} catch {{ return false; }} }})()"):
                 return

@@ -12,13 +12,16 @@ for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# In the environment, so that commands that a test starts share it.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".cache" / "jax")
+)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).resolve().parents[1] / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
@@ -35,3 +38,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory):
         return made[kind]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def video_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a very small random Qwen3-VL with a tokenizer, that can be asked about a video."""
+    from tests.tiny import make_video_model
+
+    return make_video_model(tmp_path_factory.mktemp("video_model"))
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip of the synthetic world: 6 s, 128 x 128 pixels, 25 frames per second, H.264 in mp4."""
+    from data_pipelines.synthetic import make_scene, write_video
+
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    write_video(make_scene(8), path)
+    return path

@@ -217,8 +217,9 @@ def test_exact_times_have_an_iou_of_one():
 
 
 _PIECES = st.sampled_from(
-    ["<think>", "</think>", "<answer>", "</answer>", "<obj>", "</obj>", "red circle", "<box>", "</box>", "[1,2,",
-     "[250,250,500,500]", "3,4]", "at", "<t>", "</t>", "s", " to ", "到", "2.0", "-1", "999999999", "nan", "]", "{"]
+    ["<think>", "</think>", "<answer>", "</answer>", "<obj>", "</obj>", "red circle", "<box>", "</box>",
+     "[1,2,", "[250,250,500,500]", "3,4]", "at", "<t>", "</t>", "s", " to ", "到", "2.0", "-1",
+     "999999999", "nan", "]", "{"]
 )  # fmt: skip
 
 
@@ -282,14 +283,16 @@ def _asked(kind: str, question: str, language: str = "en") -> Asked:
          "<obj>red circle</obj><box>[400,400,600,600]</box>"),
         (_asked("where", "在0.3秒,红色圆形在什么位置?", "zh"), "红色圆形", 0.3, (0.3, 2.3),
          "<obj>红色圆形</obj><box>[400,400,600,600]</box>"),
-        (_asked("first", "Which appears first, the blue star or the red circle?"), "blue star", 2.0, (1.0, 3.0),
-         "blue star"),
+        (_asked("first", "Which appears first, the blue star or the red circle?"), "blue star", 2.0,
+         (1.0, 3.0), "blue star"),
         (_asked("first", "先消失的是红色圆形还是蓝色星形?", "zh"), "红色圆形", 2.0, (1.0, 3.0), "红色圆形"),
-        (_asked("attribute", "What colour is the object that appears at 1.4 s?"), "name", 1.4, (1.0, 3.0), "word"),
+        (_asked("attribute", "What colour is the object that appears at 1.4 s?"), "name", 1.4,
+         (1.0, 3.0), "word"),
         (_asked("appears", "When does the red circle appear?"), "red circle", 2.0, (1.0, 3.0), "<t>1.0</t>s"),
         (_asked("interval", "红色圆形什么时候可见?", "zh"), "红色圆形", 2.0, (1.0, 3.0),
          "从<t>1.0</t>s到<t>3.0</t>s"),
-        (_asked("mcq", "What appears first?\nA. blue star\nB. red circle"), "blue star", 2.0, (1.0, 3.0), "A"),
+        (_asked("mcq", "What appears first?\nA. blue star\nB. red circle"), "blue star", 2.0,
+         (1.0, 3.0), "A"),
     ],
 )  # fmt: skip
 def test_copy_says_what_the_question_says(asked, object, time, interval, answer):

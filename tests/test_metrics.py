@@ -307,7 +307,7 @@ def _published_parse_times(text: str) -> list[float]:
     return [float(n) for n in numbers] if len(numbers) == 2 else []
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.lists(st.sampled_from(["1", "1:10", "11:10", ":", ".", " ", "s", "<answer>", "</answer>", "٣"])))
 def test_parse_times_equals_the_published_steps(pieces: list[str]) -> None:
     text = "".join(pieces)
@@ -320,14 +320,14 @@ def _published_json_text(text: str) -> str | None:
     return match.group(1) if match else None
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(["```json\n", "\n```", "[", "]", "{", "}", "'3':", "1", " ", "\n", "a"])))
 def test_the_json_part_is_the_published_one(pieces: list[str]) -> None:
     text = "".join(pieces)
     assert vstar._find_json(text) == _published_json_text(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.lists(st.sampled_from(["1", "2.5", "3.", ".", " to ", " and ", " ", "to", "s", "7"])))
 def test_tvg_official_equals_the_published_pattern(pieces: list[str]) -> None:
     text = "".join(pieces)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 from transformers import (
     Qwen3VLConfig,
@@ -24,8 +25,10 @@ from transformers import (
 )
 
 from o3jax.hf import config_from_hf, load_weights
+from o3jax.hf.export import export_weights
 from o3jax.models.config import Config
 from o3jax.models.qwen3_vl import Qwen3VL
+from tests.commands import command
 
 IMAGE, VIDEO, VISION_START, VISION_END = 300, 301, 302, 303
 KINDS = ("dense", "tied", "moe")
@@ -195,3 +198,54 @@ def to_release_dialect(source: Path, target: Path) -> None:
         if ".experts." in name:
             tensors[name] = np.ascontiguousarray(tensor.swapaxes(1, 2))
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+
+
+# A model that reads 64 x 64 pixels and costs a few milliseconds a step.
+VIDEO_MODEL = {
+    "seed": 0,
+    "level": 1,
+    "vocab_size": 900,
+    "video_fps": 1.0,
+    "row_groups": 3,
+    "row_patches": 16,
+    "text": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "rope_theta": 10_000.0,
+        "mrope_section": (4, 2, 2),
+    },
+    "vision": {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "deepstack_visual_indexes": (0,),
+        "num_position_embeddings": 16,
+    },
+}
+
+
+def make_video_model(folder: Path) -> Path:
+    """Returns the folder of a random model with its tokenizer and processor files, written by our export."""
+    config = ConfigDict(VIDEO_MODEL)
+    with command("ground") as ground:
+        processor = ground.make_processor(folder / "tokenizer", config)
+        model = ground.make_model(processor, config)
+    # Five times the usual spread, so that logits differ from one another.
+    model = jax.tree_util.tree_map_with_path(
+        lambda path, a: a if "norm" in jax.tree_util.keystr(path) else 5 * a, model
+    )
+    end, pad = (processor.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>"))
+    generation = {"do_sample": False, "eos_token_id": [end, pad], "pad_token_id": pad}
+
+    def add_files(target: Path) -> None:
+        processor.save(target)
+        (target / "o3_config.json").write_text('{"prompt_style": "plain"}')
+
+    export_weights(model, folder / "model", generation=generation, add_files=add_files)
+    return folder / "model"

@@ -131,7 +131,7 @@ DEFAULT_OPTIONS = {
     "libx264": {"preset": "veryfast", "crf": "24", "bf": "2"},
     "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:frame-threads=1"},
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "35", "b": "0"},
-    "libsvtav1": {"preset": "12", "crf": "40", "svtav1-params": "lp=1"},
+    "libsvtav1": {"preset": "8", "crf": "20", "svtav1-params": "lp=1"},
 }
 
 

@@ -21,41 +21,48 @@ def cross_entropy(
     labels: Int[Array, "B S"],
     *,
     soft_targets: Float[Array, "V V"] | None = None,
-    chunk: int = 128,
+    chunk: int = 64,
 ) -> dict[str, Float[Array, ""]]:
     """Returns float32 sums over the labelled positions: `loss` (nats), `correct` and `tokens`.
 
     `labels[b, s]` is the token that position s predicts (already shifted), `IGNORE` elsewhere. The
-    logits exist for `chunk` positions at a time, forward and backward.
+    logits exist for `chunk` positions at a time, forward and backward, and only where there are
+    labels: each row's labelled positions are gathered in front, and chunks without any are skipped.
 
     Args:
         soft_targets: row v replaces the one-hot target of token v. The tiny model uses it to tell
             neighbouring numbers apart from wrong ones (see `number_targets`).
     """
     batch, size, width = hidden.shape
+    front = jnp.argsort(labels == IGNORE, axis=1, stable=True)
+    hidden = jnp.take_along_axis(hidden, front[..., None], axis=1)
+    labels = jnp.take_along_axis(labels, front, axis=1)
     pad = -size % chunk
     hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
     labels = jnp.pad(labels, ((0, 0), (0, pad)), constant_values=IGNORE)
     hidden = hidden.reshape(batch, -1, chunk, width).swapaxes(0, 1)
     labels = labels.reshape(batch, -1, chunk).swapaxes(0, 1)
 
+    zero = dict.fromkeys(("loss", "correct", "tokens"), jnp.float32(0))
+
     @jax.checkpoint
-    def one(total: dict, xs: tuple[Array, Array]) -> tuple[dict, None]:
-        x, y = xs
+    def sums(x: Array, y: Array) -> dict:
         mask, target = y != IGNORE, jnp.maximum(y, 0)
         logp = jax.nn.log_softmax((x @ head).astype(jnp.float32))
         if soft_targets is None:
             nll = -jnp.take_along_axis(logp, target[..., None], -1)[..., 0]
         else:
             nll = -jnp.einsum("bsv,bsv->bs", jnp.asarray(soft_targets)[target], logp)
-        new = {
+        return {
             "loss": jnp.sum(nll * mask),
             "correct": jnp.sum((jnp.argmax(logp, -1) == target) & mask).astype(jnp.float32),
             "tokens": jnp.sum(mask).astype(jnp.float32),
         }
+
+    def one(total: dict, xs: tuple[Array, Array]) -> tuple[dict, None]:
+        new = jax.lax.cond((xs[1] != IGNORE).any(), sums, lambda x, y: zero, *xs)
         return jax.tree.map(jnp.add, total, new), None
 
-    zero = dict.fromkeys(("loss", "correct", "tokens"), jnp.float32(0))
     return jax.lax.scan(one, zero, (hidden, labels))[0]
 
 

@@ -1,0 +1,152 @@
+"""Greedy generation against transformers' own, and the cache against a forward pass that has none."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from o3jax.generate.cache import extend, prefill
+from o3jax.generate.sampler import Generated, greedy
+from o3jax.models.layers import unstack
+from o3jax.prompts.collate import collate
+from tests.tiny import QUICK, make_inputs, our_logits
+
+NEW = 32
+PAD = 0
+# Images and videos of different grids, prompts of different lengths.
+ROWS = [
+    [3, (4, 6), 5, (2, 6, 4), 2],
+    [40],
+    [4, (1, 10, 12), 7, (4, 4), 3],
+]
+
+
+@pytest.fixture(scope="module")
+def reference(tiny):
+    """The tiny model; ours has its layers unstacked, as generation wants them."""
+    made = tiny("dense")
+    ours = jax.tree.map(lambda a: a, made.ours)
+    ours.text.layers = unstack(ours.text.layers)
+    return dataclasses.replace(made, ours=ours)
+
+
+@pytest.fixture(scope="module")
+def expected(reference) -> np.ndarray:
+    """What transformers generates for the left-padded batch."""
+    inputs = make_inputs(ROWS, left=True)
+    reference.torch.model.rope_deltas = None
+    tensors = {key: torch.from_numpy(value) for key, value in inputs.items()}
+    with torch.no_grad():
+        ids = reference.torch.generate(
+            **tensors, do_sample=False, max_new_tokens=NEW, eos_token_id=None, pad_token_id=PAD
+        )
+    return ids[:, inputs["input_ids"].shape[1] :].numpy()
+
+
+def generate(reference, inputs, eos_ids=(), **sizes) -> Generated:
+    batch = collate(inputs, reference.config, **sizes)
+    out = greedy(reference.ours, batch, max_new_tokens=NEW, eos_ids=eos_ids, pad_id=PAD)
+    return jax.tree.map(np.asarray, out)
+
+
+@pytest.fixture(scope="module")
+def generated(reference) -> Generated:
+    """What we generate for the right-padded batch."""
+    return generate(reference, make_inputs(ROWS))
+
+
+def test_tokens_equal_transformers(expected, generated):
+    assert expected.shape == (3, NEW) and len(np.unique(expected)) > 20
+    np.testing.assert_array_equal(generated.tokens, expected)
+    assert generated.length.tolist() == [NEW] * 3
+
+
+def test_padding_on_the_left_and_in_buckets_is_the_same(reference, expected):
+    out = generate(reference, make_inputs(ROWS, left=True), length=96, groups=4, patches=128)
+    np.testing.assert_array_equal(out.tokens, expected)
+
+
+def test_a_row_alone_generates_the_same(reference, expected):
+    np.testing.assert_array_equal(generate(reference, make_inputs(ROWS[:1])).tokens, expected[:1])
+
+
+def test_an_end_token_ends_its_row_only(reference, generated):
+    """The first row ends early, the second with another end token, the third runs on."""
+    tokens = generated.tokens
+    others = set(tokens[2].tolist())
+    stops = [next(i for i in range(start, NEW) if tokens[row, i] not in others) for row, start in ((0, 4), (1, 9))]
+    ends = tuple(int(tokens[row, stop]) for row, stop in enumerate(stops))
+    out = generate(reference, make_inputs(ROWS), eos_ids=ends)
+    for row in range(3):
+        count = next((i + 1 for i, token in enumerate(tokens[row]) if token in ends), NEW)
+        assert out.length[row] == count
+        np.testing.assert_array_equal(out.tokens[row, :count], tokens[row, :count])
+        np.testing.assert_allclose(out.logprobs[row, :count], generated.logprobs[row, :count], atol=1e-5)
+        assert (out.tokens[row, count:] == PAD).all() and (out.logprobs[row, count:] == 0).all()
+    assert out.length[0] < NEW and out.length[1] < NEW and out.length[2] == NEW
+
+
+def test_generation_stops_when_every_row_has_ended(reference, generated, monkeypatch):
+    """Counted by the calls of `extend` that really run."""
+    steps = []
+
+    def counted(model, tokens, cache, original=extend):
+        jax.debug.callback(lambda: steps.append(1))
+        return original(model, tokens, cache)
+
+    monkeypatch.setattr("o3jax.generate.sampler.extend", counted)
+    ends = tuple(np.unique(generated.tokens[:, 3]).tolist())
+    out = generate(reference, make_inputs(ROWS), eos_ids=ends)
+    jax.effects_barrier()
+    assert out.length.max() <= 4 and len(steps) == out.length.max() - 1
+
+
+def continued(inputs, tokens):
+    """Returns the right-padded inputs with each row's tokens behind its prompt."""
+    rows, length = inputs["input_ids"].shape
+    out = dict(inputs)
+    for key in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        out[key] = np.pad(inputs[key], ((0, 0), (0, tokens.shape[1])))
+    for row, size in enumerate(inputs["attention_mask"].sum(1)):
+        out["input_ids"][row, size : size + tokens.shape[1]] = tokens[row]
+        out["attention_mask"][row, size : size + tokens.shape[1]] = 1
+    return out
+
+
+def test_logprobs_equal_those_of_a_full_forward_pass(reference, generated):
+    inputs = make_inputs(ROWS)
+    full = continued(inputs, generated.tokens)
+    logits = our_logits(reference.ours, collate(full, reference.config), QUICK)
+    logp = np.asarray(jax.nn.log_softmax(logits))
+    for row, size in enumerate(inputs["attention_mask"].sum(1)):
+        at = size - 1 + np.arange(NEW)
+        want = logp[row, at, generated.tokens[row]]
+        np.testing.assert_allclose(generated.logprobs[row], want, atol=1e-4)
+        np.testing.assert_array_equal(logp[row, at].argmax(-1), generated.tokens[row])
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_the_cache_equals_that_of_a_longer_prompt(reference, generated, left):
+    """Prompt, then three tokens one by one, leaves what a prefill of everything leaves."""
+    inputs, new = make_inputs(ROWS, left=left), generated.tokens[:, :3]
+    model, config = reference.ours, reference.config
+    longer = collate(continued(make_inputs(ROWS), new), config)
+    fill = jax.jit(prefill, static_argnums=2, compiler_options=QUICK)
+    step = jax.jit(extend, compiler_options=QUICK)
+    _, cache = fill(model, collate(inputs, config), 3)
+    for token in new.T:
+        hidden, cache = step(model, jnp.asarray(token), cache)
+    want_hidden, want = fill(model, longer, 0)
+    np.testing.assert_allclose(hidden, want_hidden, atol=1e-4)
+    np.testing.assert_array_equal(cache.position, want.position)
+    for mine, theirs in ((cache.keys, want.keys), (cache.values, want.values)):
+        for layer, expected in zip(mine, theirs, strict=True):
+            for row in range(len(ROWS)):  # slots in their order, padding left out
+                got = np.asarray(layer)[row][:, np.asarray(cache.filled)[row]]
+                should = np.asarray(expected)[row][:, np.asarray(want.filled)[row]]
+                np.testing.assert_allclose(got, should, atol=1e-4)

@@ -1,0 +1,305 @@
+"""Supervised fine-tuning: the loss, the step, packed rows, schedules - each against a second way to get it."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from data_pipelines.sft import MakeRow, RowShape, SyntheticClips
+from o3jax.errors import UserError
+from o3jax.hf import config_from_hf, load_weights
+from o3jax.hf.names import model_leaves
+from o3jax.models.layers import Initializer
+from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.prompts import templates
+from o3jax.prompts.collate import collate
+from o3jax.prompts.processor import load_processor
+from o3jax.prompts.tokenizer import number_tokens
+from o3jax.sft.loss import IGNORE, cross_entropy, number_targets, text_loss
+from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
+from tests.tiny import QUICK
+
+LENGTH, GROUPS, PATCHES = 384, 3, 16  # of every row here, so that programs are shared
+
+
+@pytest.fixture(scope="module")
+def setting(video_model):
+    """The tiny model, its processor and a maker of rows."""
+    processor = load_processor(video_model)
+    model = load_weights(video_model, config_from_hf(video_model))
+    return model, processor, MakeRow(processor, model.config, RowShape(LENGTH, GROUPS, PATCHES))
+
+
+@pytest.fixture(scope="module")
+def packed(setting):
+    """A clip with three questions, and its row."""
+    clip = SyntheticClips("train", 1, questions=3)[0]
+    return clip, setting[2].map(clip)
+
+
+def sums_and_gradients(remat):
+    """Returns a compiled (model, batch) -> ((summed loss, sums), gradients)."""
+    fn = jax.value_and_grad(functools.partial(text_loss, remat=remat), has_aux=True)
+    return functools.cache(lambda: jax.jit(fn, compiler_options=QUICK))()
+
+
+@pytest.fixture(scope="module")
+def plain_gradients():
+    return sums_and_gradients("none")
+
+
+def assert_close(got, expected, tolerance):
+    """Every leaf within `tolerance` of the largest value of its counterpart."""
+    got, expected = model_leaves(got), model_leaves(expected)
+    assert got.keys() == expected.keys()
+    for name, leaf in expected.items():
+        scale = float(jnp.abs(leaf).max())
+        error = float(jnp.abs(got[name] - leaf).max())
+        assert scale > 0 and error <= tolerance * scale, (name, error, scale)
+
+
+def as_batch(rows):
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+# --- cross entropy ---
+
+
+def torch_cross_entropy(hidden, head, labels, targets=None):
+    """Returns (loss, correct, tokens, gradients) in float64, with the logits held whole."""
+    x, w = (torch.from_numpy(a.astype(np.float64)).requires_grad_() for a in (hidden, head))
+    labels = torch.from_numpy(labels.astype(np.int64))
+    logits = (x @ w)[labels != IGNORE]
+    wanted = labels[labels != IGNORE]
+    hard_or_soft = wanted if targets is None else torch.from_numpy(targets.astype(np.float64))[wanted]
+    loss = torch.nn.functional.cross_entropy(logits, hard_or_soft, reduction="sum")
+    loss.backward()
+    correct = int((logits.argmax(-1) == wanted).sum())
+    return loss.item(), correct, len(wanted), [x.grad.numpy(), w.grad.numpy()]
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    rng = np.random.default_rng(0)
+    hidden = rng.standard_normal((2, 17, 8)).astype(np.float32)
+    head = rng.standard_normal((8, 23)).astype(np.float32)
+    labels = rng.integers(0, 23, (2, 17)).astype(np.int32)
+    labels[:, 4:7] = labels[1, 12:] = IGNORE
+    labels[0, :4] = (hidden[0, :4] @ head).argmax(-1)  # so that some are correct
+    return hidden, head, labels
+
+
+@pytest.mark.parametrize("chunk", [3, 17, 128])
+@pytest.mark.parametrize("soft", [False, True])
+def test_cross_entropy_equals_torch(tokens, chunk, soft):
+    hidden, head, labels = tokens
+    targets = number_targets(23, [({i: float(i) for i in range(9)}, 1.5)]) if soft else None
+    loss, correct, count, gradients = torch_cross_entropy(hidden, head, labels, targets)
+
+    def summed(hidden, head):
+        sums = cross_entropy(hidden, head, labels, soft_targets=targets, chunk=chunk)
+        return sums["loss"], sums
+
+    (got, sums), ours = jax.value_and_grad(summed, (0, 1), has_aux=True)(hidden, head)
+    np.testing.assert_allclose(got, loss, rtol=1e-6)
+    assert (int(sums["correct"]), int(sums["tokens"])) == (correct, count) and correct >= 4
+    for mine, theirs in zip(ours, gradients, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_nothing_labelled_costs_nothing(tokens):
+    hidden, head, _ = tokens
+    nothing = np.full((2, 17), IGNORE, np.int32)
+
+    def summed(hidden):
+        sums = cross_entropy(hidden, head, nothing)
+        return sums["loss"], sums
+
+    (_, sums), gradient = jax.value_and_grad(summed, has_aux=True)(hidden)
+    assert {name: float(value) for name, value in sums.items()} == {"loss": 0, "correct": 0, "tokens": 0}
+    assert not np.asarray(gradient).any()
+
+
+def test_number_targets_are_bells_over_their_own_kind():
+    times, integers = {3: 0.5, 5: 1.5, 8: 1.0}, {1: 10.0, 2: 20.0}
+    table = number_targets(10, [(times, 0.5), (integers, 0.0)])
+    np.testing.assert_allclose(table.sum(1), 1, rtol=1e-6)
+    one, two = math.exp(-0.5), math.exp(-2)  # one and two deviations away
+    np.testing.assert_allclose(table[3, [3, 8, 5]], np.array([1, one, two]) / (1 + one + two), rtol=1e-6)
+    np.testing.assert_allclose(table[8, [3, 8, 5]], np.array([one, 1, one]) / (1 + 2 * one), rtol=1e-6)
+    others = [i for i in range(10) if i not in times]
+    np.testing.assert_array_equal(table[others], np.eye(10)[others])
+    assert not table[np.ix_(list(times), others)].any()
+    np.testing.assert_array_equal(number_targets(10, [(times, 0.0), ({}, 1.0)]), np.eye(10))
+
+
+def test_softening_ranks_near_numbers_before_far_ones(setting):
+    times = number_tokens(setting[1].tokenizer).times
+    assert len(times) == 300
+    table = number_targets(len(setting[1].tokenizer), [(times, 0.1)])
+    token = {value: i for i, value in times.items()}
+    row = table[token[2.0]]
+    assert row[token[2.0]] > row[token[2.1]] > row[token[2.3]] > 0
+    assert row[token[2.1]] == pytest.approx(row[token[1.9]], rel=1e-5)
+
+
+# --- rows ---
+
+
+def test_labels_are_exactly_the_responses(setting, packed):
+    _, processor, _ = setting
+    clip, row = packed
+    end = processor.tokenizer.eos_token
+    for branch, sample in enumerate(clip.samples, start=1):
+        mine = row["branch_ids"] == branch
+        labels = row["labels"][mine]
+        said = processor.decode(labels[labels != IGNORE], skip_special_tokens=False)
+        assert said == templates.response(sample) + end
+        # Each label is the next token of its branch; the last of a branch has none.
+        ids, known = row["input_ids"][mine], labels[:-1] != IGNORE
+        np.testing.assert_array_equal(labels[:-1][known], ids[1:][known])
+        assert labels[-1] == IGNORE
+        prompt = processor.decode(ids[: np.argmax(labels != IGNORE) + 1], skip_special_tokens=False)
+        assert prompt.endswith(f"{sample.question}<|im_end|>\n<|im_start|>assistant\n")
+    assert (row["labels"][row["branch_ids"] == 0] == IGNORE).all()
+
+
+def row_of_its_own(setting, clip, sample):
+    """Returns the row of one question, made by the processor's plain call on the whole text."""
+    model, processor, _ = setting
+    prompt = processor.apply_chat_template(templates.messages(sample.question, "plain"))
+    frames, metadata = clip.frames(processor)
+    response = templates.response(sample) + processor.tokenizer.eos_token
+    inputs = processor(text=[prompt + response], videos=[frames], video_metadata=[metadata])
+    batch = collate(inputs, model.config, length=LENGTH, groups=GROUPS, patches=PATCHES)
+    del batch["next_position"]
+    labels = np.full((1, LENGTH), IGNORE, np.int32)
+    ids = inputs["input_ids"][0]
+    count = len(processor.tokenizer(response)["input_ids"])
+    labels[0, len(ids) - count - 1 : len(ids) - 1] = ids[-count:]
+    return batch | {"labels": labels, "branch_ids": np.zeros((1, LENGTH), np.int32)}
+
+
+def test_a_packed_row_equals_its_questions_asked_alone(setting, packed, plain_gradients):
+    model, processor, _ = setting
+    clip, row = packed
+    assert row["patches"].dtype == np.uint8
+    # The processor's call normalises the patches on the host, rows leave it to the model.
+    for branch, sample in enumerate(clip.samples, start=1):
+        labels = np.where(row["branch_ids"] == branch, row["labels"], IGNORE)
+        (loss, sums), gradients = plain_gradients(model, as_batch([row | {"labels": labels}]))
+        (alone, theirs), expected = plain_gradients(model, row_of_its_own(setting, clip, sample))
+        assert sums["tokens"] == theirs["tokens"] == len(labels[labels != IGNORE])
+        np.testing.assert_allclose(loss, alone, rtol=1e-5)
+        assert_close(gradients, expected, 1e-5)
+
+
+def test_a_row_too_long_is_refused(setting, packed):
+    small = MakeRow(setting[1], setting[0].config, RowShape(100, GROUPS, PATCHES))
+    with pytest.raises(UserError, match="more than the 100 of a row: raise config.row_length"):
+        small.map(packed[0])
+
+
+# --- the step ---
+
+
+@pytest.mark.parametrize("remat", ["full", "names"])
+def test_rematerialisation_changes_no_gradient(setting, packed, plain_gradients, remat):
+    batch = as_batch([packed[1]])
+    (loss, _), expected = plain_gradients(setting[0], batch)
+    (got, _), gradients = sums_and_gradients(remat)(setting[0], batch)
+    np.testing.assert_allclose(got, loss, rtol=1e-6)
+    assert_close(gradients, expected, 1e-5)
+
+
+def keep_gradients():
+    """Returns an optimizer that changes nothing; its state is the last gradient."""
+    return optax.GradientTransformation(
+        init=lambda model: jax.tree.map(jnp.zeros_like, model),
+        update=lambda grads, state, model: (jax.tree.map(jnp.zeros_like, grads), grads),
+    )
+
+
+@pytest.fixture(scope="module")
+def uneven(setting):
+    """Four rows with one, two, three and no questions that count."""
+    rows = [setting[2].map(SyntheticClips("train", 1, questions=max(n, 1))[n]) for n in (1, 2, 3, 0)]
+    rows[-1] = rows[-1] | {"labels": np.full_like(rows[-1]["labels"], IGNORE)}
+    assert len({int((row["labels"] != IGNORE).sum()) for row in rows}) == 4
+    return as_batch(rows)
+
+
+def test_accumulation_equals_the_large_batch(setting, uneven):
+    model = setting[0]
+    results = []
+    for steps in (4, 1):
+        batch = {key: a.reshape(steps, 4 // steps, *a.shape[1:]) for key, a in uneven.items()}
+        optimizer = optax.chain(keep_gradients(), optax.identity())
+        state = init_state(jax.tree.map(jnp.copy, model), optimizer)
+        step = make_train_step(text_loss, optimizer).lower(state, batch).compile(QUICK)
+        state, metrics = step(state, batch)
+        assert int(state.step) == 1
+        assert metrics["tokens"] == (uneven["labels"] != IGNORE).sum()
+        results.append((state.opt_state[0], metrics))
+    (accumulated, metrics), (whole, expected) = results
+    for name in ("loss", "accuracy", "grad_norm"):
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-6)
+    for name, leaf in model_leaves(whole).items():
+        error = np.linalg.norm(np.float64(model_leaves(accumulated)[name]) - np.float64(leaf))
+        assert error <= 1e-6 * np.linalg.norm(np.float64(leaf)), name
+    # And the same parameters after a real update of equal gradients.
+    optimizer = make_optimizer(learning_rate("constant", 1e-3, 1), weight_decay=0.1, max_grad_norm=1.0)
+    update = jax.jit(lambda g: optax.apply_updates(model, optimizer.update(g, optimizer.init(model), model)[0]))
+    assert_close(update(accumulated), update(whole), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "warmup", "final", "points"),
+    [
+        ("constant", 0, 0.0, {0: 2.0, 7: 2.0, 50: 2.0}),
+        ("constant", 4, 0.0, {0: 0.0, 1: 0.5, 4: 2.0, 50: 2.0}),
+        ("linear", 0, 0.0, {0: 2.0, 5: 1.0, 10: 0.0, 12: 0.0}),
+        ("linear", 2, 0.5, {0: 0.0, 1: 1.0, 2: 2.0, 6: 1.5, 10: 1.0, 12: 1.0}),
+        ("cosine", 2, 0.0, {1: 1.0, 2: 2.0, 4: 1 + math.cos(math.pi / 4), 6: 1.0, 10: 0.0, 12: 0.0}),
+        ("cosine", 0, 0.1, {0: 2.0, 5: 1.1, 10: 0.2}),
+    ],
+)
+def test_learning_rate(kind, warmup, final, points):
+    schedule = learning_rate(kind, 2.0, 10, warmup, final)
+    for step, value in points.items():
+        assert float(schedule(step)) == pytest.approx(value, abs=1e-6), step
+
+
+def test_weight_decay_leaves_norms_and_biases_alone(setting):
+    model = Qwen3VL(setting[0].config, Initializer(jax.random.key(0)))
+    optimizer = make_optimizer(learning_rate("constant", 0.5, 1), weight_decay=0.1, max_grad_norm=1.0)
+    zeros = jax.tree.map(jnp.zeros_like, model)
+    updates = model_leaves(optimizer.update(zeros, optimizer.init(model), model)[0])
+    constant = set()
+    for name, leaf in model_leaves(model).items():
+        if float(leaf.std()) == 0:  # a fresh scale or bias; every matrix is random
+            constant.add(name)
+            assert not np.asarray(updates[name]).any(), name
+        else:
+            np.testing.assert_allclose(updates[name], -0.5 * 0.1 * leaf, rtol=1e-5, err_msg=name)
+    assert {"text.norm", "vision.layers.qkv_bias", "vision.merger.norm_scale"} <= constant
+
+
+# --- names that do not exist ---
+
+
+def test_unknown_names_are_errors(setting, packed):
+    model, batch = setting[0], as_batch([packed[1]])
+    with pytest.raises(UserError, match="'step'; choose one of constant, linear, cosine"):
+        learning_rate("step", 1.0, 10)
+    with pytest.raises(ValueError, match="unknown remat policy 'some'"):
+        jax.eval_shape(functools.partial(text_loss, remat="some"), model, batch)
+    with pytest.raises(ValueError, match="unknown attention kernel 'flash'; available: xla"):
+        jax.eval_shape(functools.partial(text_loss, kernel="flash"), model, batch)

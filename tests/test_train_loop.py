@@ -1,0 +1,204 @@
+"""A training run that is killed, stopped and continued ends bit for bit as one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from data_pipelines.sft import MakeRow, RowShape, SyntheticClips
+from experiments.train_loop import MetricsLog, Workdir
+from o3jax.errors import UserError
+from o3jax.hf import config_from_hf, load_weights
+from o3jax.prompts.processor import load_processor
+from o3jax.sft.loss import text_loss
+from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
+from tests.commands import ROOT, run_command
+from tests.tiny import QUICK
+
+STEPS = 10
+
+CONFIG = """
+from configs import sft_tiny
+
+def get_config():
+    c = sft_tiny.get_config()
+    c.model_name_or_path = {model!r}
+    c.questions_per_row, c.row_length, c.row_groups, c.row_patches = 1, 192, 3, 16
+    c.per_device_train_batch_size, c.gradient_accumulation_steps = 1, 2
+    c.max_steps, c.warmup_steps, c.learning_rate = {steps}, 2, 1e-2
+    c.log_every, c.save_every = 1, 4
+    return c
+"""
+
+# `python -m experiments.sft`, with a signal to itself when a step has been logged but not yet saved ...
+AFTER_STEP = """
+import os, signal
+from experiments import cli, sft, train_loop
+
+def write(self, step, window, original=train_loop.MetricsLog.write):
+    values = original(self, step, window)
+    if step == {step}:
+        os.kill(os.getpid(), signal.{signal})
+    return values
+
+train_loop.MetricsLog.write = write
+cli.run(sft.main)
+"""
+# ... or when a checkpoint is written, but does not have its final name yet.
+INSIDE_CHECKPOINT = """
+import os, signal, sys
+from experiments import cli, sft
+
+def audit(event, args):
+    if event == "os.rename" and str(args[1]).endswith("checkpoints/{step}"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(audit)
+cli.run(sft.main)
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(video_model, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "sft.py"
+    path.write_text(CONFIG.format(model=str(video_model), steps=STEPS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def train(config_file):
+    """A function that trains in a process of its own, and returns how that ended."""
+
+    def run(workdir: Path, code: str | None = None, **where) -> subprocess.CompletedProcess:
+        program = ["-c", code.format(**where)] if code else ["-m", "experiments.sft"]
+        command = [sys.executable, *program, f"--config={config_file}", f"--workdir={workdir}"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(train, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    run = train(workdir)
+    assert run.returncode == 0, run.stderr
+    return workdir
+
+
+def logged(workdir: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved(workdir: Path) -> set[str]:
+    return {path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()}
+
+
+def test_killed_stopped_and_continued_is_the_same_run(train, uninterrupted, tmp_path):
+    killed = train(tmp_path, AFTER_STEP, signal="SIGKILL", step=6)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert logged(tmp_path) == [1, 2, 3, 4, 5, 6] and saved(tmp_path) == {"4"}
+
+    stopped = train(tmp_path, AFTER_STEP, signal="SIGTERM", step=6)
+    assert stopped.returncode == 0, stopped.stderr
+    assert "from step 4" in stopped.stdout and "stopped by SIGTERM at step 7" in stopped.stdout
+    assert saved(tmp_path) == {"4", "7"} and not (tmp_path / "model").exists()
+
+    torn = train(tmp_path, INSIDE_CHECKPOINT, step=8)
+    assert torn.returncode == -signal.SIGKILL, torn.stderr
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert any(name.startswith("8.") for name in names), "the checkpoint was not being written"
+    assert saved(tmp_path) == {"4", "7"}
+
+    finished = train(tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "from step 7" in finished.stdout
+    assert not any(path.name.startswith("8.") for path in (tmp_path / "checkpoints").iterdir())
+
+    assert logged(tmp_path) == list(range(1, STEPS + 1))
+    assert (tmp_path / "metrics.jsonl").read_text() == (uninterrupted / "metrics.jsonl").read_text()
+    for path in (uninterrupted / "model").iterdir():
+        assert (tmp_path / "model" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_the_log_of_a_run(uninterrupted):
+    lines = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
+    assert {"step", "loss", "accuracy", "tokens", "grad_norm"} == set(lines[0])
+    assert lines[-1]["loss"] < lines[0]["loss"] and all(line["grad_norm"] > 0 for line in lines)
+    assert list((uninterrupted / "tensorboard").iterdir())
+
+
+def test_another_config_in_the_same_workdir_is_refused(uninterrupted, config_file, capfd):
+    before = (uninterrupted / "metrics.jsonl").read_text()
+    flags = [f"--config={config_file}", f"--workdir={uninterrupted}"]
+    done = run_command(capfd, "sft", *flags, "--config.learning_rate=0.5")
+    assert done.code == 2 and not done.out
+    assert done.err.startswith("error: ") and "config.learning_rate" in done.err
+    assert done.err.count("\n") == 1 and "--workdir" in done.err
+    assert (uninterrupted / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--config.remat=some", "remat"),
+        ("--config.compute_dtype=float23", "compute_dtype"),
+        ("--config.lr_scheduler_type=step", "lr_scheduler_type"),
+        ("--config.data_path=nowhere", "nowhere"),
+        ("--config.data_path=synthetic:x", "synthetic:x"),
+        ("--config.prompt_style=loud", "loud"),
+        ("--config.model_name_or_path=nowhere", "nowhere"),
+        ("--config.max_steps=many", "max_steps"),
+        ("--config.max_step=3", "max_step"),
+        ("--config=nowhere.py", "nowhere.py"),
+    ],
+)
+def test_a_mistake_in_the_config_is_one_sentence(config_file, tmp_path, capfd, flag, said):
+    done = run_command(capfd, "sft", f"--config={config_file}", f"--workdir={tmp_path / 'run'}", flag)
+    assert done.code == 2, done.err
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1 and said in done.err
+
+
+def test_only_what_may_differ_differs(tmp_path):
+    config = ConfigDict({"max_steps": 5, "save_every": 2, "text": {"width": 3}})
+    Workdir(tmp_path, config)
+    Workdir(tmp_path, config.copy_and_resolve_references() | {"save_every": 4})
+    changed = ConfigDict(config.to_dict() | {"text": {"width": 4}})
+    with pytest.raises(UserError, match="another config.text"):
+        Workdir(tmp_path, changed)
+
+
+def test_lines_after_the_resumed_step_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, 6)) + '{"step": 6, "lo')
+    log = MetricsLog(tmp_path, 3)
+    log.write(5, [{"loss": jnp.float32(4)}, {"loss": jnp.float32(5)}])
+    log.close()
+    assert logged(tmp_path) == [1, 2, 3, 4, 5]
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1, 1, 1, 4, 5]
+
+
+def test_learning_works(video_model):
+    """Thirty steps on one batch bring the loss to less than a third."""
+    model = load_weights(video_model, config_from_hf(video_model))
+    rows = MakeRow(load_processor(video_model), model.config, RowShape(192, 3, 16))
+    rows = [rows.map(SyntheticClips("train", 1, questions=1)[index]) for index in range(2)]
+    batch = {key: np.stack([row[key] for row in rows])[None] for key in rows[0]}
+    optimizer = make_optimizer(learning_rate("constant", 1e-2, 30), weight_decay=0.0, max_grad_norm=1.0)
+    state = init_state(jax.tree.map(jnp.copy, model), optimizer)
+    step = make_train_step(text_loss, optimizer).lower(state, batch).compile(QUICK)
+    losses = []
+    for _ in range(30):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] / 3, losses
