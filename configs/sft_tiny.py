@@ -22,6 +22,8 @@ def get_config(arg: str = "questions") -> ConfigDict:
     c.row_groups = 12
     c.row_patches = 64
 
+    # Devices along each mesh axis; the batch is spread over data and fsdp.
+    c.mesh = ConfigDict({"data": 1, "fsdp": 1, "context": 1, "tensor": 1, "expert": 1})
     c.per_device_train_batch_size = 4  # clips
     c.gradient_accumulation_steps = 1
     c.max_steps = 2600

@@ -22,7 +22,7 @@ _CLEARLY_FREE = 0.05
 
 
 class FramePairs:
-    """A few random frame pairs of every clip of the synthetic world, and the caption that lists their objects.
+    """A few random frame pairs of every synthetic clip, and the caption that lists their objects.
 
     Reading one frame is what every question needs, and short sequences teach it cheaply.
     """
@@ -43,7 +43,7 @@ class FramePairs:
 
 
 def caption(scene: Scene, pair_times: Sequence[Float[np.ndarray, " 2"]], language: str) -> Sample:
-    """Returns a sample whose answer names every object of each pair, from left to right, with its mean box."""
+    """Returns a sample whose answer names the objects of each pair, left to right, with their mean boxes."""
     claims = []
     for times in pair_times:
         shown = [(thing, boxes) for thing in scene.objects if (boxes := _boxes(thing, times))]

@@ -44,6 +44,8 @@ def define_config(default: str) -> flags.FlagHolder[ConfigDict]:
     try:
         # The library reads --config.field=value here already, so the file must be the given one.
         return config_flags.DEFINE_config_file("config", path)
+    except flags.Error as error:  # its last line is what get_config raised
+        _fail(f"--config={path} cannot be used: {str(error).splitlines()[-1]}")
     except AttributeError as error:
         name = str(error).strip("\"'")
         _fail(f"{path} has no field '{name}': check the name after --config.")

@@ -1,4 +1,4 @@
-"""`python -m experiments.demo` (`make demo`): asks o3-tiny about an unseen video, then trains a little, live."""
+"""`python -m experiments.demo` (`make demo`): asks o3-tiny about an unseen video, then trains it a little."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ Reads like a list: model, data, step, loop, export. `WORKDIR/model` is the resul
 from __future__ import annotations
 
 import functools
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from data_pipelines.grounding import FramePairs
@@ -24,10 +26,12 @@ from o3jax.api import Settings, export_model, model_folder
 from o3jax.errors import UserError
 from o3jax.hf.config import config_from_hf
 from o3jax.hf.weights import load_weights
+from o3jax.models.layers import REMAT
 from o3jax.prompts.processor import Processor, load_processor
 from o3jax.prompts.tokenizer import number_tokens
 from o3jax.sft.loss import number_targets, text_loss
 from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
+from o3jax.sharding import batch_sharding, make_mesh, replicate_scalars, use_mesh
 
 _CONFIG = cli.define_config("configs/sft_tiny.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
@@ -49,25 +53,42 @@ def open_clips(config: ConfigDict, processor: Processor) -> Sequence[Clip]:
     return FolderClips(config.data_path, config.questions_per_row)
 
 
-def micro_batches(batch: Mapping[str, np.ndarray], steps: int) -> dict[str, np.ndarray]:
-    """Returns the batch with a leading axis of micro-batches."""
-    return {key: einops.rearrange(a, "(a b) ... -> a b ...", a=steps) for key, a in batch.items()}
+def open_mesh(config: ConfigDict) -> Mesh:
+    """Returns the mesh of `config.mesh`, over the first devices if it needs fewer than there are."""
+    needed, found = math.prod(config.mesh.values()), jax.device_count()
+    if needed > found:
+        raise UserError(f"config.mesh needs {needed} devices, but there are {found}: make its axes smaller")
+    if needed < found:
+        print(f"config.mesh uses {needed} of {found} devices", flush=True)
+    return make_mesh(jax.devices()[:needed], **config.mesh)
+
+
+def micro_batches(batch: Mapping[str, np.ndarray], steps: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """Returns the batch with a leading axis of micro-batches, each spread over the mesh's data axes."""
+    sharding = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
+    split = {key: einops.rearrange(a, "(a b) ... -> a b ...", a=steps) for key, a in batch.items()}
+    return jax.device_put(split, sharding)
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
     cli.use_compilation_cache()
     config = _CONFIG.value
+    for field, choices in (("remat", REMAT), ("compute_dtype", ("float32", "bfloat16"))):
+        if config[field] not in choices:
+            raise UserError(f"config.{field} is '{config[field]}'; choose one of {', '.join(choices)}")
     workdir = Workdir(_WORKDIR.value, config)
 
     source = model_folder(config.model_name_or_path)
     processor = load_processor(source)
-    model = load_weights(source, config_from_hf(source), dtype=jnp.float32)
+    mesh = open_mesh(config)
+    model = load_weights(source, config_from_hf(source), dtype=jnp.float32, mesh=mesh)
 
     shape = RowShape(config.row_length, config.row_groups, config.row_patches)
     rows = MakeRow(processor, model.config, shape, config.prompt_style, config.box_step)
     clips = open_clips(config, processor)
-    batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    replicas = mesh.shape["data"] * mesh.shape["fsdp"]
+    batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps * replicas
     # The synthetic world is endless and already in random order.
     shuffle = isinstance(clips, FolderClips)
     dataset = make_dataset(clips, rows, batch_size=batch_size, seed=config.seed, shuffle=shuffle)
@@ -84,8 +105,10 @@ def main(argv: Sequence[str]) -> None:
         schedule, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, b2=config.adam_b2
     )
     step = make_train_step(loss, optimizer, dtype=jnp.dtype(config.compute_dtype))
-    prepare = functools.partial(micro_batches, steps=config.gradient_accumulation_steps)
-    state = train(init_state(model, optimizer), step, dataset, prepare, workdir, config)
+    prepare = functools.partial(micro_batches, steps=config.gradient_accumulation_steps, mesh=mesh)
+    state = replicate_scalars(init_state(model, optimizer), mesh)
+    with use_mesh(mesh):
+        state = train(state, step, dataset, prepare, workdir, config)
 
     folder = workdir.path / "model"
     shutil.rmtree(folder, ignore_errors=True)

@@ -42,8 +42,11 @@ class Workdir:
         self.path = Path(path).absolute()
         self.path.mkdir(parents=True, exist_ok=True)
         new = json.loads(config.to_json())
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+        self.manager = ocp.CheckpointManager(self.path / "checkpoints", options=options)
         known = self.path / "config.json"
-        if known.exists():
+        # A run that failed before its first checkpoint left nothing that another could spoil.
+        if known.exists() and self.manager.latest_step() is not None:
             old = json.loads(known.read_text())
             changed = sorted(
                 k for k in {*old, *new} if old.get(k) != new.get(k) and k not in self.FREE_FIELDS
@@ -54,8 +57,6 @@ class Workdir:
                     "or the config that it was started with"
                 )
         _replace(known, json.dumps(new, indent=2) + "\n")
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
-        self.manager = ocp.CheckpointManager(self.path / "checkpoints", options=options)
 
     def save(self, state: TrainState, iterator: grain.DatasetIterator) -> None:
         """Saves state and data position under the state's step; returns when the checkpoint is complete."""

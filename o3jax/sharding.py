@@ -11,6 +11,7 @@ import contextvars
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -109,3 +110,13 @@ def parameter_shardings(model: nnx.Module, mesh: Mesh, rules: ShardingRules | No
 def batch_sharding(mesh: Mesh, rules: ShardingRules | None = None) -> NamedSharding:
     """Returns the sharding of a batch: the first axis over the data axes, the others replicated."""
     return NamedSharding(mesh, PartitionSpec((rules or ShardingRules()).batch))
+
+
+def replicate_scalars(tree: Any, mesh: Mesh) -> Any:
+    """Returns the tree with what is on no mesh yet (counters) on every device of this one."""
+
+    def place(x: jax.Array) -> jax.Array:
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        return x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, everywhere)
+
+    return jax.tree.map(place, tree)

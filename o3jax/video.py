@@ -142,6 +142,7 @@ def read_video(
 
         frames = np.empty((capacity, *clip_size, 3), np.uint8)
         times: dict[int, float] = {}
+        left_out: list[float] = []
         past_end: list[float] = []
         for slot, t in requests:
             if wanted is None and end_s is not None and t > end_s - 1e-6:
@@ -157,6 +158,8 @@ def read_video(
                 if wanted is None:
                     break
                 past_end.append(t)
+            else:
+                left_out.append(t)
         if past_end and not reader.damaged:
             raise VideoError(
                 f"{reader.path}: {past_end[0]:g} s is past the end of the video ({reader.end_s:.3f} s)."
@@ -178,7 +181,7 @@ def read_video(
             source_fps=reader.average_fps(),
             size=reader.size,
             status="partial" if reader.damaged else "complete",
-            notes=reader.notes(past_end),
+            notes=reader.notes(left_out, past_end),
             decoded_frames=reader.decoded,
         )
 

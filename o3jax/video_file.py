@@ -253,7 +253,7 @@ class VideoFile:
             for frame in frames:
                 self.decoded += 1
                 stamp = frame.dts if self._is_avi else frame.pts
-                if stamp is None and self._is_avi:
+                if stamp is None and self._is_avi and last > -math.inf:
                     stamp = round(last / base) + 1  # out of the emptied decoder
                 if stamp is None:
                     self.untimed += 1
@@ -265,7 +265,11 @@ class VideoFile:
                 if packet is None and start > self._whole_until:
                     break
                 intact = intact or frame.key_frame
-                if (self.lost or not intact) and last + 1.5 * self._frame_s < start and last > -math.inf:
+                if (
+                    (self.lost or self.backwards or not intact)
+                    and last + 1.5 * self._frame_s < start
+                    and last > -math.inf
+                ):
                     self._lose(last + self._frame_s)  # in a damaged file a gap is a frame that never came out
                 if frame.is_corrupt or frame.width * frame.height > MAX_PIXELS or not intact:
                     if not sought:
@@ -446,15 +450,22 @@ class VideoFile:
             return f"its header promises {self.declared_duration():.3f} s"
         return f"it can be shown up to {self.end_s:.3f} s"
 
-    def notes(self, past_end: list[float]) -> tuple[str, ...]:
-        """Returns everything that a user should know about what was not decoded or was changed."""
+    def notes(self, left_out: list[float], past_end: list[float]) -> tuple[str, ...]:
+        """Returns everything that a user should know about what was not decoded or was changed.
+
+        The arguments are wanted times that could not be shown: inside the video, and after its end.
+        """
         notes = []
         if self.is_cut:
             promised = self._promised_end - self._zero
             notes.append(f"cut off: {self.end_s:.2f} s of {promised:.2f} s could be decoded")
-        if self.lost:
-            first = max(0.0, self.lost[0] - self._zero)
-            notes.append(f"{len(self.lost)} damaged frames were left out, the first at {first:.2f} s")
+        if self.lost and not left_out:
+            where = max(0.0, self.lost[0] - self._zero)
+            notes.append(f"damaged near {where:.2f} s; no wanted frame was lost")
+        if left_out:
+            notes.append(
+                f"damaged: {len(left_out)} wanted times are left out, the first at {left_out[0]:g} s"
+            )
         if self.read_error:
             notes.append("reading stopped early because of damage in the file")
         if past_end:

@@ -110,7 +110,8 @@ def test_an_exported_model_is_the_model(model, video_model, tmp_path):
     assert again.config == model.config and again.settings == model.settings
     for path in video_model.iterdir():
         if path.name == "o3_config.json":  # written with every field
-            assert json.loads(path.read_text()).items() <= json.loads((tmp_path / "out/o3_config.json").read_text()).items()
+            written = json.loads((tmp_path / "out" / path.name).read_text())
+            assert written == {"prompt_style": "plain", "fps": 25.0}
         elif path.suffix != ".safetensors":
             assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
     np.testing.assert_array_equal(model(**inputs).logits, before)  # export leaves the model as it was
@@ -207,7 +208,8 @@ def test_what_the_text_claims_is_the_evidence(model, film, monkeypatch):
     assert answer.video["notes"] == ["1 claims lie after the end of the video and were left out"]
 
     offsets = model.processor.tokenizer(SAID, return_offsets_mapping=True)["offset_mapping"]
-    claims = (("<obj>red", "1.2</t>s"), ("<obj>two", "2.0</t>s"), ("<obj>two", "2.0</t>s"), ("<obj>nob", "3.9</t>s"))
+    dogs = ("<obj>two", "2.0</t>s")
+    claims = (("<obj>red", "1.2</t>s"), dogs, dogs, ("<obj>nob", "3.9</t>s"))
     for item, (opening, closing) in zip(answer.evidence, claims, strict=True):
         start, end = SAID.index(opening), SAID.index(closing) + len(closing)
         inside = [p for p, (a, b) in zip(asked["p"], offsets, strict=False) if a < end and b > start]
@@ -234,7 +236,8 @@ def test_frames_are_numbered_at_the_wanted_rate(model, film, monkeypatch):
 
 
 def test_chinese_questions_get_chinese_forms(model, film, monkeypatch):
-    speak(monkeypatch, "<think><obj>红色圆形</obj><box>[0,0,100,100]</box>at<t>0.5</t>s</think><answer>从<t>0.5</t>s到<t>2.0</t>s</answer>")
+    claim = "<obj>红色圆形</obj><box>[0,0,100,100]</box>at<t>0.5</t>s"
+    speak(monkeypatch, f"<think>{claim}</think><answer>从<t>0.5</t>s到<t>2.0</t>s</answer>")
     answer = model.answer(film, "红色圆形什么时候出现?")
     assert answer.language == "zh" and answer.text == "从0.5秒到2.0秒" and answer.intervals == ((0.5, 2.0),)
     assert answer.evidence[0].object == "红色圆形" and answer.evidence[0].confidence == pytest.approx(0.5)
@@ -248,7 +251,8 @@ def test_a_text_that_was_cut_off_says_so(model, film, monkeypatch):
 
 
 def test_a_video_of_one_frame(model, still, monkeypatch):
-    asked = speak(monkeypatch, "<think><obj>x</obj><box>[0,0,1000,1000]</box>at<t>0.0</t>s</think><answer>x</answer>")
+    claim = "<obj>x</obj><box>[0,0,1000,1000]</box>at<t>0.0</t>s"
+    asked = speak(monkeypatch, f"<think>{claim}</think><answer>x</answer>")
     answer = model.answer(still, "What is this?")
     assert asked["video_grid_thw"][0, 0] == 1
     assert answer.video["size"] == [64, 48] and answer.video["duration_s"] == pytest.approx(0.04)

@@ -79,7 +79,9 @@ def test_an_end_token_ends_its_row_only(reference, generated):
     """The first row ends early, the second with another end token, the third runs on."""
     tokens = generated.tokens
     others = set(tokens[2].tolist())
-    stops = [next(i for i in range(start, NEW) if tokens[row, i] not in others) for row, start in ((0, 4), (1, 9))]
+    stops = [
+        next(i for i in range(start, NEW) if tokens[row, i] not in others) for row, start in ((0, 4), (1, 9))
+    ]
     ends = tuple(int(tokens[row, stop]) for row, stop in enumerate(stops))
     out = generate(reference, make_inputs(ROWS), eos_ids=ends)
     for row in range(3):

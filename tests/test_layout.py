@@ -154,8 +154,3 @@ def test_the_checker_sees_what_it_should(tmp_path, monkeypatch):
     )
     monkeypatch.setitem(MODULES, "sample", path)
     assert imports_of("sample") == {"typing", "o3jax.models.vision", "jax.numpy"}
-
-
-def test_files_are_readable_in_one_sitting():
-    long = [f"{path.relative_to(ROOT)}" for path in FILES if len(path.read_text().splitlines()) > 500]
-    assert not long

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the loss, the step, packed rows, schedules - each against a second way to get it."""
+"""Supervised fine-tuning: loss, step, packed rows and schedules, each against a second way to get it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from flax import nnx
 
 from data_pipelines.sft import MakeRow, RowShape, SyntheticClips
 from o3jax.errors import UserError
@@ -23,7 +24,7 @@ from o3jax.prompts.collate import collate
 from o3jax.prompts.processor import load_processor
 from o3jax.prompts.tokenizer import number_tokens
 from o3jax.sft.loss import IGNORE, cross_entropy, number_targets, text_loss
-from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
+from o3jax.sft.state import TrainState, learning_rate, make_optimizer, make_train_step
 from tests.tiny import QUICK
 
 LENGTH, GROUPS, PATCHES = 384, 3, 16  # of every row here, so that programs are shared
@@ -55,13 +56,17 @@ def plain_gradients():
     return sums_and_gradients("none")
 
 
+def arrays(model):
+    """Returns the leaves as float64 numpy arrays by their path."""
+    return {name: np.float64(leaf) for name, leaf in model_leaves(model).items()}
+
+
 def assert_close(got, expected, tolerance):
     """Every leaf within `tolerance` of the largest value of its counterpart."""
-    got, expected = model_leaves(got), model_leaves(expected)
+    got, expected = arrays(got), arrays(expected)
     assert got.keys() == expected.keys()
     for name, leaf in expected.items():
-        scale = float(jnp.abs(leaf).max())
-        error = float(jnp.abs(got[name] - leaf).max())
+        scale, error = np.abs(leaf).max(), np.abs(got[name] - leaf).max()
         assert scale > 0 and error <= tolerance * scale, (name, error, scale)
 
 
@@ -96,8 +101,7 @@ def tokens():
     return hidden, head, labels
 
 
-@pytest.mark.parametrize("chunk", [3, 17, 128])
-@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(("chunk", "soft"), [(3, False), (128, False), (4, True)])
 def test_cross_entropy_equals_torch(tokens, chunk, soft):
     hidden, head, labels = tokens
     targets = number_targets(23, [({i: float(i) for i in range(9)}, 1.5)]) if soft else None
@@ -107,7 +111,8 @@ def test_cross_entropy_equals_torch(tokens, chunk, soft):
         sums = cross_entropy(hidden, head, labels, soft_targets=targets, chunk=chunk)
         return sums["loss"], sums
 
-    (got, sums), ours = jax.value_and_grad(summed, (0, 1), has_aux=True)(hidden, head)
+    fn = jax.jit(jax.value_and_grad(summed, (0, 1), has_aux=True), compiler_options=QUICK)
+    (got, sums), ours = fn(hidden, head)
     np.testing.assert_allclose(got, loss, rtol=1e-6)
     assert (int(sums["correct"]), int(sums["tokens"])) == (correct, count) and correct >= 4
     for mine, theirs in zip(ours, gradients, strict=True):
@@ -122,7 +127,7 @@ def test_nothing_labelled_costs_nothing(tokens):
         sums = cross_entropy(hidden, head, nothing)
         return sums["loss"], sums
 
-    (_, sums), gradient = jax.value_and_grad(summed, has_aux=True)(hidden)
+    (_, sums), gradient = jax.jit(jax.value_and_grad(summed, has_aux=True), compiler_options=QUICK)(hidden)
     assert {name: float(value) for name, value in sums.items()} == {"loss": 0, "correct": 0, "tokens": 0}
     assert not np.asarray(gradient).any()
 
@@ -222,7 +227,7 @@ def test_rematerialisation_changes_no_gradient(setting, packed, plain_gradients,
 def keep_gradients():
     """Returns an optimizer that changes nothing; its state is the last gradient."""
     return optax.GradientTransformation(
-        init=lambda model: jax.tree.map(jnp.zeros_like, model),
+        init=lambda model: model,
         update=lambda grads, state, model: (jax.tree.map(jnp.zeros_like, grads), grads),
     )
 
@@ -241,23 +246,18 @@ def test_accumulation_equals_the_large_batch(setting, uneven):
     results = []
     for steps in (4, 1):
         batch = {key: a.reshape(steps, 4 // steps, *a.shape[1:]) for key, a in uneven.items()}
-        optimizer = optax.chain(keep_gradients(), optax.identity())
-        state = init_state(jax.tree.map(jnp.copy, model), optimizer)
+        optimizer = keep_gradients()
+        state = TrainState(np.int32(0), model, jax.tree.map(np.zeros_like, model))
         step = make_train_step(text_loss, optimizer).lower(state, batch).compile(QUICK)
         state, metrics = step(state, batch)
         assert int(state.step) == 1
         assert metrics["tokens"] == (uneven["labels"] != IGNORE).sum()
-        results.append((state.opt_state[0], metrics))
+        results.append((state.opt_state, metrics))
     (accumulated, metrics), (whole, expected) = results
     for name in ("loss", "accuracy", "grad_norm"):
         np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-6)
-    for name, leaf in model_leaves(whole).items():
-        error = np.linalg.norm(np.float64(model_leaves(accumulated)[name]) - np.float64(leaf))
-        assert error <= 1e-6 * np.linalg.norm(np.float64(leaf)), name
-    # And the same parameters after a real update of equal gradients.
-    optimizer = make_optimizer(learning_rate("constant", 1e-3, 1), weight_decay=0.1, max_grad_norm=1.0)
-    update = jax.jit(lambda g: optax.apply_updates(model, optimizer.update(g, optimizer.init(model), model)[0]))
-    assert_close(update(accumulated), update(whole), 1e-5)
+    for name, leaf in arrays(whole).items():  # what float32 sums in another order leave
+        assert np.linalg.norm(arrays(accumulated)[name] - leaf) <= 3e-6 * np.linalg.norm(leaf), name
 
 
 @pytest.mark.parametrize(
@@ -277,19 +277,29 @@ def test_learning_rate(kind, warmup, final, points):
         assert float(schedule(step)) == pytest.approx(value, abs=1e-6), step
 
 
+class Marks(Initializer):
+    """Ones for weights, minus ones for scales and biases."""
+
+    def weight(self, shape, axes):
+        return nnx.Param(np.ones(shape, np.float32))
+
+    def scale(self, shape, axes):
+        return nnx.Param(-np.ones(shape, np.float32))
+
+    bias = scale
+
+
 def test_weight_decay_leaves_norms_and_biases_alone(setting):
-    model = Qwen3VL(setting[0].config, Initializer(jax.random.key(0)))
+    marked = Qwen3VL(setting[0].config, Marks(jax.random.key(0)))
     optimizer = make_optimizer(learning_rate("constant", 0.5, 1), weight_decay=0.1, max_grad_norm=1.0)
-    zeros = jax.tree.map(jnp.zeros_like, model)
-    updates = model_leaves(optimizer.update(zeros, optimizer.init(model), model)[0])
-    constant = set()
-    for name, leaf in model_leaves(model).items():
-        if float(leaf.std()) == 0:  # a fresh scale or bias; every matrix is random
-            constant.add(name)
-            assert not np.asarray(updates[name]).any(), name
-        else:
-            np.testing.assert_allclose(updates[name], -0.5 * 0.1 * leaf, rtol=1e-5, err_msg=name)
-    assert {"text.norm", "vision.layers.qkv_bias", "vision.merger.norm_scale"} <= constant
+    nothing = jax.tree.map(np.zeros_like, marked)
+    update = jax.jit(lambda g, m: optimizer.update(g, optimizer.init(m), m)[0], compiler_options=QUICK)
+    updates, seen = arrays(update(nothing, marked)), set()
+    for name, leaf in arrays(marked).items():
+        expected = -0.5 * 0.1 if (leaf == 1).all() else 0
+        np.testing.assert_allclose(updates[name], expected, rtol=1e-6, err_msg=name)
+        seen.add(expected)
+    assert len(seen) == 2
 
 
 # --- names that do not exist ---

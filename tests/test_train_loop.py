@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 
 from data_pipelines.sft import MakeRow, RowShape, SyntheticClips
 from experiments.train_loop import MetricsLog, Workdir
-from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.prompts.processor import load_processor
 from o3jax.sft.loss import text_loss
@@ -161,6 +160,7 @@ def test_another_config_in_the_same_workdir_is_refused(uninterrupted, config_fil
         ("--config.max_steps=many", "max_steps"),
         ("--config.max_step=3", "max_step"),
         ("--config=nowhere.py", "nowhere.py"),
+        ("--config=configs/sft_tiny.py:answers", "answers"),
     ],
 )
 def test_a_mistake_in_the_config_is_one_sentence(config_file, tmp_path, capfd, flag, said):
@@ -169,13 +169,19 @@ def test_a_mistake_in_the_config_is_one_sentence(config_file, tmp_path, capfd, f
     assert done.err.startswith("error: ") and done.err.count("\n") == 1 and said in done.err
 
 
-def test_only_what_may_differ_differs(tmp_path):
-    config = ConfigDict({"max_steps": 5, "save_every": 2, "text": {"width": 3}})
-    Workdir(tmp_path, config)
-    Workdir(tmp_path, config.copy_and_resolve_references() | {"save_every": 4})
-    changed = ConfigDict(config.to_dict() | {"text": {"width": 4}})
-    with pytest.raises(UserError, match="another config.text"):
-        Workdir(tmp_path, changed)
+def test_a_finished_run_can_be_asked_again(uninterrupted, config_file, capfd):
+    """Nothing is trained, and how often to save may differ."""
+    before = (uninterrupted / "metrics.jsonl").read_text()
+    flags = [f"--config={config_file}", f"--workdir={uninterrupted}", "--config.save_every=3"]
+    done = run_command(capfd, "sft", *flags)
+    assert done.code == 0 and f"from step {STEPS}" in done.out and "0 steps in" in done.out, done.err
+    assert (uninterrupted / "metrics.jsonl").read_text() == before
+
+
+def test_a_workdir_without_a_checkpoint_takes_a_corrected_config(tmp_path):
+    for steps in (1, 2):
+        Workdir(tmp_path, ConfigDict({"max_steps": steps}))
+    assert json.loads((tmp_path / "config.json").read_text()) == {"max_steps": 2}
 
 
 def test_lines_after_the_resumed_step_are_dropped(tmp_path):
@@ -195,7 +201,7 @@ def test_learning_works(video_model):
     rows = [rows.map(SyntheticClips("train", 1, questions=1)[index]) for index in range(2)]
     batch = {key: np.stack([row[key] for row in rows])[None] for key in rows[0]}
     optimizer = make_optimizer(learning_rate("constant", 1e-2, 30), weight_decay=0.0, max_grad_norm=1.0)
-    state = init_state(jax.tree.map(jnp.copy, model), optimizer)
+    state = jax.jit(lambda model: init_state(model, optimizer))(model)
     step = make_train_step(text_loss, optimizer).lower(state, batch).compile(QUICK)
     losses = []
     for _ in range(30):

@@ -40,7 +40,7 @@ def _prefill(model: Qwen3VL, batch: Batch, new_tokens: int) -> tuple[Array, Cach
     return prefill(model, batch, new_tokens)
 
 
-@functools.partial(jax.jit, static_argnames=("limit", "eos_ids", "pad_id"), donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames=("limit", "eos_ids", "pad_id"))
 def _greedy_loop(
     model: Qwen3VL, hidden: Array, cache: Cache, limit: int, eos_ids: tuple[int, ...], pad_id: int
 ) -> Generated:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -27,7 +28,7 @@ from o3jax.models.text import TextDecoder, visual_rows
 from o3jax.models.vision import VisionTower
 from o3jax.sharding import shard
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Array | np.ndarray]
 
 VISION_KEYS = ("patches", "patch_length", "patch_coords", "pos_index", "pos_weight")
 

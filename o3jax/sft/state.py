@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,10 +13,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from o3jax.errors import UserError
+from o3jax.models.qwen3_vl import Batch
 
 Metrics = dict[str, Float[Array, ""]]
 # (model, batch) -> (the sum of losses, sums to log); `tokens` among the sums is the denominator.
-LossFn = Callable[[nnx.Module, Mapping[str, Array]], tuple[Float[Array, ""], Metrics]]
+LossFn = Callable[[nnx.Module, Batch], tuple[Float[Array, ""], Metrics]]
 
 
 @jax.tree_util.register_dataclass
@@ -77,7 +78,7 @@ def init_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> Tr
 
 def make_train_step(
     loss_fn: LossFn, optimizer: optax.GradientTransformation, *, dtype: jnp.dtype = jnp.float32
-) -> Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns a jitted step; the given state is donated.
 
     Batches have a leading axis of micro-batches. Gradients of the summed loss are accumulated over
@@ -90,7 +91,7 @@ def make_train_step(
 
     grad_fn = jax.value_and_grad(lambda model, batch: loss_fn(cast(model), batch), has_aux=True)
 
-    def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         def micro(total, one):
             (_, sums), grads = grad_fn(state.model, one)
             return jax.tree.map(jnp.add, total, (grads, sums)), None
