@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(argv)
     except flags.Error as error:
         _fail(f"{' '.join(str(error).split())} (--help lists the flags)")
+    except AttributeError as error:  # --config.field=value, where there is no such field
+        _fail_for_field(error)
 
 
 def define_config(default: str) -> flags.FlagHolder[ConfigDict]:
@@ -47,8 +50,12 @@ def define_config(default: str) -> flags.FlagHolder[ConfigDict]:
     except flags.Error as error:  # its last line is what get_config raised
         _fail(f"--config={path} cannot be used: {str(error).splitlines()[-1]}")
     except AttributeError as error:
-        name = str(error).strip("\"'")
-        _fail(f"{path} has no field '{name}': check the name after --config.")
+        _fail_for_field(error)
+
+
+def _fail_for_field(error: AttributeError) -> NoReturn:
+    name = re.search(r"\w+", str(error))  # the library puts it in quotes, and a guess behind it
+    _fail(f"the config has no field '{name.group() if name else error}': check the name after --config.")
 
 
 def _fail(sentence: str) -> NoReturn:

@@ -11,7 +11,9 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
-from absl import flags
+from absl import app, flags
+
+app.define_help_flags()  # which absl does only once, so not inside `command`
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,7 +30,9 @@ def command(name: str, *arguments: str) -> Iterator[ModuleType]:
         finally:
             sys.argv = argv
             for flag in set(flags.FLAGS) - known:
-                delattr(flags.FLAGS, flag)
+                owner = flags.FLAGS.find_module_defining_flag(flag)
+                if owner.startswith("experiments.") or flag.startswith("config"):
+                    delattr(flags.FLAGS, flag)
             sys.modules.pop(module, None)
 
 

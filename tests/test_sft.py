@@ -247,7 +247,7 @@ def test_accumulation_equals_the_large_batch(setting, uneven):
     for steps in (4, 1):
         batch = {key: a.reshape(steps, 4 // steps, *a.shape[1:]) for key, a in uneven.items()}
         optimizer = keep_gradients()
-        state = TrainState(np.int32(0), model, jax.tree.map(np.zeros_like, model))
+        state = TrainState(np.int32(0), jax.tree.map(np.array, model), jax.tree.map(np.zeros_like, model))
         step = make_train_step(text_loss, optimizer).lower(state, batch).compile(QUICK)
         state, metrics = step(state, batch)
         assert int(state.step) == 1

@@ -106,7 +106,8 @@ class TextDecoder(nnx.Module):
         k = checkpoint_name(rotate(shard(k, "batch", "sequence", "kv_heads", None), *rope), "k")
         h, state = attend(q, k, v, state)
         h = checkpoint_name(h, "attention")
-        x = x + jnp.einsum("bsnh,nhd->bsd", h, p.o[...])
+        # Heads and their dims as one axis: contracted as two, XLA:CPU would transpose the weights each time.
+        x = x + jnp.einsum("bsi,id->bsd", h.reshape(*h.shape[:2], -1), p.o[...].reshape(-1, c.hidden_size))
         h = rms_norm(x, p.post_norm[...], c.rms_norm_eps)
         x = x + (moe_mlp(p, h, c.num_experts_per_tok) if c.num_experts else dense_mlp(p, h))
         return shard(x, "batch", "sequence", None), state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -45,7 +46,6 @@ def cross_entropy(
 
     zero = dict.fromkeys(("loss", "correct", "tokens"), jnp.float32(0))
 
-    @jax.checkpoint
     def sums(x: Array, y: Array) -> dict:
         mask, target = y != IGNORE, jnp.maximum(y, 0)
         logp = jax.nn.log_softmax((x @ head).astype(jnp.float32))
@@ -59,6 +59,9 @@ def cross_entropy(
             "tokens": jnp.sum(mask).astype(jnp.float32),
         }
 
+    # Around the condition, not inside of it: what a branch keeps for its gradient, the head among it,
+    # would be copied once for every chunk.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
     def one(total: dict, xs: tuple[Array, Array]) -> tuple[dict, None]:
         new = jax.lax.cond((xs[1] != IGNORE).any(), sums, lambda x, y: zero, *xs)
         return jax.tree.map(jnp.add, total, new), None
