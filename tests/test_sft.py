@@ -108,7 +108,7 @@ def test_cross_entropy_equals_torch(tokens, chunk, soft):
     loss, correct, count, gradients = torch_cross_entropy(hidden, head, labels, targets)
 
     def summed(hidden, head):
-        sums = cross_entropy(hidden, head, labels, soft_targets=targets, chunk=chunk)
+        sums = cross_entropy(hidden, head, jnp.asarray(labels), soft_targets=targets, chunk=chunk)
         return sums["loss"], sums
 
     fn = jax.jit(jax.value_and_grad(summed, (0, 1), has_aux=True), compiler_options=QUICK)
@@ -121,10 +121,10 @@ def test_cross_entropy_equals_torch(tokens, chunk, soft):
 
 def test_nothing_labelled_costs_nothing(tokens):
     hidden, head, _ = tokens
-    nothing = np.full((2, 17), IGNORE, np.int32)
+    nothing = jnp.full((2, 17), IGNORE, jnp.int32)
 
     def summed(hidden):
-        sums = cross_entropy(hidden, head, nothing)
+        sums = cross_entropy(hidden, jnp.asarray(head), nothing)
         return sums["loss"], sums
 
     (_, sums), gradient = jax.jit(jax.value_and_grad(summed, has_aux=True), compiler_options=QUICK)(hidden)
