@@ -35,6 +35,7 @@ from o3jax.models.qwen3_vl import VISION_KEYS, Qwen3VL
 from o3jax.prompts.collate import collate
 from o3jax.sft.loss import text_loss
 from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
+from o3jax.sharding import make_mesh, replicate_scalars
 
 NEW_TOKENS = 64
 OPTIMIZER = {"weight_decay": 0.01, "b2": 0.999}
@@ -78,7 +79,9 @@ class Ours:
             learning_rate("constant", LEARNING_RATE, 1), max_grad_norm=MAX_GRAD_NORM, **OPTIMIZER
         )
         step = make_train_step(text_loss, optimizer)
-        state = init_state(load_weights(self.folder, self.config), optimizer)
+        mesh = make_mesh(jax.devices()[:1])
+        model = load_weights(self.folder, self.config, mesh=mesh)
+        state = replicate_scalars(init_state(model, optimizer), mesh)
 
         def run(inputs: Inputs, labels: np.ndarray) -> float:
             nonlocal state

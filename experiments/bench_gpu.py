@@ -39,6 +39,7 @@ from o3jax.models.qwen3_vl import VISION_KEYS
 from o3jax.prompts.collate import collate
 from o3jax.sft.loss import text_loss
 from o3jax.sft.state import init_state, make_train_step
+from o3jax.sharding import make_mesh, replicate_scalars
 
 LEARNING_RATE, MAX_GRAD_NORM, B2, WEIGHT_DECAY = 1e-5, 1.0, 0.95, 0.01
 
@@ -179,7 +180,10 @@ def measure_training(size: Size, folder: Path, results: dict[str, Any]) -> None:
         step = make_train_step(
             functools.partial(text_loss, remat="names"), optimizer, dtype=jnp.dtype(size.dtype)
         )
-        state = init_state(load_weights(folder, size.config), optimizer)
+        mesh = make_mesh(jax.devices()[:1])
+        model = load_weights(folder, size.config, mesh=mesh)
+        state = replicate_scalars(init_state(model, optimizer), mesh)
+        del model
         inputs = inputs_of(size)["prompt"]
         batch = batch_on_device(inputs, size)
         del batch["next_position"]
