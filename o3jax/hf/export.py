@@ -106,6 +106,7 @@ def _write_shards(
             # Contiguous, because safetensors writes the buffer as it lies, strides ignored.
             tensors[entry.names[number]] = np.ascontiguousarray(entry.to_tensor(layer), dtype)
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # the library makes it readable by its owner only
         weight_map |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
