@@ -279,22 +279,24 @@ def test_sound_that_goes_on_does_not_make_a_file_look_cut_off(made, tmp_path):
 
 @pytest.mark.parametrize("name", ["faststart.mp4", "long.mkv"])
 def test_frames_after_damage_are_left_out_until_the_next_keyframe(made, tmp_path, name):
-    data = bytearray(made(name).path.read_bytes())
-    rng = random.Random(2)
-    for _ in range(25):
-        data[rng.randrange(len(data) // 4, len(data) * 3 // 4)] ^= 255
-    (tmp_path / name).write_bytes(data)
-    clip = read_video(tmp_path / name)
-    right = 0
-    for frame, t in zip(clip.frames, clip.times_s, strict=True):
-        try:
-            right += read_number(frame) == int(t * 25 + 0.5)
-        except AssertionError:
-            pass
-    # Some flipped bits decode without complaint.
-    assert right >= 0.95 * len(clip.frames)
-    assert 0.3 * len(made(name).times) < len(clip.frames) < len(made(name).times)
-    assert clip.status == "partial" and any("wanted times are left out" in note for note in clip.notes)
+    whole, right, shown = made(name).path.read_bytes(), 0, 0
+    for seed in range(8):
+        data, rng = bytearray(whole), random.Random(seed)
+        for _ in range(25):
+            data[rng.randrange(len(data) // 4, len(data) * 3 // 4)] ^= 255
+        (tmp_path / name).write_bytes(data)
+        clip = read_video(tmp_path / name)
+        assert 0.3 * len(made(name).times) < len(clip.frames) < len(made(name).times)
+        assert clip.status == "partial" and any("wanted times are left out" in note for note in clip.notes)
+        shown += len(clip.frames)
+        for frame, t in zip(clip.frames, clip.times_s, strict=True):
+            try:
+                right += read_number(frame) == int(t * 25 + 0.5)
+            except AssertionError:
+                pass
+    # Some flipped bits decode without complaint, and which ones depends on the encoder: 0.96-0.99 of the
+    # frames are right, counted over all damages; 0.74-0.87 where frames after damage are kept.
+    assert right >= 0.93 * shown
 
 
 @pytest.mark.parametrize("name", ["long.mkv", "long.ts", "faststart.mp4"])
