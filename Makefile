@@ -16,9 +16,10 @@ lint: $(VENV)/dev
 bench: $(VENV)/dev
 	$(BIN)/python -m experiments.bench
 
-# How the embedded model was made (about two hours on two cores).
+# How the embedded model was made (about an hour on two cores).
 o3-tiny: $(VENV)/runtime
 	$(BIN)/python -m experiments.ground --config=configs/ground_tiny.py --workdir=runs/ground_tiny
+	$(BIN)/python -m experiments.sft --config=configs/sft_tiny.py:captions --workdir=runs/captions_tiny
 	$(BIN)/python -m experiments.sft --config=configs/sft_tiny.py --workdir=runs/sft_tiny
 	$(BIN)/python -m experiments.convert --source=runs/sft_tiny/model --target=o3jax/assets/o3-tiny --dtype=bfloat16
 

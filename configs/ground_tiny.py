@@ -39,9 +39,12 @@ def get_config() -> ConfigDict:
         )
     )
 
-    c.train_batch_size = 16  # clips
-    c.pairs_per_clip = 3  # neighbouring pairs are too alike to pay
-    c.max_steps = 1000
+    # Devices along each mesh axis; the batch is spread over data and fsdp.
+    c.mesh = ConfigDict({"data": 1, "fsdp": 1, "context": 1, "tensor": 1, "expert": 1})
+    c.train_batch_size = 48  # clips
+    c.pairs_per_clip = 1  # pairs of one clip are too alike to pay
+    c.max_steps = 2000
+    c.optimizer = "muon"
     c.learning_rate = 2e-3
     c.lr_scheduler_type = "cosine"
     c.warmup_steps = 50

@@ -30,8 +30,9 @@ from o3jax.errors import UserError
 from o3jax.generate.sampler import greedy
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.models.config import Config
-from o3jax.models.layers import Initializer, unstack
+from o3jax.models.layers import Initializer
 from o3jax.models.qwen3_vl import VISION_KEYS, Qwen3VL
+from o3jax.models.text import for_decoding
 from o3jax.prompts.collate import collate
 from o3jax.sft.loss import text_loss
 from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
@@ -52,7 +53,7 @@ class Ours:
         self.folder = folder
         self.model = load_weights(folder, self.config)
         self.decoder = load_weights(folder, self.config)
-        self.decoder.text.layers = unstack(self.decoder.text.layers)
+        self.decoder.text.layers = for_decoding(self.decoder.text.layers)
         # Stacked layers make a far smaller program; unstacked ones are what generation needs.
         self._forward = jax.jit(lambda model, batch: model(batch))
         self._vision = jax.jit(lambda model, *arrays: model.vision(*arrays)[0])

@@ -34,8 +34,8 @@ from experiments.bench_inputs import Inputs, prompt, text_labels, write_folder
 from o3jax.generate.cache import prefill
 from o3jax.generate.sampler import greedy
 from o3jax.hf import config_from_hf, load_weights
-from o3jax.models.layers import unstack
 from o3jax.models.qwen3_vl import VISION_KEYS
+from o3jax.models.text import for_decoding
 from o3jax.prompts.collate import collate
 from o3jax.sft.loss import text_loss
 from o3jax.sft.state import init_state, make_train_step
@@ -152,7 +152,7 @@ def measure_inference(size: Size, folder: Path, logits_file: Path, results: dict
     attempt(results, "forward", forward)
     attempt(results, "vision", vision)
 
-    model.text.layers = unstack(model.text.layers)
+    model.text.layers = for_decoding(model.text.layers)
     first = jax.jit(prefill, static_argnames="new_tokens")
 
     def decode(rows: int) -> dict[str, Any]:

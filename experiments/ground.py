@@ -21,7 +21,7 @@ from data_pipelines.grounding import FramePairs, MakeGroundingRow
 from data_pipelines.sft import RowShape, make_dataset
 from data_pipelines.synthetic import COLORS, SHAPES, make_scene, scene_seed
 from experiments import cli
-from experiments.train_loop import Workdir, train
+from experiments.train_loop import Workdir, micro_batches, open_mesh, train
 from o3jax.hf.export import export_weights
 from o3jax.models.config import Config, TextConfig, VisionConfig
 from o3jax.models.layers import Initializer
@@ -33,6 +33,7 @@ from o3jax.prompts.processor import Processor, load_processor
 from o3jax.prompts.tokenizer import build_tokenizer, number_tokens
 from o3jax.sft.grounding import GroundedTower, grounding_loss
 from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
+from o3jax.sharding import replicate_scalars, use_mesh
 
 _CONFIG = cli.define_config("configs/ground_tiny.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
@@ -122,11 +123,18 @@ def main(argv: Sequence[str]) -> None:
         config.lr_scheduler_type, config.learning_rate, config.max_steps, config.warmup_steps
     )
     optimizer = make_optimizer(
-        schedule, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, b2=config.adam_b2
+        schedule,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        b2=config.adam_b2,
+        kind=config.optimizer,
     )
     step = make_train_step(grounding_loss, optimizer)
-    add_axis = functools.partial(jax.tree.map, lambda a: a[None])
-    state = train(init_state(grounded, optimizer), step, dataset, add_axis, workdir, config)
+    mesh = open_mesh(config)
+    prepare = functools.partial(micro_batches, steps=1, mesh=mesh)
+    with use_mesh(mesh):
+        state = replicate_scalars(init_state(grounded, optimizer), mesh)
+        state = train(state, step, dataset, prepare, workdir, config)
     if int(state.step) < config.max_steps:
         return
     model.vision = rescaled(state.model.tower, next(iter(dataset)))

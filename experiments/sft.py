@@ -6,22 +6,17 @@ Reads like a list: model, data, step, loop, export. `WORKDIR/model` is the resul
 from __future__ import annotations
 
 import functools
-import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import einops
-import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from data_pipelines.grounding import FramePairs
 from data_pipelines.sft import Clip, FolderClips, MakeRow, RowShape, SyntheticClips, make_dataset
 from experiments import cli
-from experiments.train_loop import Workdir, train
+from experiments.train_loop import Workdir, micro_batches, open_mesh, train
 from o3jax.api import Settings, export_model, model_folder
 from o3jax.errors import UserError
 from o3jax.hf.config import config_from_hf
@@ -31,7 +26,7 @@ from o3jax.prompts.processor import Processor, load_processor
 from o3jax.prompts.tokenizer import number_tokens
 from o3jax.sft.loss import number_targets, text_loss
 from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
-from o3jax.sharding import batch_sharding, make_mesh, replicate_scalars, use_mesh
+from o3jax.sharding import replicate_scalars, use_mesh
 
 _CONFIG = cli.define_config("configs/sft_tiny.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
@@ -51,23 +46,6 @@ def open_clips(config: ConfigDict, processor: Processor) -> Sequence[Clip]:
             return FramePairs(processor, int(level), config.row_groups, config.seed)
         return SyntheticClips(config.split, int(level), config.questions_per_row, config.seed)
     return FolderClips(config.data_path, config.questions_per_row)
-
-
-def open_mesh(config: ConfigDict) -> Mesh:
-    """Returns the mesh of `config.mesh`, over the first devices if it needs fewer than there are."""
-    needed, found = math.prod(config.mesh.values()), jax.device_count()
-    if needed > found:
-        raise UserError(f"config.mesh needs {needed} devices, but there are {found}: make its axes smaller")
-    if needed < found:
-        print(f"config.mesh uses {needed} of {found} devices", flush=True)
-    return make_mesh(jax.devices()[:needed], **config.mesh)
-
-
-def micro_batches(batch: Mapping[str, np.ndarray], steps: int, mesh: Mesh) -> dict[str, jax.Array]:
-    """Returns the batch with a leading axis of micro-batches, each spread over the mesh's data axes."""
-    sharding = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
-    split = {key: einops.rearrange(a, "(a b) ... -> a b ...", a=steps) for key, a in batch.items()}
-    return jax.device_put(split, sharding)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -102,7 +80,11 @@ def main(argv: Sequence[str]) -> None:
         config.lr_scheduler_type, config.learning_rate, config.max_steps, config.warmup_steps
     )
     optimizer = make_optimizer(
-        schedule, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, b2=config.adam_b2
+        schedule,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        b2=config.adam_b2,
+        kind=config.optimizer,
     )
     step = make_train_step(loss, optimizer, dtype=jnp.dtype(config.compute_dtype))
     prepare = functools.partial(micro_batches, steps=config.gradient_accumulation_steps, mesh=mesh)

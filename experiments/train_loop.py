@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import sys
@@ -12,15 +13,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import einops
 import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from o3jax.errors import UserError
 from o3jax.sft.state import Metrics, TrainState
+from o3jax.sharding import batch_sharding, make_mesh
 
 StepFn = Callable[[TrainState, Mapping[str, np.ndarray]], tuple[TrainState, Metrics]]
 
@@ -140,6 +144,23 @@ class Clock:
         batch = next(batches)
         self.waited += time.perf_counter() - before
         return batch
+
+
+def open_mesh(config: ConfigDict) -> Mesh:
+    """Returns the mesh of `config.mesh`, over the first devices if it needs fewer than there are."""
+    needed, found = math.prod(config.mesh.values()), jax.device_count()
+    if needed > found:
+        raise UserError(f"config.mesh needs {needed} devices, but there are {found}: make its axes smaller")
+    if needed < found:
+        print(f"config.mesh uses {needed} of {found} devices", flush=True)
+    return make_mesh(jax.devices()[:needed], **config.mesh)
+
+
+def micro_batches(batch: Mapping[str, np.ndarray], steps: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """Returns the batch with a leading axis of micro-batches, each spread over the mesh's data axes."""
+    sharding = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
+    split = {key: einops.rearrange(a, "(a b) ... -> a b ...", a=steps) for key, a in batch.items()}
+    return jax.device_put(split, sharding)
 
 
 def train(

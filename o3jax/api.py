@@ -22,8 +22,8 @@ from o3jax.hf.config import config_from_hf
 from o3jax.hf.export import export_weights
 from o3jax.hf.weights import load_weights
 from o3jax.models.config import Config
-from o3jax.models.layers import stack, unstack
 from o3jax.models.qwen3_vl import Batch, Qwen3VL
+from o3jax.models.text import for_decoding, for_training
 from o3jax.prompts import coords, grammar, templates
 from o3jax.prompts.collate import bucket, collate
 from o3jax.prompts.processor import Processor, load_processor
@@ -69,7 +69,7 @@ class Model:
     """A Qwen3-VL that answers questions about videos; made by `load`.
 
     Attributes:
-        backbone: the parameters, layers unstacked.
+        backbone: the parameters, layers as `for_decoding` makes them.
         folder: where it was loaded from.
         settings: how it wants to be asked.
     """
@@ -77,7 +77,7 @@ class Model:
     def __init__(
         self, backbone: Qwen3VL, folder: Path, settings: Settings, eos_ids: tuple[int, ...], pad_id: int
     ):
-        backbone.text.layers = unstack(backbone.text.layers)
+        backbone.text.layers = for_decoding(backbone.text.layers)
         self.backbone = backbone
         self.folder = folder
         self.settings = settings
@@ -278,7 +278,7 @@ def export_hf(model: Model, folder: str | os.PathLike[str], *, dtype: Any = None
         UserError: if the folder is not empty.
     """
     backbone = jax.tree.map(lambda a: a, model.backbone)  # a new container around the same arrays
-    backbone.text.layers = stack(backbone.text.layers)
+    backbone.text.layers = for_training(backbone.text.layers)
     # A folder of bare weights has no tokenizer to carry over.
     processor = model.processor if (model.folder / "tokenizer.json").is_file() else None
     export_model(backbone, model.folder, Path(folder), processor, model.settings, dtype=dtype)

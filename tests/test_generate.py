@@ -12,7 +12,7 @@ import torch
 
 from o3jax.generate.cache import extend, prefill
 from o3jax.generate.sampler import Generated, greedy
-from o3jax.models.layers import unstack
+from o3jax.models.text import for_decoding, for_training
 from o3jax.prompts.collate import collate
 from tests.tiny import QUICK, make_inputs, our_logits
 
@@ -28,11 +28,20 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def reference(tiny):
-    """The tiny model; ours has its layers unstacked, as generation wants them."""
+    """The tiny model; ours has its layers fused one by one, as generation wants them."""
     made = tiny("dense")
     ours = jax.tree.map(lambda a: a, made.ours)
-    ours.text.layers = unstack(ours.text.layers)
+    ours.text.layers = for_decoding(ours.text.layers)
     return dataclasses.replace(made, ours=ours)
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe"])
+def test_layers_come_back_from_decoding_bitwise(tiny, kind):
+    layers = tiny(kind).ours.text.layers
+    back = dict(jax.tree.leaves_with_path(for_training(for_decoding(layers))))
+    assert back.keys() == dict(jax.tree.leaves_with_path(layers)).keys()
+    for path, leaf in jax.tree.leaves_with_path(layers):
+        np.testing.assert_array_equal(back[path], leaf, err_msg=str(path))
 
 
 @pytest.fixture(scope="module")

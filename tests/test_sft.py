@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -300,6 +301,47 @@ def test_weight_decay_leaves_norms_and_biases_alone(setting):
         np.testing.assert_allclose(updates[name], expected, rtol=1e-6, err_msg=name)
         seen.add(expected)
     assert len(seen) == 2
+
+
+def matrices(name: str, leaf: np.ndarray) -> np.ndarray:
+    """Returns the matrices [count, in, out] of a projection's leaf, by the axes of its einsum."""
+    kind = name.split(".")[-1]
+    if kind in ("q", "k", "v"):
+        return einops.rearrange(leaf, "l d n h -> l d (n h)")
+    if kind == "qkv":
+        return einops.rearrange(leaf, "l d c n h -> (l c) d (n h)")
+    if kind in ("o", "out"):
+        return einops.rearrange(leaf, "l n h d -> l (n h) d")
+    return leaf if leaf.ndim == 3 else leaf[None]
+
+
+def test_muon_turns_every_projection_and_leaves_the_rest_to_adamw(setting):
+    model = setting[0]
+    rng = np.random.default_rng(0)
+    gradient = jax.tree.map(lambda a: rng.standard_normal(a.shape).astype(np.float32), model)
+    options = {"weight_decay": 0.0, "max_grad_norm": 1e9}
+    adamw, muon = (make_optimizer(lambda _: 1.0, kind=kind, **options) for kind in ("adamw", "muon"))
+    plain, turned = (
+        arrays(
+            jax.jit(lambda g, m, o=o: o.update(g, o.init(m), m)[0], compiler_options=QUICK)(gradient, model)
+        )
+        for o in (adamw, muon)
+    )
+    checked = 0
+    for name, leaf in arrays(gradient).items():
+        words = name.split(".")[-1]
+        if words in ("embed", "pos_embed", "lm_head") or "norm" in words or words.endswith("bias"):
+            np.testing.assert_allclose(turned[name], plain[name], rtol=1e-5, atol=1e-6, err_msg=name)
+            continue
+        checked += 1
+        for update, momentum in zip(matrices(name, turned[name]), matrices(name, leaf), strict=True):
+            left, _, right = np.linalg.svd(momentum.astype(np.float64), full_matrices=False)
+            nearest = -left @ right  # the nearest orthogonal matrix, downhill
+            cosine = (update * nearest).sum() / np.linalg.norm(update) / np.linalg.norm(nearest)
+            assert cosine > 0.97, name
+    assert checked > 12
+    with pytest.raises(UserError, match="config.optimizer is 'sgd'; choose one of adamw, muon"):
+        make_optimizer(lambda _: 1.0, kind="sgd", **options)
 
 
 # --- names that do not exist ---

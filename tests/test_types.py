@@ -15,7 +15,8 @@ PROGRAM = """
     import numpy as np
     from o3jax.generate.sampler import greedy
     from o3jax.models.config import Config, TextConfig, VisionConfig
-    from o3jax.models.layers import Initializer, unstack
+    from o3jax.models.layers import Initializer
+    from o3jax.models.text import for_decoding
     from o3jax.models.qwen3_vl import Qwen3VL
     from o3jax.models.rope import text_angles
     from o3jax.prompts.collate import collate
@@ -38,7 +39,7 @@ PROGRAM = """
     state, metrics = step(init_state(model, optimizer), micro | {"labels": micro["input_ids"]})
     assert np.isfinite(metrics["loss"])
     model = state.model
-    model.text.layers = unstack(model.text.layers)
+    model.text.layers = for_decoding(model.text.layers)
     assert greedy(model, batch, max_new_tokens=3, eos_ids=(), pad_id=0).tokens.shape == (1, 3)
 
     try:

@@ -33,7 +33,7 @@ class Cache:
 def prefill(model: Qwen3VL, batch: Batch, new_tokens: int) -> tuple[Float[Array, "B D"], Cache]:
     """Returns the final hidden state of each row's last token, and a cache with room for `new_tokens`.
 
-    The model's layers must be unstacked (`o3jax.models.layers.unstack`).
+    The model's layers must be separate (`o3jax.models.text.for_decoding`).
     """
     text, mask = model.text, causal_mask(batch)
     x, taps = model.embed(batch)

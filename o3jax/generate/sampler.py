@@ -29,7 +29,7 @@ def greedy(
     """Returns the most probable continuation of each row, token by token.
 
     Stops when every row has produced one of `eos_ids`, at the latest after `max_new_tokens`. The
-    model's layers must be unstacked; prompts may be padded on either side.
+    model's layers must be separate (`for_decoding`); prompts may be padded on either side.
     """
     hidden, cache = _prefill(model, dict(batch), max_new_tokens)
     return _greedy_loop(model, hidden, cache, max_new_tokens, eos_ids, pad_id)
@@ -45,7 +45,6 @@ def _greedy_loop(
     model: Qwen3VL, hidden: Array, cache: Cache, limit: int, eos_ids: tuple[int, ...], pad_id: int
 ) -> Generated:
     rows = hidden.shape[0]
-    head = model.text.head()  # transposed once, not at every step, when it is tied
     ends = jnp.asarray(eos_ids, jnp.int32)
     out = Generated(
         jnp.full((rows, limit), pad_id, jnp.int32),
@@ -54,7 +53,7 @@ def _greedy_loop(
     )
 
     def choose(step: Array, hidden: Array, done: Array, out: Generated) -> tuple[Array, Array, Generated]:
-        logp = jax.nn.log_softmax((hidden @ head).astype(jnp.float32))
+        logp = jax.nn.log_softmax(model.logits(hidden).astype(jnp.float32))
         token = jnp.where(done, pad_id, jnp.argmax(logp, -1).astype(jnp.int32))
         chosen = jnp.take_along_axis(logp, token[:, None], -1)[:, 0]
         out = Generated(

@@ -72,3 +72,25 @@ class Config:
     video_token_id: int = 151656
     vision_start_token_id: int = 151652
     vision_end_token_id: int = 151653
+
+
+@dataclasses.dataclass(frozen=True)
+class EvidenceConfig:
+    """The modules that estimate evidence beside the text: temporal encoder, matching, evidence decoder."""
+
+    hidden_size: int  # D' of the feature matrix F
+    num_heads: int
+    temporal_layers: int = 2
+    decoder_layers: int = 2
+    question_layers: int = 2
+    intermediate_size: int = 0  # of the MLPs; 0 is four times the hidden size
+    window_s: float = 2.0  # a frame pair reads those at most this far from it, seconds
+    max_rate: float = 12.5  # frame pairs per second that a window is sized for
+    strategy: str = "halo"  # of attention along a sharded time axis: see o3jax.models.temporal
+    proposals: int = 4  # learned queries that ask with the question alone
+    inject: bool = False  # F enters the visual tokens, through a gate that starts at zero
+
+    @property
+    def mlp_size(self) -> int:
+        """Width of the MLPs."""
+        return self.intermediate_size or 4 * self.hidden_size

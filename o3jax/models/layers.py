@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,32 @@ class Initializer:
 
     def bias(self, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
         return nnx.Param(jnp.zeros(shape, self.dtype), axes=axes)
+
+
+@jax.custom_vjp
+def linear(x: Float[Array, "*dims D"], w: Float[Array, "D *out"]) -> Float[Array, "*dims *out"]:
+    """Returns x @ w over x's last and w's first axis; further axes of w (heads, their dims) are kept.
+
+    The gradients are those of any matmul, but written so that neither is a transposed product: XLA:CPU
+    otherwise copies one operand into the other order first, inside the activation's derivative.
+    """
+    return (x @ w.reshape(w.shape[0], -1)).reshape(*x.shape[:-1], *w.shape[1:])
+
+
+def _linear_fwd(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+    return linear(x, w), (x, w)
+
+
+def _linear_bwd(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, w = residuals
+    grad = grad.reshape(*x.shape[:-1], -1)
+    leading = tuple(range(x.ndim - 1))
+    dx = jax.lax.dot_general(grad, w.reshape(w.shape[0], -1), (((x.ndim - 1,), (1,)), ((), ())))
+    dw = jax.lax.dot_general(x, grad, ((leading, leading), ((), ())))
+    return dx, dw.reshape(w.shape)
+
+
+linear.defvjp(_linear_fwd, _linear_bwd)
 
 
 def rms_norm(x: Float[Array, "*dims D"], scale: Array, eps: float) -> Float[Array, "*dims D"]:
@@ -88,15 +114,11 @@ def run_layers(body: Callable, carry: Any, layers: nnx.Module | nnx.List) -> Any
     return jax.lax.scan(step, carry, (layers, jnp.arange(num_layers(layers))))[0]
 
 
-def stack(layers: nnx.Module | nnx.List) -> nnx.Module:
-    """Returns the layers stacked on a leading axis, as training and export want them."""
-    if not isinstance(layers, nnx.List):
-        return layers
+def stack(layers: Sequence[nnx.Module]) -> nnx.Module:
+    """Returns single layers as one module, stacked on a leading axis."""
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
 
 
-def unstack(layers: nnx.Module | nnx.List) -> nnx.List:
+def unstack(layers: nnx.Module) -> list[nnx.Module]:
     """Returns one module per layer from layers stacked on a leading axis."""
-    if isinstance(layers, nnx.List):
-        return layers
-    return nnx.List([jax.tree.map(lambda a, i=i: a[i], layers) for i in range(num_layers(layers))])
+    return [jax.tree.map(lambda a, i=i: a[i], layers) for i in range(num_layers(layers))]

@@ -67,7 +67,7 @@ class Qwen3VL(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*dims D"]) -> Float[Array, "*dims V"]:
         """Returns vocabulary logits of hidden states."""
-        return hidden @ self.text.head()
+        return self.text.logits(hidden)
 
     def __call__(self, batch: Batch, *, kernel: str = "xla", remat: str = "none") -> Float[Array, "B S V"]:
         """Returns logits [B, S, V]."""

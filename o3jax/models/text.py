@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from o3jax.models.config import TextConfig
-from o3jax.models.layers import Initializer, checkpointed, rms_norm, run_layers
+from o3jax.models.layers import Initializer, checkpointed, linear, rms_norm, run_layers, stack, unstack
 from o3jax.models.rope import rotate, text_angles
 from o3jax.sharding import shard
 
@@ -22,7 +22,7 @@ Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 
 
 class TextLayers(nnx.Module):
-    """All decoder layers, stacked on a leading axis."""
+    """All decoder layers, stacked on a leading axis; or a single one, as `fused` returns it."""
 
     def __init__(self, c: TextConfig, init: Initializer):
         L, D, F = c.num_hidden_layers, c.hidden_size, c.intermediate_size
@@ -45,11 +45,60 @@ class TextLayers(nnx.Module):
             self.up = init.weight((L, D, F), (None, "embed", "mlp"))
             self.down = init.weight((L, F, D), (None, "mlp", "embed"))
 
+    def project(self, x: Float[Array, "B S D"]) -> tuple[Array, Array, Array]:
+        """Returns q [B, S, N, H], k and v [B, S, K, H], before their norms."""
+        if not hasattr(self, "qkv"):
+            return linear(x, self.q[...]), linear(x, self.k[...]), linear(x, self.v[...])
+        return jnp.split(linear(x, self.qkv[...]), self._borders(), axis=2)
+
+    def _borders(self) -> tuple[int, int]:
+        queries, heads = self.o.shape[0], self.qkv.shape[1]
+        return queries, (queries + heads) // 2
+
+    def fused(self) -> TextLayers:
+        """Returns a single layer with the weights that read the same input side by side.
+
+        One token at a time, a product takes little longer than starting it. For one device: side by
+        side, the heads of q, k and v no longer lie on a mesh axis each.
+        """
+        layer = jax.tree.map(lambda a: a, self)
+        layer.qkv = nnx.Param(jnp.concatenate([layer.q[...], layer.k[...], layer.v[...]], axis=1))
+        del layer.q, layer.k, layer.v
+        if hasattr(layer, "gate"):
+            layer.gate_up = nnx.Param(jnp.stack([layer.gate[...], layer.up[...]], axis=1))
+            del layer.gate, layer.up
+        return layer
+
+    def separate(self) -> TextLayers:
+        """Returns what `fused` was called on."""
+        layer = jax.tree.map(lambda a: a, self)
+        parts = jnp.split(layer.qkv[...], self._borders(), axis=1)
+        layer.q, layer.k, layer.v = (nnx.Param(part) for part in parts)
+        del layer.qkv
+        if not hasattr(layer, "router"):
+            layer.gate, layer.up = (nnx.Param(layer.gate_up[:, i]) for i in range(2))
+            del layer.gate_up
+        return layer
+
+
+def for_decoding(layers: TextLayers) -> nnx.List:
+    """Returns stacked layers one by one, each `fused`: what generation wants."""
+    return nnx.List([layer.fused() for layer in unstack(layers)])
+
+
+def for_training(layers: nnx.List) -> TextLayers:
+    """Returns the layers of `for_decoding` as they were: stacked, what training and export want."""
+    return stack([layer.separate() for layer in layers])
+
 
 def dense_mlp(p: TextLayers, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
     """Returns down(silu(gate(x)) * up(x))."""
-    h = jax.nn.silu(x @ p.gate[...]) * (x @ p.up[...])
-    return shard(h, "batch", "sequence", "mlp") @ p.down[...]
+    if hasattr(p, "gate_up"):
+        gate, up = jnp.moveaxis(linear(x, p.gate_up[...]), 2, 0)
+    else:
+        gate, up = linear(x, p.gate[...]), linear(x, p.up[...])
+    h = jax.nn.silu(gate) * up
+    return linear(shard(h, "batch", "sequence", "mlp"), p.down[...])
 
 
 def moe_mlp(p: TextLayers, x: Float[Array, "B S D"], experts_per_token: int) -> Float[Array, "B S D"]:
@@ -87,6 +136,12 @@ class TextDecoder(nnx.Module):
         """Returns the output projection; the transposed embedding when it is tied."""
         return self.embed[...].T if self.lm_head is None else self.lm_head[...]
 
+    def logits(self, hidden: Float[Array, "*dims D"]) -> Float[Array, "*dims V"]:
+        """Returns vocabulary logits of final-norm hidden states; a tied embedding is not transposed."""
+        if self.lm_head is None:
+            return jnp.einsum("...d,vd->...v", hidden, self.embed[...])
+        return hidden @ self.lm_head[...]
+
     def rope(self, positions: Int[Array, "B 3 S"], dtype: jnp.dtype) -> tuple[Array, Array]:
         """Returns cos and sin [B, S, H/2], computed in float32 and cast to the activations' dtype."""
         c = self.config
@@ -99,15 +154,15 @@ class TextDecoder(nnx.Module):
         """Returns one layer's output and what `attend` returned beside the attention."""
         c = self.config
         h = rms_norm(x, p.input_norm[...], c.rms_norm_eps)
-        q = rms_norm(jnp.einsum("bsd,dnh->bsnh", h, p.q[...]), p.q_norm[...], c.rms_norm_eps)
-        k = rms_norm(jnp.einsum("bsd,dkh->bskh", h, p.k[...]), p.k_norm[...], c.rms_norm_eps)
-        v = checkpoint_name(jnp.einsum("bsd,dkh->bskh", h, p.v[...]), "v")
+        q, k, v = p.project(h)
+        q, k = (rms_norm(x, norm[...], c.rms_norm_eps) for x, norm in ((q, p.q_norm), (k, p.k_norm)))
+        v = checkpoint_name(v, "v")
         q = checkpoint_name(rotate(shard(q, "batch", "sequence", "heads", None), *rope), "q")
         k = checkpoint_name(rotate(shard(k, "batch", "sequence", "kv_heads", None), *rope), "k")
         h, state = attend(q, k, v, state)
         h = checkpoint_name(h, "attention")
         # Heads and their dims as one axis: contracted as two, XLA:CPU would transpose the weights each time.
-        x = x + jnp.einsum("bsi,id->bsd", h.reshape(*h.shape[:2], -1), p.o[...].reshape(-1, c.hidden_size))
+        x = x + linear(h.reshape(*h.shape[:2], -1), p.o[...].reshape(-1, c.hidden_size))
         h = rms_norm(x, p.post_norm[...], c.rms_norm_eps)
         x = x + (moe_mlp(p, h, c.num_experts_per_tok) if c.num_experts else dense_mlp(p, h))
         return shard(x, "batch", "sequence", None), state

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from o3jax.models.attention import Mask, attention
 from o3jax.models.config import VisionConfig
-from o3jax.models.layers import Initializer, checkpointed, layer_norm, run_layers
+from o3jax.models.layers import Initializer, checkpointed, layer_norm, linear, run_layers
 from o3jax.models.rope import rotate, vision_angles
 from o3jax.sharding import shard
 
@@ -57,9 +57,9 @@ class Merger(nnx.Module):
         unit = self.fc1.shape[-2] // width
         norm_width = self.norm_scale.shape[-1]
         x = layer_norm(x.reshape(rows, -1, norm_width), self.norm_scale[...], self.norm_bias[...])
-        x = x.reshape(rows, patches // unit, unit * width) @ self.fc1[...] + self.fc1_bias[...]
+        x = linear(x.reshape(rows, patches // unit, unit * width), self.fc1[...]) + self.fc1_bias[...]
         x = jax.nn.gelu(shard(x, "batch", None, "mlp"), approximate=False)
-        return x @ self.fc2[...] + self.fc2_bias[...]
+        return linear(x, self.fc2[...]) + self.fc2_bias[...]
 
 
 class VisionTower(nnx.Module):
@@ -104,7 +104,7 @@ class VisionTower(nnx.Module):
 
         if patches.dtype == jnp.uint8:
             patches = patches.astype(jnp.float32) / 127.5 - 1.0
-        x = flat(patches.astype(dtype)) @ self.patch_embed[...] + self.patch_embed_bias[...]
+        x = linear(flat(patches.astype(dtype)), self.patch_embed[...]) + self.patch_embed_bias[...]
         taps = self.pos_embed[...].astype(jnp.float32)[flat(pos_index)]  # [rows, P, 4, D]
         x = x + jnp.einsum("rpkd,rpk->rpd", taps, flat(pos_weight)).astype(dtype)
 
@@ -115,16 +115,19 @@ class VisionTower(nnx.Module):
 
         def block(x: Array, p: VisionLayers) -> Array:
             h = layer_norm(x, p.norm1_scale[...], p.norm1_bias[...])
-            qkv = jnp.einsum("rpd,dcnh->crpnh", h, p.qkv[...]) + p.qkv_bias[...][:, None, None]
-            q, k, v = qkv
+            q, k, v = jnp.moveaxis(linear(h, p.qkv[...]) + p.qkv_bias[...], 2, 0)
             # Rotated in float32 and cast back, as the reference implementation does.
             q = checkpoint_name(rotate(q.astype(jnp.float32), cos, sin).astype(dtype), "q")
             k = checkpoint_name(rotate(k.astype(jnp.float32), cos, sin).astype(dtype), "k")
             h = checkpoint_name(attention(q, k, checkpoint_name(v, "v"), mask, kernel), "attention")
-            x = x + jnp.einsum("rpnh,nhd->rpd", h, p.out[...]) + p.out_bias[...]
+            x = (
+                x
+                + linear(h.reshape(*h.shape[:2], -1), p.out[...].reshape(-1, c.hidden_size))
+                + p.out_bias[...]
+            )
             h = layer_norm(x, p.norm2_scale[...], p.norm2_bias[...])
-            h = shard(h @ p.fc1[...] + p.fc1_bias[...], "batch", None, "mlp")
-            x = x + jax.nn.gelu(h, approximate=True) @ p.fc2[...] + p.fc2_bias[...]
+            h = shard(linear(h, p.fc1[...]) + p.fc1_bias[...], "batch", None, "mlp")
+            x = x + linear(jax.nn.gelu(h, approximate=True), p.fc2[...]) + p.fc2_bias[...]
             return shard(x, "batch", None, None)
 
         block = checkpointed(block, remat)
