@@ -1,4 +1,5 @@
-"""Rotary embeddings: two axes in the vision tower, three interleaved axes in the text decoder."""
+"""Rotary embeddings: two axes in the vision tower, three interleaved ones in the text decoder, seconds in
+the temporal encoder."""
 
 from __future__ import annotations
 
@@ -7,6 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 VISION_THETA = 10_000.0
+# Seconds per turn of the fastest and the slowest pair of the temporal encoder. Frame pairs of a 10 fps video
+# lie 0.2 s apart, more than two in the fastest turn, so every rate from there on sees the same curve and not
+# an alias of it; the slowest turn hardly moves within a window of seconds and orders a long one.
+TIME_PERIODS = (0.5, 64.0)
 
 
 def vision_angles(coords: Int[Array, "*dims 2"], head_dim: int) -> Float[Array, "*dims half"]:
@@ -42,3 +47,9 @@ def rotate(x: Float[Array, "B S N H"], cos: Array, sin: Array) -> Float[Array, "
     cos, sin = cos[:, :, None], sin[:, :, None]
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def time_angles(times: Float[Array, "*dims"], head_dim: int) -> Float[Array, "*dims half"]:
+    """Returns float32 angles [..., H/2] from seconds, periods geometric between those of `TIME_PERIODS`."""
+    turns_per_s = 1 / np.geomspace(*TIME_PERIODS, head_dim // 2)
+    return times[..., None].astype(jnp.float32) * (2 * np.pi * turns_per_s).astype(np.float32)

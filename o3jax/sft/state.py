@@ -72,8 +72,9 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns the optimizer `kind` with gradient clipping; matrices decay, norms and biases do not.
 
-    `muon` (Jordan et al. 2024) orthogonalises the momentum of every projection; embeddings, the head,
-    norms and biases stay with AdamW. Its updates are scaled so that AdamW's learning rates fit.
+    `muon` (Jordan et al. 2024) orthogonalises the momentum of every projection, scaled so that AdamW's
+    learning rates fit. Embeddings, the head, norms and biases stay with AdamW (Nesterov's, in optax),
+    which here decays nothing.
 
     Raises:
         UserError: if `kind` is none of `OPTIMIZERS`.
@@ -93,7 +94,6 @@ def make_optimizer(
             schedule,
             weight_decay=weight_decay,
             weight_decay_mask=matrices,
-            adam_weight_decay=weight_decay,
             adam_b2=b2,
             consistent_rms=_MUON_RMS,
             muon_weight_dimension_numbers=functools.partial(jax.tree_util.tree_map_with_path, _projection),
