@@ -78,10 +78,13 @@ def config_file(video_model, tmp_path_factory) -> Path:
 def train(config_file):
     """A function that trains in a process of its own, and returns how that ended."""
 
-    def run(workdir: Path, code: str | None = None, **where) -> subprocess.CompletedProcess:
+    def run(
+        workdir: Path, code: str | None = None, flags: tuple[str, ...] = (), devices: int = 1, **where
+    ) -> subprocess.CompletedProcess:
         program = ["-c", code.format(**where)] if code else ["-m", "experiments.sft"]
-        command = [sys.executable, *program, f"--config={config_file}", f"--workdir={workdir}"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, *program, f"--config={config_file}", f"--workdir={workdir}", *flags]
+        count = f"--xla_force_host_platform_device_count={devices}"
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": count}
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
     return run
@@ -101,6 +104,17 @@ def logged(workdir: Path) -> list[int]:
 
 def saved(workdir: Path) -> set[str]:
     return {path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()}
+
+
+def losses(workdir: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_mesh_trains_as_one_device_does(train, uninterrupted, tmp_path):
+    mesh = ("--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.gradient_accumulation_steps=1")
+    run = train(tmp_path, flags=(*mesh, "--config.stop_at_step=4"), devices=4)
+    assert run.returncode == 0, run.stderr
+    np.testing.assert_allclose(losses(tmp_path), losses(uninterrupted)[:4], rtol=1e-4)
 
 
 def test_killed_stopped_and_continued_is_the_same_run(train, uninterrupted, tmp_path):
