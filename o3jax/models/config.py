@@ -85,7 +85,7 @@ class EvidenceConfig:
     question_layers: int = 2
     intermediate_size: int = 0  # of the MLPs; 0 is four times the hidden size
     window_s: float = 2.0  # a frame pair reads those at most this far from it, seconds
-    max_rate: float = 12.5  # frame pairs per second that a window is sized for
+    max_rate: float = 15.0  # frame pairs per second that a window is sized for (30 fps)
     strategy: str = "halo"  # of attention along a sharded time axis: see o3jax.models.temporal
     proposals: int = 4  # learned queries that ask with the question alone
     inject: bool = False  # F enters the visual tokens, through a gate that starts at zero

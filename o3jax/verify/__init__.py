@@ -1,0 +1,1 @@
+"""Where to look and what to trust: candidate intervals from relevance over time."""

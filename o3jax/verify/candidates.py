@@ -1,0 +1,130 @@
+"""Candidate intervals: the parts of a video that relevance over time says are worth a close look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from o3jax.errors import UserError
+
+Interval = tuple[float, float]  # start, end in seconds
+
+
+def candidate_intervals(
+    relevance: Float[np.ndarray, "T"],
+    times: Float[np.ndarray, "T"],
+    *,
+    high: float,
+    low: float,
+    smooth_s: float,
+    min_s: float,
+) -> list[Interval]:
+    """Returns the intervals where smoothed relevance reaches `high`, as far as it stays at `low`.
+
+    Each time stands for the span up to the midpoints to its neighbours, so times may be uneven and
+    a single relevant frame of a coarse pass is an interval too.
+
+    Args:
+        relevance: any score that grows with relevance, usually a probability.
+        times: seconds, strictly increasing.
+        high, low: thresholds of the hysteresis, in the unit of `relevance`.
+        smooth_s: relevance is averaged over a window of this many seconds around each time.
+        min_s: shorter intervals are widened to this length, as far as the video goes; what then
+            touches becomes one.
+
+    Raises:
+        UserError: if `low` is above `high`, or the times do not increase.
+    """
+    if low > high:
+        raise UserError(f"candidates.low ({low}) is above candidates.high ({high}); swap them")
+    relevance, times = (np.asarray(x, np.float64) for x in (relevance, times))
+    if relevance.shape != times.shape or (np.diff(times) <= 0).any():
+        raise UserError("candidate intervals need one relevance per time, and times that increase")
+    if not len(times):
+        return []
+    smooth = _smoothed(relevance, times, smooth_s)
+    inner = (times[1:] + times[:-1]) / 2
+    first = times[0] - (inner[0] - times[0] if len(inner) else 0)
+    last = times[-1] + (times[-1] - inner[-1] if len(inner) else 0)
+    borders = np.concatenate([[first], inner, [last]])
+
+    above = np.concatenate([[0], (smooth >= low).astype(int), [0]])
+    starts, ends = np.flatnonzero(np.diff(above) == 1), np.flatnonzero(np.diff(above) == -1)
+    runs = [(a, b) for a, b in zip(starts, ends, strict=True) if smooth[a:b].max() >= high]
+    found = [(float(borders[a]), float(borders[b])) for a, b in runs]
+    return join([_widened(interval, min_s, float(first), float(last)) for interval in found])
+
+
+def _smoothed(relevance: np.ndarray, times: np.ndarray, smooth_s: float) -> np.ndarray:
+    """Returns the mean relevance of the times within smooth_s / 2 of each time."""
+    sums = np.concatenate([[0.0], np.cumsum(relevance)])
+    left = np.searchsorted(times, times - smooth_s / 2, side="left")
+    right = np.searchsorted(times, times + smooth_s / 2, side="right")
+    return (sums[right] - sums[left]) / (right - left)
+
+
+def _widened(interval: Interval, min_s: float, first: float, last: float) -> Interval:
+    """Returns the interval, at least `min_s` long unless the video [first, last] is shorter."""
+    start, end = interval
+    if end - start >= min_s:
+        return interval
+    start = min(max((start + end - min_s) / 2, first), max(last - min_s, first))
+    return start, min(start + min_s, last)
+
+
+def join(intervals: Iterable[Interval]) -> list[Interval]:
+    """Returns the intervals in order, those that overlap or touch as one."""
+    joined: list[Interval] = []
+    for start, end in sorted(intervals):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def train_candidates(
+    predicted: Sequence[Interval],
+    truth: Sequence[Interval],
+    rng: np.random.Generator,
+    *,
+    duration: float,
+    jitter_s: float,
+) -> list[Interval]:
+    """Returns what the evidence decoder searches in training: predicted intervals joined with the true ones.
+
+    Borders of predicted intervals move by up to `jitter_s` either way, those of true ones only
+    outward, so the truth is always inside and never recognisable by its borders. The whole video
+    where nothing is known to be true.
+
+    Args:
+        predicted, truth: intervals in seconds; a true one may be a point.
+        rng: moves the borders.
+        duration: of the video, seconds; the result lies in [0, duration].
+        jitter_s: the greatest move of a border, seconds.
+    """
+    if not truth:
+        return [(0.0, duration)]
+    moved = []
+    for start, end in predicted:
+        a, b = rng.uniform(-jitter_s, jitter_s, 2)
+        moved.append((min(start + a, end + b), max(start + a, end + b)))
+    for start, end in truth:
+        a, b = rng.uniform(0, jitter_s, 2)
+        moved.append((start - a, end + b))
+    return join((min(max(a, 0.0), duration), min(max(b, 0.0), duration)) for a, b in moved)
+
+
+def interval_mask(intervals: Iterable[Interval], times: Float[np.ndarray, "T"]) -> Bool[np.ndarray, "T"]:
+    """Returns which times lie in an interval, ends included.
+
+    The time nearest to an interval's middle counts too, so that none is lost between two times.
+    """
+    times = np.asarray(times)
+    mask = np.zeros(len(times), bool)
+    for start, end in intervals if len(times) else ():
+        mask |= (times >= start) & (times <= end)
+        mask[np.abs(times - (start + end) / 2).argmin()] = True
+    return mask

@@ -1,0 +1,588 @@
+"""The evidence modules on small shapes: masks, what the decoder can learn, and finite losses."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from o3jax.models.config import EvidenceConfig
+from o3jax.models.evidence import (
+    NEVER,
+    DenseStream,
+    Estimate,
+    EvidenceDecoder,
+    QuestionEncoder,
+    VisualStream,
+    nearest_pair,
+)
+from o3jax.models.layers import Initializer
+from o3jax.sft.evidence import (
+    EvidenceTargets,
+    EvidenceWeights,
+    box_overlaps,
+    match_proposals,
+    mention_counts,
+    mention_loss,
+    open_candidates,
+    relevance_loss,
+)
+from tests.tiny import QUICK
+
+CONFIG = EvidenceConfig(hidden_size=16, num_heads=2, decoder_layers=2, question_layers=1, proposals=3)
+WIDTH = 12  # of the language model
+B, M, T, P, PAIRS, TOKENS = 2, 3, 6, 4, 3, 5
+WEIGHTS = EvidenceWeights()
+
+
+def quick(fn):
+    return jax.jit(fn, compiler_options=QUICK)
+
+
+@pytest.fixture(scope="module")
+def modules():
+    """A decoder and a question encoder of random weights, wide enough that everything has an effect."""
+    init = Initializer(jax.random.key(0), std=0.25)
+    return EvidenceDecoder(CONFIG, WIDTH, init), QuestionEncoder(CONFIG, WIDTH, init)
+
+
+def make_inputs(seed=0):
+    """Queries, their mask, F, visual tokens and candidates, with something padded or left out in each."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    def uniform(*shape):
+        return rng.uniform(0, 1, shape).astype(np.float32)
+
+    times = np.tile(0.4 * np.arange(T, dtype=np.float32), (B, 1))
+    valid, cell_valid, token_valid = (
+        np.ones((B, T), bool),
+        np.ones((B, P), bool),
+        np.ones((B, PAIRS, TOKENS), bool),
+    )
+    valid[1, 4:], cell_valid[1, 3:], token_valid[1, 2:], token_valid[0, 1, 3:] = False, False, False, False
+    candidates = np.ones((B, T), bool)
+    candidates[0, [0, 3]] = False
+    return {
+        "queries": normal(B, M, WIDTH),
+        "valid": np.array([[True, True, False], [True, False, False]]),
+        "dense": DenseStream(normal(B, T, P, 16), times, valid, uniform(B, P, 2), cell_valid),
+        "visual": VisualStream(
+            normal(B, PAIRS, TOKENS, WIDTH),
+            np.tile(np.arange(PAIRS, dtype=np.float32), (B, 1)),
+            uniform(B, PAIRS, TOKENS, 2),
+            token_valid,
+        ),
+        "candidates": candidates,
+    }
+
+
+@pytest.fixture(scope="module")
+def decode(modules):
+    run = quick(lambda inputs: modules[0](**inputs))
+    return lambda inputs: jax.tree.map(np.asarray, run(inputs))
+
+
+def visible(estimate, inputs):
+    """What is said of real mentions."""
+    return jax.tree.map(lambda x: x[inputs["valid"]], estimate)
+
+
+def assert_same(a, b, atol=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+def replaced(inputs, **parts):
+    return inputs | {
+        k: dataclasses.replace(inputs[k], **v) if isinstance(v, dict) else v for k, v in parts.items()
+    }
+
+
+def test_estimates_are_what_they_claim(decode):
+    inputs = make_inputs()
+    out = decode(inputs)
+    searched = inputs["candidates"] & inputs["dense"].valid
+    for logits in (out.time_logits[:, :, None], out.interval_logits):
+        assert ((logits > NEVER / 2) == searched[:, None, None]).all()
+    logits = out.time_logits.astype(np.float64)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    times = inputs["dense"].times[:, None]
+    mean = (weights * times).sum(-1)
+    np.testing.assert_allclose(out.time_s, mean, atol=1e-5)
+    spread = np.sqrt((weights * (times - mean[..., None]) ** 2).sum(-1))
+    np.testing.assert_allclose(out.spread_s, spread, atol=2e-3)
+    assert (out.interval[..., 0] <= out.time_s).all() and (out.time_s <= out.interval[..., 1]).all()
+    assert ((out.box >= 0) & (out.box <= 1)).all() and (out.box[..., :2] < out.box[..., 2:]).all()
+    assert np.ptp(visible(out, inputs).box, axis=0).max() > 1e-2  # queries differ, and so do their boxes
+
+
+def test_padding_and_what_is_no_candidate_have_no_influence(decode):
+    inputs = make_inputs()
+    out = visible(decode(inputs), inputs)
+    noise = make_inputs(seed=1)
+    queries = np.where(inputs["valid"][..., None], inputs["queries"], noise["queries"])
+    dense, visual = inputs["dense"], inputs["visual"]
+    read = (inputs["candidates"] & dense.valid)[:, :, None, None] & dense.cell_valid[:, None, :, None]
+    features = np.where(read, dense.features, 100 * noise["dense"].features)
+    tokens = np.where(visual.valid[..., None], visual.tokens, 100 * noise["visual"].tokens)
+    times = np.where(visual.valid.any(-1), visual.times, 0.7)
+    other = replaced(
+        inputs, queries=queries, dense={"features": features}, visual={"tokens": tokens, "times": times}
+    )
+    assert_same(visible(decode(other), inputs), out)
+    # And everything that is left has one.
+    assert (
+        np.abs(visible(decode(replaced(inputs, queries=noise["queries"])), inputs).box - out.box).max() > 1e-3
+    )
+    seen = decode(replaced(inputs, dense={"features": noise["dense"].features}))
+    assert np.abs(visible(seen, inputs).time_s - out.time_s).max() > 1e-2
+
+
+def test_mentions_may_stand_in_any_order(decode):
+    inputs = make_inputs()
+    order = np.array([2, 0, 1])
+    moved = inputs | {"queries": inputs["queries"][:, order], "valid": inputs["valid"][:, order]}
+    out = decode(inputs)
+    assert_same(visible(decode(moved), moved), visible(jax.tree.map(lambda x: x[:, order], out), moved))
+
+
+def test_a_row_without_candidates_searches_its_whole_video(decode):
+    inputs = make_inputs()
+    nothing, everything = inputs["candidates"].copy(), inputs["candidates"].copy()
+    nothing[1], everything[1] = False, True
+    a, b = (decode(inputs | {"candidates": c}) for c in (nothing, everything))
+    assert_same(visible(a, inputs), visible(b, inputs))
+
+
+def test_a_row_of_padding_is_finite(modules, decode):
+    inputs = make_inputs()
+    valid, tokens = np.zeros((B, T), bool), np.zeros((B, PAIRS, TOKENS), bool)
+    empty = replaced(
+        inputs, dense={"valid": valid, "cell_valid": np.zeros((B, P), bool)}, visual={"valid": tokens}
+    )
+    empty["valid"] = np.zeros((B, M), bool)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(decode(empty)))
+
+
+def test_the_box_is_read_from_the_nearest_pair_alone(decode):
+    inputs = make_inputs()
+    out = decode(inputs)
+    visual, noise = inputs["visual"], make_inputs(seed=1)["visual"]
+    pair = np.asarray(nearest_pair(jnp.asarray(out.time_s), visual))
+    for row, mention in zip(*np.nonzero(inputs["valid"]), strict=True):
+        there = [abs(t - out.time_s[row, mention]) for t in visual.times[row][visual.valid[row].any(-1)]]
+        assert pair[row, mention] == np.argmin(there)
+        others = visual.tokens.copy()
+        own = others[row, pair[row, mention]].copy()
+        others[:] = noise.tokens
+        others[row, pair[row, mention]] = own
+        changed = decode(replaced(inputs, visual={"tokens": others}))
+        np.testing.assert_allclose(changed.box[row, mention], out.box[row, mention], atol=1e-5)
+        others[row, pair[row, mention]] = noise.tokens[row, pair[row, mention]]
+        changed = decode(replaced(inputs, visual={"tokens": others}))
+        assert np.abs(changed.box[row, mention] - out.box[row, mention]).max() > 1e-3
+
+
+def test_questions(modules):
+    encoder = modules[1]
+    rng = np.random.default_rng(0)
+    embeddings = rng.standard_normal((B, 4, WIDTH)).astype(np.float32)
+    valid = np.array([[True, True, True, False], [True, True, False, False]])
+    dense = make_inputs()["dense"]
+
+    @quick
+    def run(embeddings, dense):
+        question = encoder(embeddings, valid)
+        return question, encoder.relevance(question, dense)
+
+    question, relevance = run(embeddings, dense)
+    assert ((np.asarray(relevance) > NEVER / 2) == dense.valid).all()
+    noise = rng.standard_normal(embeddings.shape).astype(np.float32)
+    same, _ = run(np.where(valid[..., None], embeddings, noise), dense)
+    assert_same(same, question)
+    swapped, _ = run(embeddings[:, [1, 0, 2, 3]], dense)
+    assert np.abs(swapped - question).max() > 1e-2  # word order counts
+
+    # The same frame in twice as many cells is as relevant; padded cells count for nothing.
+    fine = DenseStream(
+        np.concatenate([dense.features, dense.features, 1e3 * dense.features], axis=2),
+        dense.times,
+        dense.valid,
+        np.tile(dense.cells, (1, 3, 1)),
+        np.concatenate([dense.cell_valid, dense.cell_valid, 0 * dense.cell_valid], axis=1).astype(bool),
+    )
+    assert_same(run(embeddings, fine)[1], relevance, atol=1e-4)
+    # Against float64, pooled by hand.
+    x = dense.features.astype(np.float64)
+    x /= np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+    scores = np.einsum("bd,btpd->btp", np.asarray(question, np.float64), x) / 4
+    angles = dense.times[..., None] * (2 * np.pi / np.geomspace(0.5, 8192, 16))
+    time_in = np.asarray(encoder.time_in[...], np.float64)
+    named = np.concatenate([np.sin(angles), np.cos(angles)], -1) @ time_in
+    expected = np.einsum("bd,btd->bt", np.asarray(question, np.float64), named) / 4
+    for row, cells in enumerate(dense.cell_valid):
+        expected[row] += np.log(np.exp(scores[row][:, cells]).mean(-1))
+    np.testing.assert_allclose(relevance[dense.valid], expected[dense.valid], atol=1e-4)
+
+
+def test_it_learns_one_batch():
+    """Objects that appear in one cell at one time: the pattern is in F, the box in the visual tokens."""
+    rng = np.random.default_rng(0)
+    rows, groups, cells, pairs = 6, 10, 4, 3
+    config = dataclasses.replace(CONFIG, hidden_size=32)
+    init = Initializer(jax.random.key(1), std=0.1)
+    decoder, encoder = EvidenceDecoder(config, WIDTH, init), QuestionEncoder(config, WIDTH, init)
+    kinds = rng.standard_normal((4, 32)).astype(np.float32)
+    features = 0.1 * rng.standard_normal((rows, groups, cells, 32)).astype(np.float32)
+    tokens = 0.1 * rng.standard_normal((rows, pairs, cells, WIDTH)).astype(np.float32)
+    times = np.tile(0.25 * np.arange(groups, dtype=np.float32), (rows, 1))
+    centres = np.array([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]], np.float32)
+    queries = np.zeros((rows, 2, WIDTH), np.float32)
+    truth, inside, boxes = np.zeros((rows, 2), np.float32), np.zeros((rows, groups), bool), []
+    for row in range(rows):
+        for mention, kind in enumerate(rng.permutation(4)[:2]):
+            start, cell = rng.integers(1, groups - 3), rng.integers(cells)
+            features[row, start : start + 3, cell] += kinds[kind]
+            queries[row, mention, kind] = 2.0
+            truth[row, mention] = times[row, start + 1]
+            inside[row, start : start + 3] |= mention == 0
+            tokens[row, :, cell, kind] += 3.0
+            boxes.append([*(centres[cell] - 0.2), *(centres[cell] + 0.1)])
+    boxes = np.array(boxes, np.float32).reshape(rows, 2, 1, 4)
+    asked = np.stack([queries[:, 0], np.ones((rows, WIDTH), np.float32)], axis=1)  # about the first mention
+    known = np.ones((rows, 2), bool)
+    targets = EvidenceTargets(
+        truth, known, np.stack([truth - 0.25, truth + 0.25], -1), known, boxes, known[..., None], known
+    )
+    dense = DenseStream(
+        features,
+        times,
+        np.ones((rows, groups), bool),
+        np.tile(centres, (rows, 1, 1)),
+        np.ones((rows, cells), bool),
+    )
+    visual = VisualStream(
+        tokens,
+        np.tile(np.arange(pairs, dtype=np.float32), (rows, 1)),
+        np.tile(centres, (rows, pairs, 1, 1)),
+        np.ones((rows, pairs, cells), bool),
+    )
+    counts = mention_counts(targets)
+    optimizer = optax.adam(3e-3)
+
+    def loss_fn(model):
+        decoder, encoder = model
+        question = encoder(asked, np.ones((rows, 2), bool))
+        relevance = encoder.relevance(question, dense)
+        candidates = open_candidates(relevance, inside, dense.valid, low=0.0)
+        said = decoder(queries, known, dense, visual, candidates)
+        slots = decoder.propose(question, dense, visual, candidates)
+        said_loss, said_sums = mention_loss(said, targets, dense.times, WEIGHTS, counts)
+        matched = match_proposals(slots, targets, WEIGHTS)
+        slot_loss, slot_sums = mention_loss(slots, matched, dense.times, WEIGHTS, counts)
+        match_loss, match_count = relevance_loss(relevance, inside, dense.valid)
+        sums = (
+            {f"slot_{k}": v for k, v in slot_sums.items()}
+            | said_sums
+            | {"relevance": match_loss / match_count}
+        )
+        return said_loss + slot_loss + match_loss / match_count, sums
+
+    @quick
+    def step(model, state):
+        (_, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(model)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(model, updates), state, sums
+
+    model = (decoder, encoder)
+    state = optimizer.init(model)
+    history = []
+    for _ in range(60):
+        model, state, sums = step(model, state)
+        history.append({name: float(value) for name, value in sums.items()})
+    first, last = history[0], history[-1]
+    for name in ("time_error", "box_l1", "interval", "relevance"):
+        assert last[name] < 0.5 * first[name], (name, first[name], last[name])
+    assert last["slot_time_ce"] < first["slot_time_ce"] and last["slot_box_l1"] < first["slot_box_l1"]
+    assert last["right"] > first["right"]
+    # Every parameter takes part.
+    for (path, old), new in zip(
+        jax.tree_util.tree_leaves_with_path((decoder, encoder)), jax.tree.leaves(model), strict=True
+    ):
+        assert np.abs(new - old).max() > 1e-4, jax.tree_util.keystr(path)
+
+
+def test_estimates_are_float32_where_the_modules_are_not():
+    decoder = jax.eval_shape(
+        lambda: EvidenceDecoder(CONFIG, WIDTH, Initializer(jax.random.key(0), jnp.bfloat16))
+    )
+    inputs = make_inputs()
+
+    def total(decoder):
+        estimate = decoder(**inputs)
+        return sum(x.sum() for x in jax.tree.leaves(estimate)), estimate
+
+    gradient, estimate = jax.eval_shape(jax.grad(total, has_aux=True), decoder)
+    assert {x.dtype for x in jax.tree.leaves(estimate)} == {jnp.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves(gradient)} == {jnp.dtype("bfloat16")}
+
+
+# --- losses ---
+
+
+def make_estimate(rng, rows, mentions, groups):
+    boxes = np.sort(rng.uniform(0, 1, (rows, mentions, 2, 2)), axis=2)
+    times = rng.uniform(0, groups, (rows, mentions))
+    estimate = Estimate(
+        time_logits=rng.standard_normal((rows, mentions, groups)),
+        interval_logits=rng.standard_normal((rows, mentions, 2, groups)),
+        time_s=times,
+        spread_s=rng.uniform(0.01, 1, (rows, mentions)),
+        interval=np.stack([times - 0.5, times + 1], -1),
+        box=boxes.reshape(rows, mentions, 4),
+        confidence=rng.standard_normal((rows, mentions)),
+    )
+    return jax.tree.map(lambda x: x.astype(np.float32), estimate)
+
+
+def make_targets(rng, rows, mentions, boxes=2, share=0.7):
+    def some(*shape):
+        return rng.uniform(size=shape) < share
+
+    corners = np.sort(rng.uniform(0, 1, (rows, mentions, boxes, 2, 2)), axis=3)
+    return EvidenceTargets(
+        time=rng.uniform(0, 6, (rows, mentions)).astype(np.float32),
+        has_time=some(rows, mentions),
+        interval=np.sort(rng.uniform(0, 6, (rows, mentions, 2))).astype(np.float32),
+        has_interval=some(rows, mentions),
+        boxes=corners.reshape(rows, mentions, boxes, 4).astype(np.float32),
+        has_box=some(rows, mentions, boxes),
+        judged=some(rows, mentions),
+    )
+
+
+def overlaps(a, b):
+    """IoU and GIoU of two boxes in float64, from the four areas."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
+    hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
+    iou = width * height / union
+    return iou, iou - (hull - union) / hull
+
+
+def softmax(x):
+    x = np.exp(x - x.max())
+    return x / x.sum()
+
+
+def test_the_loss_as_written_out_in_float64():
+    rng = np.random.default_rng(3)
+    rows, mentions, groups = 3, 4, 7
+    estimate, targets = make_estimate(rng, rows, mentions, groups), make_targets(rng, rows, mentions)
+    estimate.time_logits[:, :, 2] = NEVER
+    # One mention that is right, among all those that are not.
+    estimate.time_s[0, 0] = targets.time[0, 0] + 0.4
+    estimate.box[0, 0] = targets.boxes[0, 0, 1]
+    times = np.tile(np.arange(groups, dtype=np.float32), (rows, 1))
+    weights = EvidenceWeights(bell_s=0.7, huber_s=0.8)
+    e, t = (jax.tree.map(lambda x: np.asarray(x, np.float64), x) for x in (estimate, targets))
+
+    def bell(true, allowed):
+        return softmax(np.where(allowed, -0.5 * ((np.arange(groups) - true) / 0.7) ** 2, -1e30))
+
+    def ce(true, logits):
+        p = softmax(logits)
+        return sum(-q * np.log(p[i]) for i, q in enumerate(bell(true, logits > -1e8)) if logits[i] > -1e8)
+
+    def huber(x):
+        return 0.5 * x * x if abs(x) <= 0.8 else 0.8 * (abs(x) - 0.4)
+
+    expected = dict.fromkeys(mention_counts(targets), 0.0)
+    counts = dict.fromkeys(expected, 0)
+
+    def add(values):
+        for name, value in values.items():
+            expected[name] += value
+            counts[name] += 1
+
+    for i in np.ndindex(rows, mentions):
+        error = abs(e.time_s[i] - t.time[i])
+        right = True
+        if t.has_time[i]:
+            add({"time": huber(error), "time_error": error, "time_ce": ce(t.time[i], e.time_logits[i])})
+            right &= error <= 0.5
+        if t.has_interval[i]:
+            sides = range(2)
+            add({"interval": np.mean([huber(e.interval[i][s] - t.interval[i][s]) for s in sides])})
+            add({"interval_ce": np.mean([ce(t.interval[i][s], e.interval_logits[i][s]) for s in sides])})
+        found = []
+        for k in np.flatnonzero(t.has_box[i]):
+            l1 = np.abs(e.box[i] - t.boxes[i][k]).mean()
+            iou, giou = overlaps(e.box[i], t.boxes[i][k])
+            found.append((5 * l1 + 2 * (1 - giou), l1, giou, iou))
+        if found:
+            _, l1, giou, iou = min(found)
+            add({"box_l1": l1, "box_giou": 1 - giou, "box_iou": iou})
+            right &= iou >= 0.5
+        if t.judged[i]:
+            right &= bool(t.has_time[i] or found)
+            p = 1 / (1 + np.exp(-e.confidence[i]))
+            add({"confidence": -np.log(p if right else 1 - p), "right": right})
+    got = mention_counts(targets)
+    assert {name: float(value) for name, value in got.items()} == counts
+    assert min(counts.values()) > 2 and expected["right"] >= 1
+    loss, sums = quick(lambda e, t: mention_loss(e, t, times, weights, got))(estimate, targets)
+    for name, value in expected.items():
+        assert float(sums[name]) == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    factors = {
+        "time": 1,
+        "time_ce": 1,
+        "interval": 1,
+        "interval_ce": 1,
+        "box_l1": 5,
+        "box_giou": 2,
+        "confidence": 0.1,
+    }
+    total = sum(factor * expected[name] / counts[name] for name, factor in factors.items())
+    assert float(loss) == pytest.approx(total, rel=1e-4)
+
+
+def test_micro_batches_add_up():
+    rng = np.random.default_rng(5)
+    estimate, targets = make_estimate(rng, 4, 3, 6), make_targets(rng, 4, 3)
+    times = np.tile(np.arange(6, dtype=np.float32), (4, 1))
+    counts = mention_counts(targets)
+
+    @quick
+    def gradient(estimate, targets, times):
+        return jax.grad(lambda e: mention_loss(e, targets, times, WEIGHTS, counts)[0])(estimate)
+
+    everything = (estimate, targets, times)
+    parts = [gradient(*jax.tree.map(lambda x, i=i: x[i : i + 2], everything)) for i in (0, 2)]
+    assert_same(jax.tree.map(lambda *x: np.concatenate(x), *parts), gradient(*everything), atol=1e-6)
+
+
+def test_overlaps_of_boxes_by_hand():
+    a = jnp.array([[0, 0, 2, 2], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0], [0.5, 0.5, 0.5, 0.5]], jnp.float32)
+    b = jnp.array([[1, 1, 3, 3], [0, 0, 1, 1], [2, 0, 3, 1], [0, 0, 0, 0], [0, 0, 1, 1]], jnp.float32)
+    iou, giou = box_overlaps(a, b)
+    np.testing.assert_allclose(iou, [1 / 7, 1, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(giou, [1 / 7 - 2 / 9, 1, -1 / 3, 0, 0], atol=1e-6)
+
+
+def test_relevance_is_balanced():
+    logits = jnp.array([[0.0, 2.0, -1.0, -3.0], [1.0, 1.0, 1.0, NEVER], [0.5, 0.5, 0.5, 0.5]])
+    inside = jnp.array([[True, False, False, False], [True, True, True, False], [True, False, True, False]])
+    known = jnp.array([[True] * 4, [True, True, True, False], [False] * 4])
+    total, count = relevance_loss(logits, inside, known)
+    softplus = lambda x: np.log1p(np.exp(x))  # noqa: E731
+    first = (softplus(0) + np.mean([softplus(2), softplus(-1), softplus(-3)])) / 2
+    assert float(total) == pytest.approx(first + softplus(-1), rel=1e-5)
+    assert float(count) == 2
+
+
+def test_training_candidates():
+    relevance = jnp.array([[3.0, -3.0, -3.0, 3.0]])
+    true = jnp.array([[False, True, False, False]])
+    valid = jnp.array([[True, True, True, False]])
+    assert open_candidates(relevance, true, valid, low=0.5).tolist() == [[True, True, False, False]]
+
+
+def test_proposals_are_matched_one_to_one():
+    rng = np.random.default_rng(0)
+    estimate, targets = make_estimate(rng, 3, 3, 6), make_targets(rng, 3, 2, share=1.1)
+    targets.time[:] = [[5.0, 1.0], [2.0, 0.0], [0.0, 0.0]]
+    targets.has_time[:] = [[True, True], [True, False], [False, False]]
+    targets.has_box[:] = False
+    estimate.time_s[:] = [[1.1, 3.0, 1.2], [9.0, 2.1, 0.0], [0.0, 0.0, 0.0]]
+    match = quick(lambda e, t: match_proposals(e, t, WEIGHTS))
+    matched = jax.tree.map(np.asarray, match(estimate, targets))
+    assert matched.has_time.tolist() == [[True, True, False], [False, True, False], [False] * 3]
+    assert matched.time[matched.has_time].tolist() == [1.0, 5.0, 2.0]
+    assert matched.judged.tolist() == [[True] * 3, [True] * 3, [False] * 3]
+    # Among 40, most of them padding in the first row; in the others each slot gets one of its own.
+    many = make_targets(rng, 3, 40, share=1.1)
+    many.has_time[0], many.has_box[0] = False, False
+    many.has_time[0, [7, 30]], many.time[0, [7, 30]] = True, [5.0, 1.0]
+    matched = jax.tree.map(np.asarray, match(estimate, many))
+    assert matched.has_time[0].tolist() == [True, True, False]
+    assert matched.time[0, :2].tolist() == [1.0, 5.0]
+    assert all(len(set(row)) == 3 for row in matched.time[1:].tolist())
+
+
+def loss_and_gradient(estimate, targets, times):
+    def total(estimate):
+        counts = mention_counts(targets)
+        loss, sums = mention_loss(estimate, targets, times, WEIGHTS, counts)
+        slots = mention_loss(estimate, match_proposals(estimate, targets, WEIGHTS), times, WEIGHTS, counts)
+        relevance, _ = relevance_loss(estimate.time_logits[:, 0], times < targets.time[:, :1], times >= 0)
+        return loss + slots[0] + relevance, sums
+
+    return jax.value_and_grad(total, has_aux=True)(estimate)
+
+
+EDGES = st.sampled_from([0.0, 0.5, 1.0, 1e-7, 0.3])
+SECONDS = st.sampled_from([0.0, 2.0, -50.0, 1e6, 1e30, 3.3])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_losses_are_finite(data):
+    """Boxes without area, times outside, no mention, 40 mentions, nothing searched."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    mentions, groups = 40, 5
+    estimate = make_estimate(rng, 2, mentions, groups)
+    targets = make_targets(rng, 2, mentions, share=data.draw(st.sampled_from([0.0, 0.5, 1.1])))
+    corner, size = data.draw(EDGES), data.draw(EDGES)
+    flat = [corner, corner, min(corner + size, 1.0), corner]
+    targets.time[:, 0] = data.draw(SECONDS)
+    targets.interval[:, 0] = sorted([data.draw(SECONDS), data.draw(SECONDS)])
+    targets.boxes[:, 0] = flat
+    estimate.box[:, 0] = data.draw(st.sampled_from([flat, [corner] * 4, [0.0, 0.0, 1.0, 1.0]]))
+    estimate.time_logits[:, :, : data.draw(st.sampled_from([0, groups - 1, groups]))] = NEVER
+    estimate.confidence[:, 0] = data.draw(st.sampled_from([0.0, 1e4, -1e4]))
+    times = np.tile(0.08 * np.arange(groups, dtype=np.float32), (2, 1))
+    (loss, sums), gradient = FINITE(estimate, targets, times)
+    assert np.isfinite(loss) and all(np.isfinite(x).all() for x in jax.tree.leaves((sums, gradient)))
+
+
+FINITE = quick(loss_and_gradient)
+
+
+def test_the_whole_gradient_is_finite(modules):
+    """Of 40 mentions about a video of one group, and of none about padding."""
+    mentions, groups = 40, 1
+    inputs = make_inputs()
+    queries = np.zeros((B, mentions, WIDTH), np.float32)
+    inputs = replaced(
+        inputs,
+        queries=queries,
+        valid=np.arange(mentions)[None] < np.array([[mentions], [0]]),
+        candidates=np.zeros((B, groups), bool),
+        dense={
+            "features": np.zeros((B, groups, P, 16), np.float32),
+            "times": np.zeros((B, groups), np.float32),
+            "valid": np.array([[True] * groups, [False] * groups]),
+        },
+    )
+    targets = make_targets(np.random.default_rng(0), B, mentions, share=0.5)
+
+    @quick
+    def run(decoder):
+        def total(decoder):
+            times = inputs["dense"].times
+            return mention_loss(decoder(**inputs), targets, times, WEIGHTS, mention_counts(targets))[0]
+
+        return jax.value_and_grad(total)(decoder)
+
+    loss, gradient = run(modules[0])
+    assert np.isfinite(loss) and all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
