@@ -49,7 +49,7 @@ class TextLayers(nnx.Module):
         """Returns q [B, S, N, H], k and v [B, S, K, H], before their norms."""
         if not hasattr(self, "qkv"):
             return linear(x, self.q[...]), linear(x, self.k[...]), linear(x, self.v[...])
-        return jnp.split(linear(x, self.qkv[...]), self._borders(), axis=2)
+        return tuple(jnp.split(linear(x, self.qkv[...]), self._borders(), axis=2))
 
     def _borders(self) -> tuple[int, int]:
         queries, heads = self.o.shape[0], self.qkv.shape[1]
@@ -81,8 +81,10 @@ class TextLayers(nnx.Module):
         return layer
 
 
-def for_decoding(layers: TextLayers) -> nnx.List:
-    """Returns stacked layers one by one, each `fused`: what generation wants."""
+def for_decoding(layers: TextLayers | nnx.List) -> nnx.List:
+    """Returns stacked layers one by one, each `fused`, as generation wants them; twice is as once."""
+    if isinstance(layers, nnx.List):
+        return layers
     return nnx.List([layer.fused() for layer in unstack(layers)])
 
 
