@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from o3jax.models.attention import attention, cached_attention
@@ -23,7 +24,7 @@ class Cache:
     stands by `position`, never by the slot's number.
     """
 
-    keys: tuple[Float[Array, "B K T H"], ...]  # one per layer
+    keys: tuple[Float[Array, "B K H T"], ...]  # one per layer, as the product with queries reads them
     values: tuple[Float[Array, "B K T H"], ...]
     filled: Bool[Array, "B T"]
     length: Int[Array, ""]  # the slot of the next token, the same for all rows
@@ -41,8 +42,8 @@ def prefill(model: Qwen3VL, batch: Batch, new_tokens: int) -> tuple[Float[Array,
     keys, values = [], []
 
     def attend(q, k, v, state):
-        for cache, new in ((keys, k), (values, v)):
-            cache.append(jnp.pad(new.swapaxes(1, 2), ((0, 0), (0, 0), (0, new_tokens), (0, 0))))
+        keys.append(jnp.pad(rearrange(k, "b t k h -> b k h t"), ((0, 0), (0, 0), (0, 0), (0, new_tokens))))
+        values.append(jnp.pad(rearrange(v, "b t k h -> b k t h"), ((0, 0), (0, 0), (0, new_tokens), (0, 0))))
         return attention(q, k, v, mask), state
 
     for index, layer in enumerate(text.layers):
@@ -69,10 +70,9 @@ def extend(model: Qwen3VL, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float
     )
 
     def attend(q, k, v, state):
-        k, v = (
-            jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), cache.length, axis=2)
-            for old, new in zip(state, (k, v), strict=True)
-        )
+        put = jax.lax.dynamic_update_slice_in_dim
+        k = put(state[0], rearrange(k, "b t k h -> b k h t"), cache.length, axis=3)
+        v = put(state[1], rearrange(v, "b t k h -> b k t h"), cache.length, axis=2)
         return cached_attention(q, k, v, filled[:, None]), (k, v)
 
     keys, values = [], []

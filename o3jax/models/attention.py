@@ -64,6 +64,10 @@ def _xla(q: Array, k: Array, v: Array, mask: Mask) -> Array:
 
 def _block(q: Array, k: Array, v: Array, allowed: Bool[Array, "B S T"]) -> Array:
     scores = jnp.einsum("bkgsh,bkth->bkgst", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    return _read(scores, v, allowed)
+
+
+def _read(scores: Array, v: Array, allowed: Bool[Array, "B S T"]) -> Array:
     # A finite minimum: a query with nothing to read (padding) gets an even average, not NaN.
     scores = jnp.where(allowed[:, None, None], scores, jnp.finfo(jnp.float32).min)
     # The division comes after the product with v, on H values per query instead of T.
@@ -74,13 +78,14 @@ def _block(q: Array, k: Array, v: Array, allowed: Bool[Array, "B S T"]) -> Array
 
 def cached_attention(
     q: Float[Array, "B S N H"],
-    k: Float[Array, "B K T H"],
+    k: Float[Array, "B K H T"],
     v: Float[Array, "B K T H"],
     allowed: Bool[Array, "B S T"],
 ) -> Float[Array, "B S N H"]:
-    """Returns attention to a cache, whose heads come before its tokens so that no step rearranges it."""
+    """Returns attention to a cache, laid out so that no step rearranges it for the two products."""
     q = rearrange(q, "b s (k g) h -> b k g s h", k=k.shape[1])
-    return rearrange(_block(q, k, v, allowed), "b k g s h -> b s (k g) h")
+    scores = jnp.einsum("bkgsh,bkht->bkgst", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    return rearrange(_read(scores, v, allowed), "b k g s h -> b s (k g) h")
 
 
 KERNELS: dict[str, Callable[[Array, Array, Array, Mask], Array]] = {"xla": _xla}
