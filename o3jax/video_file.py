@@ -198,6 +198,7 @@ class VideoFile:
 
     def _packets(self) -> Iterator[av.Packet | None]:
         """Yields the video's packets from here to the end, then None to empty the decoder."""
+        torn = False  # the last packet is not whole
         try:
             # All tracks, because how far the sound goes tells a short video from a cut-off file.
             for packet in self.container.demux():
@@ -210,7 +211,8 @@ class VideoFile:
                     end = float((stamp + (packet.duration or 0)) * packet.time_base)
                     self._reached = max(self._reached, end)
                 if packet.stream is self.stream:
-                    if not packet.is_discard:
+                    torn = packet.is_corrupt
+                    if not packet.is_discard and not torn:
                         self._position = stamp if packet.dts is None else packet.dts
                     yield packet
         except av.FFmpegError:
@@ -221,7 +223,7 @@ class VideoFile:
         # Packets are stored in decoding order, so some of what was cut off belongs before frames that were
         # read: those that start later than the last decoding time.
         decoded_until = float((self._position + 1) * self.stream.time_base) + self._frame_s
-        self._whole_until = decoded_until if is_cut else math.inf
+        self._whole_until = decoded_until if is_cut or torn else math.inf
         yield None
 
     def _decode(self, at_keyframe: bool) -> Iterator[Shown]:
@@ -229,10 +231,13 @@ class VideoFile:
 
         After a seek (not `at_keyframe`) everything before the first keyframe is skipped, and frames that
         the decoder marks as damaged before the first intact one are not lost: they lack only references.
-        After damage all is lost up to the next keyframe, because the decoder paints over what it lacks.
+        After damage all is lost up to the next keyframe, because the decoder paints over what it lacks;
+        except what it had been given before and holds back still.
         """
         sought = not at_keyframe
         intact = True
+        held: set[int | None] = set()  # timestamps of packets that have not come out as frames
+        spared: set[int | None] = set()  # and of those that were held when damage was read
         last = -math.inf
         base = self.stream.time_base
         for packet in self._packets():
@@ -242,7 +247,10 @@ class VideoFile:
                     continue
             try:
                 if packet is not None and packet.is_corrupt:
+                    spared = set(held)
                     raise av.error.InvalidDataError(0, "damaged packet")
+                if packet is not None:
+                    held.add(packet.pts)
                 frames = self.stream.decode(packet)
             except av.FFmpegError:
                 intact = False
@@ -252,6 +260,7 @@ class VideoFile:
                 continue
             for frame in frames:
                 self.decoded += 1
+                held.discard(frame.pts)
                 stamp = frame.dts if self._is_avi else frame.pts
                 if stamp is None and self._is_avi and last > -math.inf:
                     stamp = round(last / base) + 1  # out of the emptied decoder
@@ -265,13 +274,14 @@ class VideoFile:
                 if packet is None and start > self._whole_until:
                     break
                 intact = intact or frame.key_frame
+                whole = intact or frame.pts in spared
                 if (
-                    (self.lost or self.backwards or not intact)
+                    (self.lost or self.backwards or not whole)
                     and last + 1.5 * self._frame_s < start
                     and last > -math.inf
                 ):
                     self._lose(last + self._frame_s)  # in a damaged file a gap is a frame that never came out
-                if frame.is_corrupt or frame.width * frame.height > MAX_PIXELS or not intact:
+                if frame.is_corrupt or frame.width * frame.height > MAX_PIXELS or not whole:
                     if not sought:
                         intact = False
                         self._lose(start)

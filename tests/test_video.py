@@ -267,6 +267,21 @@ def test_cut_off_files_give_what_is_there_and_say_how_much(made, tmp_path, name,
         read_video(tmp_path / name, times_s=[float(fixture.end) - 0.1])
 
 
+@pytest.mark.parametrize("name", ["faststart.mp4", "faststart_sound.mp4", "long.mkv"])
+def test_a_cut_anywhere_leaves_no_hole(made, tmp_path, name):
+    """Frames that the decoder held back when it met half a packet are shown; later ones are not.
+
+    A file that ends within 0.1 s of what its header promises does not count as cut off.
+    """
+    fixture = made(name)
+    size, shown = fixture.path.stat().st_size, []
+    for at in [0.4011, *np.linspace(0.35, 0.97, 60)]:
+        clip = read_video(cut(fixture, tmp_path / name, at), threads="auto" if len(shown) % 2 else 1)
+        assert numbers(clip) == list(range(len(clip.frames))), f"cut at {int(at * size)} of {size} bytes"
+        shown.append(len(clip.frames))
+    assert shown[1:] == sorted(shown[1:])
+
+
 def test_sound_that_goes_on_does_not_make_a_file_look_cut_off(made, tmp_path):
     """Without the length of the video track by itself, which not every mkv writer notes down."""
     data = made("sound_goes_on.mkv").path.read_bytes()
