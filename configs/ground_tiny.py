@@ -5,6 +5,8 @@ python -m experiments.ground --config=configs/ground_tiny.py --workdir=runs/grou
 
 from ml_collections import ConfigDict
 
+from configs import common
+
 
 def get_config() -> ConfigDict:
     c = ConfigDict()
@@ -39,8 +41,7 @@ def get_config() -> ConfigDict:
         )
     )
 
-    # Devices along each mesh axis; the batch is spread over data and fsdp.
-    c.mesh = ConfigDict({"data": 1, "fsdp": 1, "context": 1, "tensor": 1, "expert": 1})
+    c.mesh = common.mesh()
     c.train_batch_size = 48  # clips
     c.pairs_per_clip = 1  # pairs of one clip are too alike to pay
     c.max_steps = 2000

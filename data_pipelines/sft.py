@@ -14,17 +14,20 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
-from data_pipelines import stgr
+from data_pipelines.evidence import EvidenceShape, check_room, mentions_of, targets
 from data_pipelines.sample import Sample
 from data_pipelines.synthetic import FPS, Scene, make_scene, scene_seed
 from data_pipelines.video import read_video
 from o3jax.errors import UserError
-from o3jax.models.config import Config
+from o3jax.models.config import Config, EvidenceConfig
 from o3jax.prompts import templates
 from o3jax.prompts.collate import collate
-from o3jax.prompts.processor import Processor
+from o3jax.prompts.dense import dense_size, dense_stream, read_dense, visual_places
+from o3jax.prompts.image import resize_image
+from o3jax.prompts.mentions import mention_positions
+from o3jax.prompts.processor import Medium, Processor
 from o3jax.video import probe
 
 IGNORE = -100
@@ -57,6 +60,19 @@ class Clip:
             frames = read_video(self.video, times_s=times).frames
         return frames, {"fps": fps, "frames_indices": indices}
 
+    def dense(
+        self, processor: Processor, c: EvidenceConfig
+    ) -> tuple[UInt8[np.ndarray, "n h w 3"], Float[np.ndarray, " n"]]:
+        """Returns all frames of the dense stream, small, and their times in seconds."""
+        factor = processor.video_config.factor
+        if isinstance(self.video, Scene):
+            times = np.arange(self.video.frame_count) / FPS
+            frames = self.video.render(times)
+            size = dense_size(*frames.shape[1:3], c, factor)
+            return np.stack([resize_image(frame, size) for frame in frames]), times
+        clip = read_dense(self.video, c, factor)
+        return clip.frames, clip.times_s
+
 
 class SyntheticClips:
     """The synthetic world without files: clip i of a split is rendered when it is read."""
@@ -73,39 +89,25 @@ class SyntheticClips:
 
 
 class FolderClips:
-    """A dataset folder in the published (`stgr.json`) or the article's (`annotations.json`) format.
+    """The clips of a dataset folder, from the usable samples that `index.index_folder` returns.
 
     Questions of one task about one video share a row, up to `questions` of them.
-
-    Raises:
-        UserError: if there is no annotation file, or a video is missing.
     """
 
-    def __init__(self, folder: str | Path, questions: int):
-        folder = Path(folder)
+    def __init__(self, folder: str | Path, samples: Sequence[Sample], questions: int):
         grouped: dict[tuple[str, str], list[Sample]] = {}
-        for sample in _load(folder):
+        for sample in samples:
             grouped.setdefault((sample.video_path or "", sample.task), []).append(sample)
         self.clips = []
-        for (path, _), samples in grouped.items():
-            video = folder / path
-            if not video.is_file():
-                raise UserError(f"{video} is missing: sample {samples[0].id} of {folder} needs it")
-            for at in range(0, len(samples), questions):
-                self.clips.append(Clip(tuple(samples[at : at + questions]), video))
+        for (path, _), together in grouped.items():
+            for at in range(0, len(together), questions):
+                self.clips.append(Clip(tuple(together[at : at + questions]), Path(folder) / path))
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, index: int) -> Clip:
         return self.clips[int(index)]
-
-
-def _load(folder: Path) -> list[Sample]:
-    for name, load in (("stgr.json", stgr.load_stgr), ("annotations.json", stgr.load_article)):
-        if (folder / name).is_file():
-            return load(folder / name)
-    raise UserError(f"{folder} has neither stgr.json nor annotations.json: make one with experiments.data")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,11 +128,17 @@ class MakeRow(grain.transforms.Map):
     shape: RowShape
     style: str = "plain"
     box_step: int = 1
+    evidence: EvidenceShape | None = None  # for a model that has evidence modules
+    full_text: bool = False  # labels on the prompt too
 
     def map(self, clip: Clip) -> Row:
         """Returns the row of a clip: the model's batch arrays without their batch axis, and `labels`.
 
-        `labels[s]` is the token that position s must predict, inside responses only.
+        `labels[s]` is the token that position s must predict: inside responses only, or, as in the
+        published cold start, every token but padding and the video's. Branches then differ in what
+        follows the video, where one position predicts the first token of all: it has a label only if
+        they begin alike. With an evidence shape there are also the dense stream and what
+        `data_pipelines.evidence.targets` returns.
 
         Raises:
             UserError: if the clip does not fit the row shape.
@@ -163,7 +171,7 @@ class MakeRow(grain.transforms.Map):
         first = row.pop("next_position")
         row["branch_ids"] = np.zeros(shape.length, np.int32)
         row["labels"] = np.full(shape.length, IGNORE, np.int32)
-        at = split
+        at, starts = split, []
         for branch, (prompt, response) in enumerate(zip(prompts, responses, strict=True), start=1):
             if prompt[:split] != prefix:
                 raise ValueError("questions of one row must share everything up to the end of the video")
@@ -173,21 +181,64 @@ class MakeRow(grain.transforms.Map):
             row["segment_ids"][at:stop] = 1
             row["branch_ids"][at:stop] = branch
             row["positions"][:, at:stop] = first + np.arange(len(tokens))
-            row["labels"][answer - 1 : stop - 1] = response
+            labelled = at if self.full_text else answer - 1
+            row["labels"][labelled : stop - 1] = tokens[labelled + 1 - at :]
+            starts.append(answer)
             at = stop
+        if self.full_text:
+            following = np.array(prefix[1:])
+            video = following == self.config.video_token_id
+            row["labels"][: split - 1] = np.where(video, IGNORE, following)
+            if len(begun := {prompt[split] for prompt in prompts}) == 1:
+                row["labels"][split - 1] = begun.pop()
+        if self.evidence is not None:
+            row |= self._evidence(clip, medium, responses, starts)
         return row
+
+    def _evidence(self, clip: Clip, medium: Medium, responses: list[list[int]], starts: list[int]) -> Row:
+        """Returns the arrays that only the evidence modules read; `starts` are the responses' first slots."""
+        p, shape, c = self.processor, self.evidence, self.config
+        frames, times = clip.dense(p, c.evidence)
+        row = dense_stream(
+            frames, times, p.video_config, c.vision, groups=shape.groups, patches=shape.patches
+        )
+        sizes = {"groups": self.shape.groups, "patches": self.shape.patches}
+        row |= visual_places(medium.times_s, medium.grid, c.vision.spatial_merge_size, **sizes)
+        row["question_ids"] = np.full((shape.questions, shape.question_length), -1, np.int32)
+        row["mention_index"] = np.full((shape.questions, shape.mentions), -1, np.int32)
+        mentions = []
+        for q, (sample, ids, start) in enumerate(zip(clip.samples, responses, starts, strict=True)):
+            asked = p.tokenizer(sample.question)["input_ids"]
+            found = mention_positions(p.tokenizer, ids)
+            for count, room, what, field in (
+                (len(asked), shape.question_length, "tokens in its question", "question_length"),
+                (len(found), shape.mentions, "mentions", "mentions"),
+            ):
+                check_room(sample, count, room, what, field)
+            row["question_ids"][q, : len(asked)] = asked
+            row["mention_index"][q, : len(found)] = start + np.array(found, np.int32)
+            response = templates.response(sample, self.box_step)
+            mentions.append(mentions_of(sample, response, len(found)))
+        return row | targets(clip.samples, mentions, shape)
 
 
 def make_dataset(
-    clips: Sequence[Clip], make_row: grain.transforms.Map, *, batch_size: int, seed: int, shuffle: bool
+    clips: Sequence[Clip],
+    transforms: Sequence[grain.transforms.Map | grain.transforms.RandomMap],
+    *,
+    batch_size: int,
+    seed: int,
+    shuffle: bool,
 ) -> grain.IterDataset:
     """Returns an endless, deterministic stream of batches, every array with a leading batch axis.
+
+    `transforms` make a row of a clip, one after the other.
 
     Its iterator's state can be saved and restored; reading happens in a background thread.
     """
     data = grain.MapDataset.source(clips).seed(seed)
     if shuffle:
         data = data.shuffle()
-    data = data.repeat().map(make_row).batch(batch_size, drop_remainder=True)
+    data = data.repeat().apply(list(transforms)).batch(batch_size, drop_remainder=True)
     # The library buffers 500 elements by default: 500 batches of video would fill the memory.
     return data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))

@@ -34,7 +34,7 @@ from o3jax.models.layers import Initializer
 from o3jax.models.qwen3_vl import VISION_KEYS, Qwen3VL
 from o3jax.models.text import for_decoding
 from o3jax.prompts.collate import collate
-from o3jax.sft.loss import text_loss
+from o3jax.sft.loss import text_loss, token_counts
 from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
 from o3jax.sharding import make_mesh, replicate_scalars
 
@@ -79,7 +79,7 @@ class Ours:
         optimizer = make_optimizer(
             learning_rate("constant", LEARNING_RATE, 1), max_grad_norm=MAX_GRAD_NORM, **OPTIMIZER
         )
-        step = make_train_step(text_loss, optimizer)
+        step = make_train_step(text_loss, optimizer, token_counts)
         mesh = make_mesh(jax.devices()[:1])
         model = load_weights(self.folder, self.config, mesh=mesh)
         state = replicate_scalars(init_state(model, optimizer), mesh)
@@ -223,7 +223,7 @@ def measure_compilation(rounds: int) -> dict[str, Any]:
         batch = {key: value[None] for key, value in batch.items() if key != "next_position"}
         state = jax.eval_shape(lambda: init_state(Qwen3VL(config, Initializer(jax.random.key(0))), optimizer))
         jax.clear_caches()
-        step = make_train_step(text_loss, optimizer)
+        step = make_train_step(text_loss, optimizer, token_counts)
         return timed(lambda: step.lower(state, batch).compile())[0]
 
     shallow, deep = with_layers(narrow, 4, 4), with_layers(narrow, 36, 27)

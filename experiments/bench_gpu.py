@@ -37,7 +37,7 @@ from o3jax.hf import config_from_hf, load_weights
 from o3jax.models.qwen3_vl import VISION_KEYS
 from o3jax.models.text import for_decoding
 from o3jax.prompts.collate import collate
-from o3jax.sft.loss import text_loss
+from o3jax.sft.loss import text_loss, token_counts
 from o3jax.sft.state import init_state, make_train_step
 from o3jax.sharding import make_mesh, replicate_scalars
 
@@ -178,7 +178,10 @@ def measure_training(size: Size, folder: Path, results: dict[str, Any]) -> None:
             optax.adamw(LEARNING_RATE, b1=0.9, b2=B2, weight_decay=WEIGHT_DECAY),
         )
         step = make_train_step(
-            functools.partial(text_loss, remat="names"), optimizer, dtype=jnp.dtype(size.dtype)
+            functools.partial(text_loss, remat="names"),
+            optimizer,
+            token_counts,
+            dtype=jnp.dtype(size.dtype),
         )
         mesh = make_mesh(jax.devices()[:1])
         model = load_weights(folder, size.config, mesh=mesh)

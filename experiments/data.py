@@ -1,4 +1,8 @@
-"""Makes data sets: `python -m experiments.data make --out DIR --split train --count 100 --level 1`."""
+"""Makes data sets and checks them.
+
+python -m experiments.data make --out DIR --split train --count 100 --level 1
+python -m experiments.data check DIR
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,12 @@ from collections.abc import Sequence
 
 from absl import flags
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
 from data_pipelines import synthetic
+from data_pipelines.index import index_folder
 from experiments import cli
 from o3jax.errors import UserError
 
@@ -44,13 +50,33 @@ def make() -> None:
     Console().print(table)
 
 
-COMMANDS = {"make": make}
+def check(folder: str) -> None:
+    """Prints what is in a data set, how many of its records are rejected, and for each of them why."""
+    samples, rejects = index_folder(folder)
+    kept = Counter((sample.task, sample.source) for sample in samples)
+    lost: dict[tuple[str, str], Counter[str]] = {}
+    for reject in rejects:
+        lost.setdefault((reject.task, reject.source), Counter())[reject.field or "record"] += 1
+    table = Table(title=f"{folder}: {len(samples)} samples, {len(rejects)} rejected")
+    for heading in ("task", "source", "samples", "rejected", "reasons"):
+        table.add_column(heading)
+    for group in sorted({*kept, *lost}):
+        fields = lost.get(group, Counter())
+        reasons = ", ".join(f"{count} {field}" for field, count in fields.most_common())
+        table.add_row(*map(escape, group), str(kept[group]), str(fields.total()), escape(reasons))
+    Console().print(table)
+    for reject in rejects:
+        print(f"{reject.id}: {reject.reason}")
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) != 2 or argv[1] not in COMMANDS:
-        raise UserError(f"name one of the commands {', '.join(COMMANDS)} first, not {' '.join(argv[1:])!r}")
-    COMMANDS[argv[1]]()
+    match argv[1:]:
+        case ["make"]:
+            make()
+        case ["check", folder]:
+            check(folder)
+        case given:
+            raise UserError(f"write one of the commands 'make' or 'check DIR' first, not {' '.join(given)!r}")
 
 
 if __name__ == "__main__":

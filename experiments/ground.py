@@ -31,7 +31,7 @@ from o3jax.prompts import templates
 from o3jax.prompts.image import ImageConfig, VideoConfig
 from o3jax.prompts.processor import Processor, load_processor
 from o3jax.prompts.tokenizer import build_tokenizer, number_tokens
-from o3jax.sft.grounding import GroundedTower, grounding_loss
+from o3jax.sft.grounding import GroundedTower, grounding_loss, known_counts
 from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
 from o3jax.sharding import replicate_scalars, use_mesh
 
@@ -118,7 +118,7 @@ def main(argv: Sequence[str]) -> None:
     shape = RowShape(0, config.pairs_per_clip, config.row_patches)
     clips = FramePairs(processor, config.level, config.pairs_per_clip, config.seed + 1)
     rows = MakeGroundingRow(processor, model.config, shape)
-    dataset = make_dataset(clips, rows, batch_size=config.train_batch_size, seed=config.seed, shuffle=False)
+    dataset = make_dataset(clips, [rows], batch_size=config.train_batch_size, seed=config.seed, shuffle=False)
     schedule = learning_rate(
         config.lr_scheduler_type, config.learning_rate, config.max_steps, config.warmup_steps
     )
@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
         b2=config.adam_b2,
         kind=config.optimizer,
     )
-    step = make_train_step(grounding_loss, optimizer)
+    step = make_train_step(grounding_loss, optimizer, known_counts)
     mesh = open_mesh(config)
     prepare = functools.partial(micro_batches, steps=1, mesh=mesh)
     with use_mesh(mesh):

@@ -5,47 +5,79 @@ Reads like a list: model, data, step, loop, export. `WORKDIR/model` is the resul
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 import shutil
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict
 
+from data_pipelines.evidence import EvidenceShape, OpenCandidates
 from data_pipelines.grounding import FramePairs
 from data_pipelines.sft import Clip, FolderClips, MakeRow, RowShape, SyntheticClips, make_dataset
 from experiments import cli
+from experiments.indexing import usable_samples
 from experiments.train_loop import Workdir, micro_batches, open_mesh, train
 from o3jax.api import Settings, export_model, model_folder
 from o3jax.errors import UserError
 from o3jax.hf.config import config_from_hf
 from o3jax.hf.weights import load_weights
+from o3jax.models.config import EvidenceConfig
 from o3jax.models.layers import REMAT
+from o3jax.models.qwen3_vl import with_evidence
 from o3jax.prompts.processor import Processor, load_processor
 from o3jax.prompts.tokenizer import number_tokens
-from o3jax.sft.loss import number_targets, text_loss
+from o3jax.sft.evidence import EvidenceWeights
+from o3jax.sft.joint import joint_counts, joint_loss
+from o3jax.sft.lora import LoRA, adapted_loss
+from o3jax.sft.loss import number_targets, text_loss, token_counts
 from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
-from o3jax.sharding import replicate_scalars, use_mesh
+from o3jax.sharding import parameter_shardings, replicate_scalars, use_mesh
 
 _CONFIG = cli.define_config("configs/sft_tiny.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
 
 
-def open_clips(config: ConfigDict, processor: Processor) -> Sequence[Clip]:
-    """Returns the clips that `config.data_path` names.
+def open_clips(config: ConfigDict, processor: Processor, workdir: Workdir) -> tuple[Sequence[Clip], str]:
+    """Returns the clips that `config.data_path` names, and what to note about them on the progress lines.
 
     `synthetic:LEVEL` renders clips with questions, `captions:LEVEL` frame pairs with captions (as
-    many pairs as a row has groups); anything else is a dataset folder.
+    many pairs as a row has groups); anything else is a dataset folder, of which the usable samples are
+    taken and the others are listed in `WORKDIR/rejected.jsonl`.
     """
     kind, _, level = config.data_path.partition(":")
     if kind in ("synthetic", "captions"):
         if not level.isdigit():
             raise UserError(f"config.data_path is '{config.data_path}'; write {kind}:1, :2 or :3")
         if kind == "captions":
-            return FramePairs(processor, int(level), config.row_groups, config.seed)
-        return SyntheticClips(config.split, int(level), config.questions_per_row, config.seed)
-    return FolderClips(config.data_path, config.questions_per_row)
+            return FramePairs(processor, int(level), config.row_groups, config.seed), ""
+        return SyntheticClips(config.split, int(level), config.questions_per_row, config.seed), ""
+    samples, note = usable_samples(config.data_path, workdir, config.max_rejected_share)
+    return FolderClips(config.data_path, samples, config.questions_per_row), note
+
+
+def total_steps(config: ConfigDict, clips: Sequence[Clip], batch_size: int) -> int:
+    """Returns how many steps the run has: as many as named, or enough for all epochs.
+
+    Raises:
+        UserError: unless exactly one of `max_steps` and `num_train_epochs` is set, or if there are epochs
+            of the endless synthetic world.
+    """
+    steps, epochs = config.max_steps, config.num_train_epochs
+    if (steps > 0) == (epochs > 0):
+        raise UserError(
+            f"config.max_steps is {steps} and config.num_train_epochs is {epochs:g}: "
+            "set exactly one of them, and the other to 0"
+        )
+    if epochs > 0 and not isinstance(clips, FolderClips):
+        raise UserError(
+            f"config.num_train_epochs is {epochs:g}, but {config.data_path} has no end: set config.max_steps"
+        )
+    return steps if steps > 0 else math.ceil(len(clips) * epochs / batch_size)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -59,23 +91,48 @@ def main(argv: Sequence[str]) -> None:
 
     source = model_folder(config.model_name_or_path)
     processor = load_processor(source)
+    processor.video_config = dataclasses.replace(processor.video_config, **config.video)
+    clips, note = open_clips(config, processor, workdir)
     mesh = open_mesh(config)
-    model = load_weights(source, config_from_hf(source), dtype=jnp.float32, mesh=mesh)
-
-    shape = RowShape(config.row_length, config.row_groups, config.row_patches)
-    rows = MakeRow(processor, model.config, shape, config.prompt_style, config.box_step)
-    clips = open_clips(config, processor)
     replicas = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps * replicas
+    config.max_steps = total_steps(config, clips, batch_size)
+    model = load_weights(source, config_from_hf(source), dtype=jnp.float32, mesh=mesh)
+
+    if config.evidence is not None and model.evidence is None:
+        made = with_evidence(model, EvidenceConfig(**config.evidence), jax.random.key(config.seed))
+        model = jax.device_put(made, parameter_shardings(made, mesh))
+    joint = model.evidence is not None
+
+    shape = RowShape(config.row_length, config.row_groups, config.row_patches)
+    targets = EvidenceShape(**config.evidence_shape) if joint else None
+    rows = MakeRow(
+        processor,
+        model.config,
+        shape,
+        config.prompt_style,
+        config.box_step,
+        targets,
+        full_text=config.full_text_loss,
+    )
+    transforms = [rows, OpenCandidates()] if joint else [rows]
     # The synthetic world is endless and already in random order.
     shuffle = isinstance(clips, FolderClips)
-    dataset = make_dataset(clips, rows, batch_size=batch_size, seed=config.seed, shuffle=shuffle)
+    dataset = make_dataset(clips, transforms, batch_size=batch_size, seed=config.seed, shuffle=shuffle)
 
     times, integers = number_tokens(processor.tokenizer)
     kinds = ((times, config.soften_times), (integers, config.soften_coordinates))
     soften = config.soften_times or config.soften_coordinates
-    targets = number_targets(model.config.text.vocab_size, kinds) if soften else None
-    loss = functools.partial(text_loss, soft_targets=targets, remat=config.remat)
+    table = number_targets(model.config.text.vocab_size, kinds) if soften else None
+    loss = functools.partial(text_loss, soft_targets=table, remat=config.remat)
+    count = token_counts
+    if joint:
+        weights = dict(config.loss)
+        named = {name: weights.pop(name) for name in ("evidence_weight", "candidate_low")}
+        loss = functools.partial(
+            joint_loss, soft_targets=table, remat=config.remat, weights=EvidenceWeights(**weights), **named
+        )
+        count = joint_counts
     schedule = learning_rate(
         config.lr_scheduler_type, config.learning_rate, config.max_steps, config.warmup_steps
     )
@@ -85,17 +142,24 @@ def main(argv: Sequence[str]) -> None:
         max_grad_norm=config.max_grad_norm,
         b2=config.adam_b2,
         kind=config.optimizer,
+        rates=config.rates,
     )
-    step = make_train_step(loss, optimizer, dtype=jnp.dtype(config.compute_dtype))
+    frozen = [part for part, rate in config.rates.items() if not rate]
+    if config.lora.rank:
+        made = LoRA(model, key=jax.random.key(config.seed), **config.lora)
+        model = jax.device_put(made, parameter_shardings(made, mesh))
+        loss, frozen = adapted_loss(loss), ["base", *frozen]
+    step = make_train_step(loss, optimizer, count, frozen=frozen, dtype=jnp.dtype(config.compute_dtype))
     prepare = functools.partial(micro_batches, steps=config.gradient_accumulation_steps, mesh=mesh)
-    state = replicate_scalars(init_state(model, optimizer), mesh)
+    state = replicate_scalars(init_state(model, optimizer, frozen), mesh)
     with use_mesh(mesh):
-        state = train(state, step, dataset, prepare, workdir, config)
+        state = train(state, step, dataset, prepare, workdir, config, note)
 
     folder = workdir.path / "model"
     shutil.rmtree(folder, ignore_errors=True)
     settings = Settings(prompt_style=config.prompt_style)
-    export_model(state.model, source, folder, processor, settings)
+    trained = state.model.merged() if config.lora.rank else state.model
+    export_model(trained, source, folder, processor, settings)
     print(f"model at step {int(state.step)}: {folder}")
 
 

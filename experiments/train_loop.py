@@ -40,7 +40,7 @@ class Workdir:
     """
 
     # May differ between a run and its continuation.
-    FREE_FIELDS = ("log_every", "save_every", "stop_at_step")
+    FREE_FIELDS = ("log_every", "save_every", "stop_at_step", "max_rejected_share")
 
     def __init__(self, path: str | Path, config: ConfigDict):
         self.path = Path(path).absolute()
@@ -170,6 +170,7 @@ def train(
     prepare: Callable[[Any], Mapping[str, np.ndarray]],
     workdir: Workdir,
     config: ConfigDict,
+    note: str = "",
 ) -> TrainState:
     """Returns the state after `config.max_steps` steps, continuing from the workdir's checkpoint.
 
@@ -181,6 +182,7 @@ def train(
         workdir: where everything is kept.
         config: log_every, save_every, max_steps, and stop_at_step (0: none) to end a run early as if
             it had been preempted.
+        note: stands on every progress line, such as how many records were rejected.
     """
     iterator = iter(dataset)
     state = workdir.restore(state, iterator)
@@ -205,7 +207,8 @@ def train(
                 # Before a checkpoint too: a step that is not repeated must not be missing in the log.
                 values = log.write(step, window)
                 elapsed = time.perf_counter() - clock.started
-                _print_progress(step, config.max_steps, values, len(window) / elapsed, clock.waited / elapsed)
+                rate, waited = len(window) / elapsed, clock.waited / elapsed
+                _print_progress(step, config.max_steps, values, rate, waited, note)
                 window, clock = [], Clock()
             if saving:
                 workdir.save(state, iterator)
@@ -221,8 +224,11 @@ def train(
     return state
 
 
-def _print_progress(step: int, steps: int, values: Mapping[str, float], rate: float, waited: float) -> None:
-    shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+def _print_progress(
+    step: int, steps: int, values: Mapping[str, float], rate: float, waited: float, note: str
+) -> None:
+    # The note comes first, because a narrow terminal cuts the line off.
+    shown = "  ".join([*filter(None, [note]), *(f"{name} {value:.4g}" for name, value in values.items())])
     eta = _duration((steps - step) / rate)
     line = f"step {step}/{steps}  {shown}  {rate:.2f} steps/s  data-wait {waited:.0%}  ETA {eta}"
     if sys.stdout.isatty():

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,26 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from o3jax.errors import UserError
-from o3jax.generate.sampler import Generated, greedy
+from o3jax.generate.sampler import greedy
 from o3jax.hf.config import config_from_hf
 from o3jax.hf.export import export_weights
+from o3jax.hf.fields import read_object
+from o3jax.hf.o3_config import Settings, read_settings
 from o3jax.hf.weights import load_weights
 from o3jax.models.config import Config
 from o3jax.models.qwen3_vl import Batch, Qwen3VL
 from o3jax.models.text import for_decoding, for_training
 from o3jax.prompts import coords, grammar, templates
-from o3jax.prompts.collate import bucket, collate
+from o3jax.prompts.dense import read_dense
+from o3jax.prompts.mentions import claim_numbers
 from o3jax.prompts.processor import Processor, load_processor
-from o3jax.report.answer import Answer, Evidence, plain_text, question_language
+from o3jax.report.answer import Answer, Box, Evidence, Located, plain_text, question_language
+from o3jax.respond import Request, Response, pad_inputs, respond
 from o3jax.video import Clip, probe, read_video
 
 __all__ = ["Answer", "Evidence", "Model", "export_hf", "load", "load_processor"]
 
 ASSETS = Path(__file__).parent / "assets"
-SETTINGS = "o3_config.json"  # what we add to a Hugging Face folder
 _INPUT_KEYS = {
     "input_ids",
     "attention_mask",
@@ -43,14 +45,6 @@ _INPUT_KEYS = {
     "pixel_values_videos",
     "video_grid_thw",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a model wants to be asked; o3_config.json in its folder, defaults where there is none."""
-
-    prompt_style: str = "open_o3"
-    fps: float = 25.0  # frames per second that frame numbers count, and the dense stream's rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +102,13 @@ class Model:
         Raises:
             UserError: as for a call.
         """
-        out = self._generate(inputs, max_new_tokens)
+        out = greedy(
+            self.backbone,
+            self._batch(inputs),
+            max_new_tokens=_positive(max_new_tokens),
+            eos_ids=self._eos_ids,
+            pad_id=self._pad_id,
+        )
         return np.asarray(out.tokens)[:, : int(out.length.max())]
 
     def answer(
@@ -133,29 +133,25 @@ class Model:
         rate = self.settings.fps if fps is None else fps
         if not (math.isfinite(rate) and rate > 0):
             raise UserError(f"fps must be a positive number, not {fps}")
-        messages = templates.messages(question, self.settings.prompt_style)
-        clip, metadata = self._watch(video, rate)
-        prompt = self.processor.apply_chat_template(messages)
-        inputs = self.processor(text=[prompt], videos=[clip.frames], video_metadata=[metadata])
-        out = self._generate(inputs, max_new_tokens)
-        count = int(out.length[0])
-        tokens, probabilities = np.asarray(out.tokens)[0, :count], np.exp(np.asarray(out.logprobs)[0, :count])
-        raw = self.processor.decode(tokens)
-        parsed = grammar.parse(raw)
-        evidence, notes = self._evidence(parsed, tokens, probabilities, clip, rate)
-        ended = count and int(tokens[-1]) in self._eos_ids
-        if not ended:
-            notes.append(f"the text was cut off after {count} tokens")
+        request, clip = self.request(video, question, fps=rate)
+        response = self.respond([request], max_new_tokens=max_new_tokens)[0]
+        parsed = grammar.parse(response.text)
+        evidence, notes = self._evidence(parsed, response, clip, rate)
+        tokens, probabilities = response.tokens, response.probabilities
+        if not (len(tokens) and int(tokens[-1]) in self._eos_ids):
+            notes.append(f"the text was cut off after {len(tokens)} tokens")
         language = question_language(question)
         height, width = clip.size
         return Answer(
             question=question,
-            text=plain_text(parsed.answer or raw, language),
+            text=plain_text(parsed.answer or response.text, language),
             evidence=evidence,
             intervals=parsed.intervals,
-            confidence=float(probabilities.mean()) if count else 0.0,
+            confidence=float(probabilities.mean()) if len(tokens) else 0.0,
+            relevance=_curve(response),
+            candidates=response.candidates,
             reasoning=parsed.think,
-            raw=raw,
+            raw=response.text,
             video={
                 "path": str(video),
                 "size": [width, height],
@@ -167,27 +163,54 @@ class Model:
             model=self.folder.name,
         )
 
+    def request(
+        self,
+        video: str | os.PathLike[str],
+        question: str,
+        *,
+        fps: float | None = None,
+        task: str | None = None,
+    ) -> tuple[Request, Clip]:
+        """Returns a question about a video file, ready for `respond`, and the frames that were read.
+
+        Args:
+            fps: the rate at which the video is presented; the model's own by default.
+            task: chooses the system prompt, see `o3jax.prompts.templates.messages`.
+
+        Raises:
+            UserError: if the question is empty or the video cannot be read.
+        """
+        prompt = self.processor.apply_chat_template(
+            templates.messages(question, self.settings.prompt_style, task)
+        )
+        clip, metadata = self._watch(video, self.settings.fps if fps is None else fps)
+        request = Request(question, prompt, clip.frames, metadata)
+        if self.config.evidence is not None:
+            dense = read_dense(video, self.config.evidence, self.processor.video_config.factor)
+            request = dataclasses.replace(request, dense_frames=dense.frames, dense_times=dense.times_s)
+        return request, clip
+
+    def respond(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[Response]:
+        """Returns the greedy response to each request, with the evidence modules' estimates if there are any.
+
+        Raises:
+            UserError: if `max_new_tokens` is not positive.
+        """
+        return respond(
+            self.backbone,
+            self.processor,
+            requests,
+            max_new_tokens=_positive(max_new_tokens),
+            eos_ids=self._eos_ids,
+            pad_id=self._pad_id,
+        )
+
     def _batch(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         unknown = sorted(set(inputs) - _INPUT_KEYS)
         if unknown or "input_ids" not in inputs:
             what = f"unknown input '{unknown[0]}'" if unknown else "input_ids is missing"
             raise UserError(f"{what}: pass what the processor returns ({', '.join(sorted(_INPUT_KEYS))})")
-        exact = collate(inputs, self.config)
-        sizes = {"length": bucket(exact["input_ids"].shape[1])}
-        if "patches" in exact:
-            sizes |= {"groups": bucket(exact["patches"].shape[1]), "patches": exact["patches"].shape[2]}
-        return collate(inputs, self.config, **sizes)
-
-    def _generate(self, inputs: Mapping[str, np.ndarray], max_new_tokens: int) -> Generated:
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-        return greedy(
-            self.backbone,
-            self._batch(inputs),
-            max_new_tokens=max_new_tokens,
-            eos_ids=self._eos_ids,
-            pad_id=self._pad_id,
-        )
+        return pad_inputs(inputs, self.backbone)
 
     def _watch(self, video: str | os.PathLike[str], fps: float) -> tuple[Clip, dict[str, Any]]:
         """Returns the frames that the language stream reads: of all frames at `fps`, HF's sample."""
@@ -202,18 +225,17 @@ class Model:
         return clip, {"fps": fps, "frames_indices": shown}
 
     def _evidence(
-        self,
-        parsed: grammar.Parsed,
-        tokens: Int[np.ndarray, " new"],
-        probabilities: Float[np.ndarray, " new"],
-        clip: Clip,
-        fps: float,
+        self, parsed: grammar.Parsed, response: Response, clip: Clip, fps: float
     ) -> tuple[tuple[Evidence, ...], list[str]]:
-        """Returns one Evidence per box (or per claim without one), and what was left out."""
-        ends = [len(self.processor.decode(tokens[: i + 1])) for i in range(len(tokens))]
-        height, width = clip.size
+        """Returns what the response rests on, and what was left out of it.
+
+        With evidence modules one Evidence per claim, theirs with the text's beside it; without them one
+        per box of the text (or per claim without a box).
+        """
+        ends = [len(self.processor.decode(response.tokens[: i + 1])) for i in range(len(response.tokens))]
+        numbers = claim_numbers(response.text, [claim.span for claim in parsed.claims])
         found, outside = [], 0
-        for claim in parsed.claims:
+        for claim, number in zip(parsed.claims, numbers, strict=True):
             if claim.time is None:
                 continue
             if claim.time > clip.duration_s:
@@ -221,14 +243,48 @@ class Model:
                 continue
             start, end = claim.span
             first, last = np.searchsorted(ends, [start, end - 1], side="right")
-            confidence = float(probabilities[first : last + 1].mean())
-            frame = coords.frame_index(claim.time, fps)
-            for box in claim.boxes or (None,):
-                px = coords.convert(box, coords.NORMALISED, coords.pixels(width, height)) if box else None
-                corners = tuple(int(c) for c in px) if px else None
-                found.append(Evidence(claim.object, claim.time, frame, corners, box, confidence))
+            confidence = float(response.probabilities[first : last + 1].mean())
+            stated = [_located(claim.time, box, clip, fps) for box in claim.boxes or (None,)]
+            if response.heads:
+                head = response.heads[number]
+                where = _located(head.time_s, head.box, clip, fps)
+                found.append(
+                    Evidence(
+                        claim.object,
+                        **dataclasses.asdict(where),
+                        confidence=head.confidence,
+                        spread_s=head.spread_s,
+                        interval=head.interval,
+                        text=stated[0],
+                    )
+                )
+            else:
+                found += [
+                    Evidence(claim.object, **dataclasses.asdict(s), confidence=confidence) for s in stated
+                ]
         notes = [f"{outside} claims lie after the end of the video and were left out"] if outside else []
         return tuple(found), notes
+
+
+def _located(time_s: float, box: Box | None, clip: Clip, fps: float) -> Located:
+    height, width = clip.size
+    px = coords.convert(box, coords.NORMALISED, coords.pixels(width, height)) if box else None
+    corners = tuple(int(c) for c in px) if px else None
+    return Located(time_s, coords.frame_index(time_s, fps), corners, box)
+
+
+def _curve(response: Response) -> tuple[tuple[float, float], ...]:
+    """Returns (seconds, probability of being evidence) over the video."""
+    if response.relevance is None:
+        return ()
+    pairs = zip(response.times_s.tolist(), response.relevance.tolist(), strict=True)
+    return tuple((round(t, 3), round(p, 4)) for t, p in pairs)
+
+
+def _positive(max_new_tokens: int) -> int:
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    return max_new_tokens
 
 
 def load(path: str | os.PathLike[str] = "o3-tiny", *, dtype: Any = None) -> Model:
@@ -242,16 +298,11 @@ def load(path: str | os.PathLike[str] = "o3-tiny", *, dtype: Any = None) -> Mode
         UserError: if the folder is missing or no Qwen3-VL; the sentence says what is wrong.
     """
     folder = model_folder(path)
-    config = config_from_hf(folder)
+    config, settings = config_from_hf(folder), read_settings(folder)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     backbone = load_weights(folder, config, dtype=dtype)
-    known = {field.name for field in dataclasses.fields(Settings)}
-    values = _read_json(folder / SETTINGS)
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise UserError(f"{folder / SETTINGS} has the unknown field '{unknown[0]}': remove it")
-    return Model(backbone, folder, Settings(**values), *_end_tokens(folder))
+    return Model(backbone, folder, settings, *_end_tokens(folder))
 
 
 def model_folder(path: str | os.PathLike[str]) -> Path:
@@ -269,6 +320,9 @@ def model_folder(path: str | os.PathLike[str]) -> Path:
 
 def export_hf(model: Model, folder: str | os.PathLike[str], *, dtype: Any = None) -> None:
     """Writes the model as a folder that transformers loads: weights, configuration, processor files.
+
+    Evidence modules lie beside them in o3_evidence.safetensors and o3_config.json, which transformers
+    does not read; if they change the visual tokens, a warning says by how much its logits differ.
 
     Args:
         folder: must not exist, or be empty.
@@ -300,26 +354,23 @@ def export_model(
             the tokens that end a text also where only config.json names them.
     """
 
-    def add_files(target: Path) -> None:
-        if processor:
-            processor.save(target)
-        (target / SETTINGS).write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
-
     ends, pad = _end_tokens(source)
     named = {"eos_token_id": list(ends), "pad_token_id": pad} if ends else {}
     generation = _read_json(source / "generation_config.json")
     if generation.get("eos_token_id") is None:
         generation = {"do_sample": False} | generation | named
-    export_weights(backbone, folder, dtype=dtype, generation=generation, add_files=add_files)
+    export_weights(
+        backbone,
+        folder,
+        dtype=dtype,
+        generation=generation,
+        settings=settings,
+        add_files=processor.save if processor else None,
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not readable JSON ({error}): restore the file") from error
+    return read_object(path) if path.is_file() else {}
 
 
 def _end_tokens(folder: Path) -> tuple[tuple[int, ...], int]:

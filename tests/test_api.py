@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen3VLFor
 
 import o3jax
 from o3jax.errors import UserError
-from o3jax.generate.sampler import Generated
+from o3jax.respond import Response
 from tests.tiny import make_inputs
 from tests.videos import draw, write_video
 
@@ -171,15 +171,17 @@ def speak(monkeypatch, text, probabilities=None, end=True):
     """Makes the model say `text`; returns the tokens, and what it was asked with."""
     asked = {}
 
-    def say(self, inputs, max_new_tokens):
-        asked.update(inputs)
-        tokens = self.processor.tokenizer(text + "<|im_end|>" * end)["input_ids"]
+    def say(model, processor, requests, **options):
+        (request,) = requests
+        asked.update(
+            processor(text=request.prompt, videos=[request.frames], video_metadata=[request.metadata])
+        )
+        tokens = processor.tokenizer(text + "<|im_end|>" * end)["input_ids"]
         p = np.full(len(tokens), 0.5) if probabilities is None else probabilities(tokens)
         asked["tokens"], asked["p"] = tokens, p
-        padded = [np.pad(row, (0, 3))[None] for row in (np.array(tokens), np.log(p))]
-        return Generated(*padded, np.array([len(tokens)]))
+        return [Response(np.array(tokens), p, processor.decode(tokens))]
 
-    monkeypatch.setattr(o3jax.api.Model, "_generate", say)
+    monkeypatch.setattr(o3jax.api, "respond", say)
     return asked
 
 

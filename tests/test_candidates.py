@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.evidence import OpenCandidates
 from o3jax.errors import UserError
-from o3jax.verify.candidates import candidate_intervals, interval_mask, join, train_candidates
+from o3jax.prompts.dense import interval_mask
+from o3jax.verify.candidates import candidate_intervals
 
 QUARTERS = st.integers(0, 40).map(lambda i: i / 4)
 SIGNALS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 8)), min_size=1, max_size=20).map(
@@ -101,30 +103,37 @@ def test_mistakes_are_named():
             candidate_intervals(np.ones(2), times, high=0.5, low=0.2, **options)
 
 
+SPAN = {"dense_length": np.array([4] * 50 + [0] * 3), "dense_times": np.append(np.arange(50) / 5, [0, 0, 0])}
+
+
 @settings(max_examples=100, deadline=None)
-@given(INTERVALS, INTERVALS, st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.5, 3.0]))
-def test_the_truth_is_always_inside(predicted, truth, seed, jitter_s):
-    rng = np.random.default_rng(seed)
-    found = train_candidates(predicted, truth, rng, duration=10.0, jitter_s=jitter_s)
-    for start, end in truth:
-        assert any(a <= start and end <= b for a, b in found)
-    assert all(0 <= a <= b <= 10 for a, b in found)
-    assert all(b < c for (_, b), (c, _) in zip(found, found[1:], strict=False))
+@given(INTERVALS, st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.5, 3.0]))
+def test_what_training_may_search_holds_the_truth(truth, seed, jitter_s):
+    given_intervals = np.full((2, 5, 2), np.nan, np.float32)
+    for i, interval in enumerate(truth):
+        given_intervals[0, i] = interval
+    row = SPAN | {"true_intervals": given_intervals}
+    out = OpenCandidates(jitter_s).random_map(row, np.random.default_rng(seed))
+    assert "true_intervals" not in out and not any(out[k][:, 50:].any() for k in out if k not in SPAN)
+    times = SPAN["dense_times"][:50]
+    inside, opened = out["relevance_inside"][0, :50], out["true_candidates"][0, :50]
+    assert (inside == interval_mask(truth, times)).all()
     if not truth:
-        assert found == [(0.0, 10.0)]
-    elif not jitter_s:
-        assert found == join([*predicted, *truth])
-    else:
-        assert sum(b - a for a, b in found) <= sum(b - a + 2 * jitter_s for a, b in predicted + truth)
+        assert opened.all() and not out["relevance_known"].any()
+        return
+    assert out["relevance_known"][0, :50].all() and (inside <= opened).all()
+    near = interval_mask([(a - jitter_s, b + jitter_s) for a, b in truth], times)
+    assert (opened <= near).all()
+    # The second question has no intervals: everything is searched, and nothing is known of it.
+    assert out["true_candidates"][1, :50].all() and not out["relevance_known"][1].any()
 
 
 def test_borders_move_and_the_same_seed_moves_them_alike():
-    def borders(seed):
-        rng = np.random.default_rng(seed)
-        return train_candidates([(1.0, 2.0)], [(5.0, 6.0)], rng, duration=10.0, jitter_s=0.5)
+    def searched(seed):
+        row = SPAN | {"true_intervals": np.array([[[4.0, 5.0]]], np.float32)}
+        return OpenCandidates(3.0).random_map(row, np.random.default_rng(seed))["true_candidates"].tolist()
 
-    assert borders(1) == borders(1) != borders(2)
-    assert borders(1)[0] != (1.0, 2.0) and borders(1)[1] != (5.0, 6.0)
+    assert searched(1) == searched(1) and len({str(searched(seed)) for seed in range(5)}) == 5
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.hf.names import TRANSPOSED_EXPERTS, model_leaves, tensor_table
 from o3jax.models import rope, text, vision
+from o3jax.models.layers import rms_norm
 from o3jax.models.qwen3_vl import VISION_KEYS, Qwen3VL
 from o3jax.prompts import collate as collate_module
 from o3jax.prompts.collate import collate
@@ -80,8 +82,8 @@ def tanh_in_mergers(monkeypatch):
 def deepstack_one_layer_late(monkeypatch):
     embed = Qwen3VL.embed
 
-    def late(self, batch, **kwargs):
-        x, taps = embed(self, batch, **kwargs)
+    def late(self, *args, **kwargs):
+        x, taps = embed(self, *args, **kwargs)
         return x, jnp.concatenate([jnp.zeros_like(taps[:1]), taps])
 
     monkeypatch.setattr(Qwen3VL, "embed", late)
@@ -90,8 +92,8 @@ def deepstack_one_layer_late(monkeypatch):
 def deepstack_reversed(monkeypatch):
     embed = Qwen3VL.embed
 
-    def backwards(self, batch, **kwargs):
-        x, taps = embed(self, batch, **kwargs)
+    def backwards(self, *args, **kwargs):
+        x, taps = embed(self, *args, **kwargs)
         return x, taps[::-1]
 
     monkeypatch.setattr(Qwen3VL, "embed", backwards)
@@ -164,6 +166,20 @@ MUTANTS = (
     raster_patches,
     half_pixel_table,
 )
+
+
+def test_rms_norm_gradients_equal_torch():
+    rng = np.random.default_rng(0)
+    x, scale, cotangent = (rng.standard_normal(size).astype(np.float32) for size in ((2, 3, 8), 8, (2, 3, 8)))
+    x *= 0.1  # of the size where eps counts
+    eps = 1e-2
+    wanted = [torch.from_numpy(a.astype(np.float64)).requires_grad_() for a in (x, scale)]
+    out = torch.nn.functional.rms_norm(wanted[0], (8,), wanted[1], eps)
+    out.backward(torch.from_numpy(cotangent.astype(np.float64)))
+    got, pullback = jax.vjp(lambda x, scale: rms_norm(x, scale, eps), jnp.asarray(x), jnp.asarray(scale))
+    np.testing.assert_allclose(got, out.detach(), atol=1e-6)
+    for mine, theirs in zip(pullback(jnp.asarray(cotangent)), wanted, strict=True):
+        np.testing.assert_allclose(mine, theirs.grad, atol=1e-6 * float(theirs.grad.abs().max()))
 
 
 @pytest.mark.parametrize("mutant", [None, *MUTANTS], ids=lambda m: m.__name__ if m else "none")

@@ -24,11 +24,12 @@ from o3jax.prompts import templates
 from o3jax.prompts.collate import collate
 from o3jax.prompts.processor import load_processor
 from o3jax.prompts.tokenizer import number_tokens
-from o3jax.sft.loss import IGNORE, cross_entropy, number_targets, text_loss
+from o3jax.sft.loss import IGNORE, cross_entropy, number_targets, text_loss, token_counts
 from o3jax.sft.state import TrainState, learning_rate, make_optimizer, make_train_step
 from tests.tiny import QUICK
 
 LENGTH, GROUPS, PATCHES = 384, 3, 16  # of every row here, so that programs are shared
+ONE = {"text": 1.0}  # counts that leave a sum what it is
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def packed(setting):
 
 def sums_and_gradients(remat):
     """Returns a compiled (model, batch) -> ((summed loss, sums), gradients)."""
-    fn = jax.value_and_grad(functools.partial(text_loss, remat=remat), has_aux=True)
+    fn = jax.value_and_grad(functools.partial(text_loss, counts=ONE, remat=remat), has_aux=True)
     return functools.cache(lambda: jax.jit(fn, compiler_options=QUICK))()
 
 
@@ -110,14 +111,28 @@ def test_cross_entropy_equals_torch(tokens, chunk, soft):
 
     def summed(hidden, head):
         sums = cross_entropy(hidden, head, jnp.asarray(labels), soft_targets=targets, chunk=chunk)
-        return sums["loss"], sums
+        return sums["loss"] / 8, sums  # divided, as by the number of tokens
 
     fn = jax.jit(jax.value_and_grad(summed, (0, 1), has_aux=True), compiler_options=QUICK)
     (got, sums), ours = fn(hidden, head)
-    np.testing.assert_allclose(got, loss, rtol=1e-6)
+    np.testing.assert_allclose(8 * got, loss, rtol=1e-6)
     assert (int(sums["correct"]), int(sums["tokens"])) == (correct, count) and correct >= 4
     for mine, theirs in zip(ours, gradients, strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-5 * np.abs(theirs).max())
+        np.testing.assert_allclose(8 * mine, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_the_head_keeps_its_precision(tokens):
+    hidden, head, labels = tokens
+    low = jnp.asarray(head, jnp.bfloat16)
+
+    def loss(hidden, head):
+        return cross_entropy(hidden, head, jnp.asarray(labels), chunk=3)["loss"]
+
+    got = jax.jit(jax.grad(loss, (0, 1)), compiler_options=QUICK)(jnp.asarray(hidden), low)
+    assert [gradient.dtype for gradient in got] == [jnp.float32, jnp.bfloat16]
+    *_, wanted = torch_cross_entropy(hidden, np.asarray(low, np.float32), labels)
+    for mine, theirs in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(mine.astype(np.float32), theirs, atol=1e-2 * np.abs(theirs).max())
 
 
 def test_nothing_labelled_costs_nothing(tokens):
@@ -249,7 +264,7 @@ def test_accumulation_equals_the_large_batch(setting, uneven):
         batch = {key: a.reshape(steps, 4 // steps, *a.shape[1:]) for key, a in uneven.items()}
         optimizer = keep_gradients()
         state = TrainState(np.int32(0), jax.tree.map(np.array, model), jax.tree.map(np.zeros_like, model))
-        step = make_train_step(text_loss, optimizer).lower(state, batch).compile(QUICK)
+        step = make_train_step(text_loss, optimizer, token_counts).lower(state, batch).compile(QUICK)
         state, metrics = step(state, batch)
         assert int(state.step) == 1
         assert metrics["tokens"] == (uneven["labels"] != IGNORE).sum()
@@ -356,6 +371,6 @@ def test_unknown_names_are_errors(setting, packed):
     with pytest.raises(UserError, match="'step'; choose one of constant, linear, cosine"):
         learning_rate("step", 1.0, 10)
     with pytest.raises(ValueError, match="unknown remat policy 'some'"):
-        jax.eval_shape(functools.partial(text_loss, remat="some"), model, batch)
+        jax.eval_shape(functools.partial(text_loss, counts=ONE, remat="some"), model, batch)
     with pytest.raises(ValueError, match="unknown attention kernel 'flash'; available: xla"):
-        jax.eval_shape(functools.partial(text_loss, kernel="flash"), model, batch)
+        jax.eval_shape(functools.partial(text_loss, counts=ONE, kernel="flash"), model, batch)

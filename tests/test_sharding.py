@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from o3jax.hf.names import model_leaves
 from o3jax.models.qwen3_vl import abstract_model
 from o3jax.prompts.collate import collate
-from o3jax.sft.loss import IGNORE, text_loss
+from o3jax.sft.loss import IGNORE, text_loss, token_counts
 from o3jax.sft.state import init_state, make_train_step
 from o3jax.sharding import (
     ShardingRules,
@@ -56,7 +57,7 @@ def three_steps(model, batch):
         for key, value in batch.items()
     }
     state = init_state(jax.tree.map(jnp.copy, model), optimizer)
-    step = make_train_step(text_loss, optimizer).lower(state, micro).compile(QUICK)
+    step = make_train_step(text_loss, optimizer, token_counts).lower(state, micro).compile(QUICK)
     losses, grads = [], None
     for _ in range(3):
         state, metrics = step(state, micro)
@@ -109,12 +110,12 @@ def test_one_program_serves_every_grid_of_a_bucket(tiny):
     reference = tiny("dense")
     traces = []
 
-    def counted(model, batch):
+    def counted(model, batch, counts):
         traces.append(batch["patches"].shape)
-        return text_loss(model, batch)
+        return text_loss(model, batch, counts)
 
     optimizer = optax.sgd(LEARNING_RATE)
-    step = make_train_step(counted, optimizer)
+    step = make_train_step(counted, optimizer, token_counts)
     state = init_state(jax.tree.map(jnp.copy, reference.ours), optimizer)
 
     def run(state, rows, length=64):
@@ -149,7 +150,7 @@ def test_the_training_program_does_not_grow_with_depth(tiny):
             vision=dataclasses.replace(config.vision, depth=layers),
         )
         state = jax.eval_shape(lambda model: init_state(model, optimizer), abstract_model(deep))
-        step = make_train_step(lambda model, batch: text_loss(model, batch, remat="names"), optimizer)
+        step = make_train_step(functools.partial(text_loss, remat="names"), optimizer, token_counts)
         return len(step.lower(state, micro).as_text())
 
     shallow = size(4)

@@ -20,7 +20,7 @@ PROGRAM = """
     from o3jax.models.qwen3_vl import Qwen3VL
     from o3jax.models.rope import text_angles
     from o3jax.prompts.collate import collate
-    from o3jax.sft.loss import text_loss
+    from o3jax.sft.loss import text_loss, token_counts
     from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
 
     text = TextConfig(64, 32, 48, 2, 2, 1, 16, 1e4, (4, 2, 2))
@@ -34,7 +34,7 @@ PROGRAM = """
     batch = collate(inputs, config)
 
     optimizer = make_optimizer(learning_rate("cosine", 1e-3, 10, 2), weight_decay=0.1, max_grad_norm=1.0)
-    step = make_train_step(text_loss, optimizer)
+    step = make_train_step(text_loss, optimizer, token_counts)
     micro = {key: value[None] for key, value in batch.items() if key != "next_position"}
     state, metrics = step(init_state(model, optimizer), micro | {"labels": micro["input_ids"]})
     assert np.isfinite(metrics["loss"])

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from o3jax.models.attention import attention, cached_attention
 from o3jax.models.layers import rms_norm
-from o3jax.models.qwen3_vl import Batch, Qwen3VL, causal_mask
+from o3jax.models.qwen3_vl import Batch, Qwen3VL, Seen, causal_mask
 from o3jax.models.text import visual_rows
 
 
@@ -31,13 +31,16 @@ class Cache:
     position: Int[Array, "B"]  # the M-RoPE position of the next token, all three axes
 
 
-def prefill(model: Qwen3VL, batch: Batch, new_tokens: int) -> tuple[Float[Array, "B D"], Cache]:
+def prefill(
+    model: Qwen3VL, batch: Batch, seen: Seen | None, new_tokens: int
+) -> tuple[Float[Array, "B D"], Cache]:
     """Returns the final hidden state of each row's last token, and a cache with room for `new_tokens`.
 
-    The model's layers must be separate (`o3jax.models.text.for_decoding`).
+    `seen` is what `model.see` returned for the batch; None computes it. The model's layers must be
+    separate (`o3jax.models.text.for_decoding`).
     """
     text, mask = model.text, causal_mask(batch)
-    x, taps = model.embed(batch)
+    x, taps = model.embed(batch, model.see(batch) if seen is None else seen)
     rope = text.rope(batch["positions"], x.dtype)
     keys, values = [], []
 

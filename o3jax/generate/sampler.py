@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from o3jax.generate.cache import Cache, extend, prefill
-from o3jax.models.qwen3_vl import Batch, Qwen3VL
+from o3jax.models.qwen3_vl import Batch, Qwen3VL, Seen
 
 
 @jax.tree_util.register_dataclass
@@ -21,23 +21,31 @@ class Generated:
     tokens: Int[Array, "B new"]
     logprobs: Float[Array, "B new"]  # float32, of each token under the model
     length: Int[Array, "B"]  # tokens of each row, its end-of-text included
+    states: Float[Array, "B new D"]  # final-norm hidden state at each token; zero at the last one
 
 
 def greedy(
-    model: Qwen3VL, batch: Batch, *, max_new_tokens: int, eos_ids: tuple[int, ...], pad_id: int
+    model: Qwen3VL,
+    batch: Batch,
+    *,
+    max_new_tokens: int,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+    seen: Seen | None = None,
 ) -> Generated:
     """Returns the most probable continuation of each row, token by token.
 
     Stops when every row has produced one of `eos_ids`, at the latest after `max_new_tokens`. The
-    model's layers must be separate (`for_decoding`); prompts may be padded on either side.
+    model's layers must be separate (`for_decoding`); prompts may be padded on either side. `seen` saves
+    computing again what `model.see` returned for the batch.
     """
-    hidden, cache = _prefill(model, dict(batch), max_new_tokens)
+    hidden, cache = _prefill(model, dict(batch), seen, max_new_tokens)
     return _greedy_loop(model, hidden, cache, max_new_tokens, eos_ids, pad_id)
 
 
 @functools.partial(jax.jit, static_argnames="new_tokens")
-def _prefill(model: Qwen3VL, batch: Batch, new_tokens: int) -> tuple[Array, Cache]:
-    return prefill(model, batch, new_tokens)
+def _prefill(model: Qwen3VL, batch: Batch, seen: Seen | None, new_tokens: int) -> tuple[Array, Cache]:
+    return prefill(model, batch, seen, new_tokens)
 
 
 @functools.partial(jax.jit, static_argnames=("limit", "eos_ids", "pad_id"))
@@ -50,6 +58,7 @@ def _greedy_loop(
         jnp.full((rows, limit), pad_id, jnp.int32),
         jnp.zeros((rows, limit), jnp.float32),
         jnp.zeros(rows, jnp.int32),
+        jnp.zeros((rows, limit, hidden.shape[-1]), hidden.dtype),
     )
 
     def choose(step: Array, hidden: Array, done: Array, out: Generated) -> tuple[Array, Array, Generated]:
@@ -60,6 +69,7 @@ def _greedy_loop(
             out.tokens.at[:, step].set(token),
             out.logprobs.at[:, step].set(jnp.where(done, 0.0, chosen)),
             out.length + ~done,
+            out.states,
         )
         return token, done | jnp.isin(token, ends), out
 
@@ -70,6 +80,7 @@ def _greedy_loop(
     def body(carry: tuple) -> tuple:
         step, token, done, cache, out = carry
         hidden, cache = extend(model, token, cache)
+        out = dataclasses.replace(out, states=out.states.at[:, step - 1].set(hidden))
         token, done, out = choose(step, hidden, done, out)
         return step + 1, token, done, cache, out
 

@@ -7,7 +7,6 @@ is missing here is an error, never a default.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,81 +14,29 @@ from typing import Any
 import jax.numpy as jnp
 
 from o3jax.errors import UserError
+from o3jax.hf.fields import Section, read_object
+from o3jax.hf.o3_config import read_evidence
 from o3jax.models.config import Config, TextConfig, VisionConfig
 
 MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
 
 
-class _Section:
-    """One JSON object of the file, read field by field with errors that name file and field."""
-
-    def __init__(self, values: Mapping[str, Any], file: str, prefix: str = ""):
-        self.values, self.file, self.prefix = values, file, prefix
-
-    def bad(self, key: str, problem: str) -> UserError:
-        return UserError(f"{self.file}: {self.prefix}{key} {problem}")
-
-    def has(self, key: str) -> bool:
-        return self.values.get(key) is not None
-
-    def get(self, key: str) -> Any:
-        if not self.has(key):
-            raise self.bad(key, "is missing: add it, because no default is right for every Qwen3-VL")
-        return self.values[key]
-
-    def section(self, key: str) -> _Section:
-        value = self.get(key)
-        if not isinstance(value, Mapping):
-            raise self.bad(key, "must be an object")
-        return _Section(value, self.file, f"{self.prefix}{key}.")
-
-    def integer(self, key: str) -> int:
-        value = self.get(key)
-        if type(value) is not int or value < 1:
-            raise self.bad(key, f"must be a positive whole number, not {value!r}")
-        return value
-
-    def integers(self, key: str) -> tuple[int, ...]:
-        value = self.get(key)
-        if not isinstance(value, list | tuple) or any(type(v) is not int or v < 0 for v in value):
-            raise self.bad(key, f"must be a list of whole numbers, not {value!r}")
-        return tuple(value)
-
-    def number(self, key: str) -> float:
-        value = self.get(key)
-        if type(value) not in (int, float) or not value > 0:
-            raise self.bad(key, f"must be a positive number, not {value!r}")
-        return float(value)
-
-    def boolean(self, key: str) -> bool:
-        value = self.get(key)
-        if type(value) is not bool:
-            raise self.bad(key, f"must be true or false, not {value!r}")
-        return value
-
-    def only(self, key: str, supported: Any) -> None:
-        """Raises unless the value is the one that this port implements."""
-        if self.get(key) != supported:
-            raise self.bad(key, f"is {self.values[key]!r}, but only {supported!r} is supported")
-
-    def off(self, key: str, supported: Any) -> None:
-        """Like `only`, for a switch that means `supported` where it is absent."""
-        if self.has(key):
-            self.only(key, supported)
-
-
 def config_from_hf(source: str | Path | Mapping[str, Any]) -> Config:
     """Returns the configuration of a Qwen3-VL folder, or of the dictionary that its config.json holds.
+
+    A folder's evidence modules are part of it: see o3jax.hf.o3_config.
 
     Raises:
         UserError: if the folder is not a Qwen3-VL, a field is missing or malformed, or a value asks
             for something that this port does not compute. The sentence names file and field.
     """
     if isinstance(source, Mapping):
-        values, file = source, "config.json"
+        values, file, evidence = source, "config.json", None
     else:
-        values, file = _read_json(Path(source)), str(Path(source) / "config.json")
-    top = _Section(values, file)
+        folder = Path(source)
+        values, file = _read_config(folder), str(folder / "config.json")
+        evidence = read_evidence(folder)
+    top = Section(values, file)
     model_type = values.get("model_type")
     if model_type not in MODEL_TYPES:
         raise UserError(
@@ -118,25 +65,20 @@ def config_from_hf(source: str | Path | Mapping[str, Any]) -> Config:
         video_token_id=top.integer("video_token_id"),
         vision_start_token_id=top.integer("vision_start_token_id"),
         vision_end_token_id=top.integer("vision_end_token_id"),
+        evidence=evidence,
     )
 
 
-def _read_json(folder: Path) -> Mapping[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: pass a Qwen3-VL model folder")
     if not path.is_file():
         raise UserError(f"{folder} has no config.json: pass a Qwen3-VL model folder")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): restore the file") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} does not hold a JSON object: restore the file")
-    return values
+    return read_object(path)
 
 
-def _vision_config(v: _Section) -> VisionConfig:
+def _vision_config(v: Section) -> VisionConfig:
     v.only("hidden_act", "gelu_pytorch_tanh")
     config = VisionConfig(
         depth=v.integer("depth"),
@@ -161,7 +103,7 @@ def _vision_config(v: _Section) -> VisionConfig:
     return config
 
 
-def _text_config(t: _Section, moe: bool) -> TextConfig:
+def _text_config(t: Section, moe: bool) -> TextConfig:
     t.only("hidden_act", "silu")
     t.off("attention_bias", False)
     t.off("attention_dropout", 0)

@@ -1,12 +1,16 @@
-"""Our model -> a folder that transformers loads: safetensors, index, config.json, generation_config.json."""
+"""Our model -> a folder that transformers loads: safetensors, index, config.json, generation_config.json.
+
+What transformers does not know, the evidence modules, goes into files of our own beside them.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,10 @@ from safetensors.numpy import save_file
 
 from o3jax.errors import UserError
 from o3jax.hf.config import config_to_hf
-from o3jax.hf.names import Tensors, model_leaves, tensor_table
+from o3jax.hf.injection import injection_difference
+from o3jax.hf.names import Tensors, evidence_table, model_leaves, tensor_table
+from o3jax.hf.o3_config import EVIDENCE_WEIGHTS, O3_CONFIG, Settings, o3_config
 from o3jax.hf.weights import INDEX, SINGLE
-from o3jax.models.config import Config
 from o3jax.models.qwen3_vl import Qwen3VL
 
 
@@ -29,12 +34,14 @@ def export_weights(
     dtype: Any = None,
     max_shard_bytes: int = 5_000_000_000,
     generation: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
     add_files: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes `model` as a Hugging Face folder, complete or not at all.
 
     Everything is written to a temporary folder beside the target, which is then renamed. The host
-    holds at most one shard.
+    holds at most one shard. Where the evidence modules change the visual tokens, so that transformers
+    computes something else from the folder, a warning is logged that says by how much.
 
     Args:
         model: parameters that this process can address.
@@ -42,6 +49,8 @@ def export_weights(
         dtype: of the stored tensors; None keeps the parameters' dtype, which round-trips bitwise.
         max_shard_bytes: a new file is begun where this would be exceeded.
         generation: contents of generation_config.json (greedy decoding where None).
+        settings: how the model wants to be asked; None for the defaults, which are written down only
+            where evidence modules need o3_config.json anyway.
         add_files: called with the temporary folder before the rename; tokenizer and processor files
             go in here, so that they too are part of all or nothing.
 
@@ -60,13 +69,20 @@ def export_weights(
         )
     leaves = model_leaves(model)
     dtype = np.dtype(dtype or leaves["text.embed"].dtype)
+    evidence = model.config.evidence
+    difference = injection_difference(model) if evidence and evidence.inject else None
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
         temporary.chmod(0o755)
-        _write_shards(leaves, model.config, temporary, dtype, max_shard_bytes)
+        _write_shards(leaves, tensor_table(model.config), temporary, dtype, max_shard_bytes)
         _write_json(temporary / "config.json", config_to_hf(model.config, dtype))
+        if evidence:
+            entries = [(entry, 0) for entry in evidence_table(leaves)]
+            _write_tensors(leaves, entries, temporary / EVIDENCE_WEIGHTS, dtype)
+        if evidence or settings:
+            _write_json(temporary / O3_CONFIG, o3_config(settings or Settings(), evidence, difference))
         _write_json(temporary / "generation_config.json", generation or {"do_sample": False})
         if add_files:
             add_files(temporary)
@@ -74,6 +90,15 @@ def export_weights(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    if difference:
+        logging.getLogger(__name__).warning(
+            "%s: transformers computes something else from these files, because it does not inject F into "
+            "the visual tokens: logits differ by up to %.3g on a small fixed video (injection_difference in "
+            "%s)",
+            folder,
+            difference,
+            O3_CONFIG,
+        )
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -81,11 +106,15 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _write_shards(
-    leaves: Mapping[str, jax.Array], config: Config, folder: Path, dtype: np.dtype, max_shard_bytes: int
+    leaves: Mapping[str, jax.Array],
+    table: Sequence[Tensors],
+    folder: Path,
+    dtype: np.dtype,
+    max_shard_bytes: int,
 ) -> None:
     shards: list[list[tuple[Tensors, int]]] = [[]]
     total = used = 0
-    for entry in tensor_table(config):
+    for entry in table:
         leaf = leaves[entry.leaf]
         size = leaf.size // (entry.count or 1) * dtype.itemsize
         for number in range(entry.count or 1):
@@ -99,14 +128,22 @@ def _write_shards(
     weight_map = {}
     for shard_number, shard in enumerate(shards, 1):
         file = SINGLE if len(shards) == 1 else f"model-{shard_number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {}
-        for entry, number in shard:
-            leaf = leaves[entry.leaf]
-            layer = np.asarray(leaf if entry.count is None else leaf[number])
-            # Contiguous, because safetensors writes the buffer as it lies, strides ignored.
-            tensors[entry.names[number]] = np.ascontiguousarray(entry.to_tensor(layer), dtype)
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(0o644)  # the library makes it readable by its owner only
-        weight_map |= dict.fromkeys(tensors, file)
+        names = _write_tensors(leaves, shard, folder / file, dtype)
+        weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_tensors(
+    leaves: Mapping[str, jax.Array], entries: Sequence[tuple[Tensors, int]], path: Path, dtype: np.dtype
+) -> list[str]:
+    """Writes one file of tensors, given as table entries and numbers within them; returns their names."""
+    tensors = {}
+    for entry, number in entries:
+        leaf = leaves[entry.leaf]
+        layer = np.asarray(leaf if entry.count is None else leaf[number])
+        # Contiguous, because safetensors writes the buffer as it lies, strides ignored.
+        tensors[entry.names[number]] = np.asarray(entry.to_tensor(layer), dtype, order="C")
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # the library makes it readable by its owner only
+    return list(tensors)

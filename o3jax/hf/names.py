@@ -7,6 +7,7 @@ to left it is the layout of the export. All of them are views: transposes and sp
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -61,8 +62,13 @@ def model_leaves(model: nnx.Module) -> dict[str, Any]:
 
 
 def tensor_table(config: Config) -> list[Tensors]:
-    """Returns every tensor of the checkpoint, in the published layout and order."""
+    """Returns every tensor of the Qwen3-VL checkpoint, in the published layout and order."""
     return [*_vision(config), *_text(config)]
+
+
+def evidence_table(leaves: Iterable[str]) -> list[Tensors]:
+    """Returns the tensors of the evidence modules: our leaves as they are, under their dotted paths."""
+    return [Tensors(leaf, leaf, "... -> ...") for leaf in leaves if leaf.startswith("evidence.")]
 
 
 def _vision(config: Config) -> list[Tensors]:

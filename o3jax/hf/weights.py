@@ -1,4 +1,4 @@
-"""Safetensors of a Qwen3-VL folder -> our model, tensor by tensor.
+"""Safetensors of a Qwen3-VL folder, and of its evidence modules -> our model, tensor by tensor.
 
 Every tensor is a view of the memory-mapped file until the part that one device needs is copied out of
 it. Layers are written one by one into their leaf on the device, whose buffer is donated at every
@@ -22,7 +22,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 from safetensors import SafetensorError, safe_open
 
 from o3jax.errors import UserError
-from o3jax.hf.names import TRANSPOSED_EXPERTS, Tensors, model_leaves, tensor_table
+from o3jax.hf.names import TRANSPOSED_EXPERTS, Tensors, evidence_table, model_leaves, tensor_table
+from o3jax.hf.o3_config import EVIDENCE_WEIGHTS, O3_CONFIG
 from o3jax.models.config import Config
 from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
 from o3jax.sharding import ShardingRules, parameter_shardings
@@ -62,7 +63,10 @@ def load_weights(
     """Returns the model of `config` with the folder's weights.
 
     Args:
-        folder: holds model.safetensors, or model.safetensors.index.json and its shards.
+        folder: holds model.safetensors, or model.safetensors.index.json and its shards; where the config
+            has evidence modules, also o3_evidence.safetensors.
+        config: as `config_from_hf` returns it for the folder; without its `evidence`, the backbone alone
+            is read.
         dtype: of the parameters; None keeps the stored one.
         mesh, rules: where the parameters go (see o3jax.sharding); without a mesh, the default device.
 
@@ -71,7 +75,7 @@ def load_weights(
             or dtype (one sentence lists them), or the stored dtypes differ and `dtype` is None.
     """
     folder = Path(folder)
-    stored = _stored_tensors(folder)
+    stored = _stored_tensors(_files(folder))
     model = abstract_model(config)
     if mesh is None:
         device = SingleDeviceSharding(jax.local_devices()[0])
@@ -80,6 +84,10 @@ def load_weights(
         shardings = model_leaves(parameter_shardings(model, mesh, rules))
     shapes = {path: leaf.shape for path, leaf in model_leaves(model).items()}
     table = _check(folder, stored, tensor_table(config), shapes, config)
+    if config.evidence:
+        own, own_table = _stored_evidence(folder), evidence_table(shapes)
+        _compare(folder / EVIDENCE_WEIGHTS, O3_CONFIG, own, own_table, shapes)
+        stored, table = stored | own, table + own_table
     dtype = _one_dtype(folder, stored, dtype)
 
     arrays = {
@@ -157,10 +165,20 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def _stored_tensors(folder: Path) -> dict[str, _Stored]:
-    """Returns where every tensor of the checkpoint lies, from the files' validated headers."""
+def _stored_evidence(folder: Path) -> dict[str, _Stored]:
+    path = folder / EVIDENCE_WEIGHTS
+    if not path.is_file():
+        raise UserError(
+            f"{folder} lacks {EVIDENCE_WEIGHTS} although its {O3_CONFIG} names evidence modules: restore it, "
+            f"or remove 'evidence' from {O3_CONFIG} to read the model without them"
+        )
+    return _stored_tensors([path])
+
+
+def _stored_tensors(files: Iterable[Path]) -> dict[str, _Stored]:
+    """Returns where every tensor of a checkpoint lies, from the files' validated headers."""
     found: dict[str, _Stored] = {}
-    for path in _files(folder):
+    for path in files:
         try:
             # The library checks sizes, overlaps and the length of the file before we trust the header.
             with safe_open(path, "np"):
@@ -194,8 +212,7 @@ def _check(
             dataclasses.replace(e, pattern=TRANSPOSED_EXPERTS[e.pattern]) if ".experts." in e.name else e
             for e in table
         ]
-    expected = {name: entry.shape(shapes[entry.leaf]) for entry in table for name in entry.names}
-    extra = set(stored) - set(expected)
+    extra = set(stored) - {name for entry in table for name in entry.names}
     if config.tie_word_embeddings and "lm_head.weight" in extra:
         embedding = stored.get("model.language_model.embed_tokens.weight")
         if embedding and not _same_bytes(stored["lm_head.weight"], embedding):
@@ -203,7 +220,20 @@ def _check(
                 f"{folder}: lm_head.weight differs from embed_tokens.weight although config.json says "
                 "tie_word_embeddings; set it to false, or remove lm_head.weight"
             )
-        extra.remove("lm_head.weight")
+        stored = {name: tensor for name, tensor in stored.items() if name != "lm_head.weight"}
+    _compare(folder, "config.json", stored, table, shapes)
+    return table
+
+
+def _compare(
+    place: Path,
+    says: str,
+    stored: Mapping[str, _Stored],
+    table: list[Tensors],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Raises one error for all that is wrong with the tensors at `place`, by what the file `says` says."""
+    expected = {name: entry.shape(shapes[entry.leaf]) for entry in table for name in entry.names}
     shared = [name for name in expected if name in stored]
     wrong = [
         f"{name} is {list(stored[name].shape)}, not {list(expected[name])}"
@@ -215,15 +245,16 @@ def _check(
         f"{len(items)} {what}: {_some(items)}"
         for what, items in (
             ("missing", [name for name in expected if name not in stored]),
-            ("unknown", sorted(extra)),
-            ("of another shape than config.json says", wrong),
+            ("unknown", sorted(set(stored) - set(expected))),
+            (f"of another shape than {says} says", wrong),
             (f"of a dtype other than {', '.join(DTYPES)}", types),
         )
         if items
     ]
     if problems:
-        raise UserError(f"the tensors in {folder} do not fit its config.json: {'; '.join(problems)}")
-    return table
+        raise UserError(
+            f"the tensors in {place} do not fit its {says}: {'; '.join(problems)}; restore the wrong file"
+        )
 
 
 def _experts_are_transposed(

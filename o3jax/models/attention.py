@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
@@ -45,31 +46,38 @@ _BLOCK = 128
 
 
 def _xla(q: Array, k: Array, v: Array, mask: Mask) -> Array:
-    batch, length, heads, head_dim = q.shape
-    group = heads // k.shape[2]
+    length, group = q.shape[1], q.shape[2] // k.shape[2]
     q = rearrange(q, "b s (k g) h -> b k g s h", g=group)
     k, v = rearrange(k, "b t k h -> b k t h"), rearrange(v, "b t k h -> b k t h")
     if not mask.causal:
-        out = _block(q, k, v, mask.dense())
+        out = _read(_scores(q, k) + _bias(mask.dense()), v)
     else:
-        allowed, blocks = mask.dense(), []
+        allowed, blocks = mask.dense()[:, None, None], []
         for start in range(0, length, _BLOCK):
-            stop = min(start + _BLOCK, length)
-            keys = slice(0, stop)
-            block = allowed[:, start:stop, keys]
-            blocks.append(_block(q[..., start:stop, :], k[:, :, keys], v[:, :, keys], block))
+            queries, keys = slice(start, start + _BLOCK), slice(0, start + _BLOCK)
+            scores = _scores(q[..., queries, :], k[:, :, keys])
+            scores = jnp.where(allowed[..., queries, keys], scores, _HIDDEN)
+            blocks.append(_read(scores, v[:, :, keys]))
         out = jnp.concatenate(blocks, axis=3)
     return rearrange(out, "b k g s h -> b s (k g) h")
 
 
-def _block(q: Array, k: Array, v: Array, allowed: Bool[Array, "B S T"]) -> Array:
-    scores = jnp.einsum("bkgsh,bkth->bkgst", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    return _read(scores, v, allowed)
+# A finite minimum: a query with nothing to read (padding) gets an even average, not NaN.
+_HIDDEN = float(np.finfo(np.float32).min)
 
 
-def _read(scores: Array, v: Array, allowed: Bool[Array, "B S T"]) -> Array:
-    # A finite minimum: a query with nothing to read (padding) gets an even average, not NaN.
-    scores = jnp.where(allowed[:, None, None], scores, jnp.finfo(jnp.float32).min)
+def _bias(allowed: Bool[Array, "B S T"]) -> Float[Array, "B 1 1 S T"]:
+    # Added, where one would rather choose: XLA:CPU then makes the two products, the mask and the softmax
+    # one operation. (Not so with causal blocks, where choosing is faster.)
+    return jnp.where(allowed[:, None, None], 0.0, _HIDDEN)
+
+
+def _scores(q: Array, k: Array) -> Float[Array, "B K G S T"]:
+    scaled = q * q.shape[-1] ** -0.5
+    return jnp.einsum("bkgsh,bkth->bkgst", scaled, k, preferred_element_type=jnp.float32)
+
+
+def _read(scores: Array, v: Array) -> Array:
     # The division comes after the product with v, on H values per query instead of T.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     out = jnp.einsum("bkgst,bkth->bkgsh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
@@ -85,7 +93,7 @@ def cached_attention(
     """Returns attention to a cache, laid out so that no step rearranges it for the two products."""
     q = rearrange(q, "b s (k g) h -> b k g s h", k=k.shape[1])
     scores = jnp.einsum("bkgsh,bkht->bkgst", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    return rearrange(_read(scores, v, allowed), "b k g s h -> b s (k g) h")
+    return rearrange(_read(scores + _bias(allowed), v), "b k g s h -> b s (k g) h")
 
 
 KERNELS: dict[str, Callable[[Array, Array, Array, Mask], Array]] = {"xla": _xla}

@@ -62,24 +62,13 @@ class TextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """A whole Qwen3-VL."""
-
-    text: TextConfig
-    vision: VisionConfig
-    tie_word_embeddings: bool
-    image_token_id: int = 151655
-    video_token_id: int = 151656
-    vision_start_token_id: int = 151652
-    vision_end_token_id: int = 151653
-
-
-@dataclasses.dataclass(frozen=True)
 class EvidenceConfig:
     """The modules that estimate evidence beside the text: temporal encoder, matching, evidence decoder."""
 
     hidden_size: int  # D' of the feature matrix F
     num_heads: int
+    dense_fps: float = 25.0  # of the dense stream, at most; a slower video is read at its own rate
+    dense_pixels: int = 128 * 128  # area of a dense frame, about
     temporal_layers: int = 2
     decoder_layers: int = 2
     question_layers: int = 2
@@ -94,3 +83,17 @@ class EvidenceConfig:
     def mlp_size(self) -> int:
         """Width of the MLPs."""
         return self.intermediate_size or 4 * self.hidden_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole Qwen3-VL, and the evidence modules beside it if there are any."""
+
+    text: TextConfig
+    vision: VisionConfig
+    tie_word_embeddings: bool
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+    evidence: EvidenceConfig | None = None  # not part of Hugging Face's config.json: see o3_config.json

@@ -15,7 +15,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
+from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -85,6 +85,15 @@ def cell_features(centres: Float[Array, "*dims 2"]) -> Float[Array, "*dims featu
     return _waves(angles.reshape(*centres.shape[:-1], -1))
 
 
+def repeated(x: Array, rows: int) -> Array:
+    """Returns what belongs to each video [B, ...] for each question [rows, ...], B dividing the rows.
+
+    Questions about one video are consecutive. What is computed from the video alone is computed once
+    per video and repeated as late as possible.
+    """
+    return repeat(x, "b ... -> (b questions) ...", questions=rows // len(x))
+
+
 def _waves(angles: Array) -> Array:
     angles = angles.astype(jnp.float32)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
@@ -107,16 +116,20 @@ class Block(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B S D"],
+        x: Float[Array, "R S D"],
         memory: Float[Array, "B X D"] | None,
         mask: Mask,
         rope: tuple[Array, Array] | None,
         kernel: str,
-    ) -> Float[Array, "B S D"]:
-        """Returns x after attention to `memory` (None: to x itself) and the MLP."""
+    ) -> Float[Array, "R S D"]:
+        """Returns x after attention to `memory` (None: to x itself) and the MLP.
+
+        `x` may have several rows, one after the other, for each row of the memory: see `repeated`.
+        """
         h = rms_norm(x, self.norm[...], _EPS)
         source = h if memory is None else memory
         q, k, v = linear(h, self.q[...]), linear(source, self.k[...]), linear(source, self.v[...])
+        k, v = repeated(k, len(x)), repeated(v, len(x))
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         h = attention(q, k, v, mask, kernel)
@@ -135,11 +148,11 @@ class Pointer(nnx.Module):
         self.k = init.weight((D, 1, D), ("embed", None, None))
 
     def __call__(
-        self, x: Float[Array, "B M D"], places: Float[Array, "B X D"], allowed: Bool[Array, "B #M X"]
-    ) -> Float[Array, "B M ways X"]:
+        self, x: Float[Array, "R M D"], places: Float[Array, "B X D"], allowed: Bool[Array, "R #M X"]
+    ) -> Float[Array, "R M ways X"]:
         """Returns float32 logits, never chosen where not `allowed`."""
         q = linear(rms_norm(x, self.norm[...], _EPS), self.q[...])
-        k = linear(places, self.k[...])[:, :, 0]
+        k = repeated(linear(places, self.k[...])[:, :, 0], len(x))
         scores = jnp.einsum("bmwd,bxd->bmwx", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
         return jnp.where(allowed[:, :, None], scores, NEVER)
 
@@ -182,7 +195,7 @@ class QuestionEncoder(nnx.Module):
         mean = (x.astype(jnp.float32) * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0)
         return rms_norm(mean.astype(dtype), self.norm[...], _EPS)
 
-    def relevance(self, question: Float[Array, "B D"], dense: DenseStream) -> Float[Array, "B T"]:
+    def relevance(self, question: Float[Array, "R D"], dense: DenseStream) -> Float[Array, "R T"]:
         """Returns float32 logits of each group being evidence: the product with F, pooled over cells.
 
         Pooled by the logarithm of the mean exponential: close to the maximum where one cell stands
@@ -192,13 +205,16 @@ class QuestionEncoder(nnx.Module):
         """
         features = rms_norm(dense.features.astype(question.dtype), self.feature_norm[...], _EPS)
         scaled = question * question.shape[-1] ** -0.5
-        scores = jnp.einsum("bd,btpd->btp", scaled, features, preferred_element_type=jnp.float32)
-        pooled = jax.nn.logsumexp(jnp.where(dense.cell_valid[:, None], scores, NEVER), axis=-1)
-        pooled -= jnp.log(jnp.maximum(dense.cell_valid.sum(-1, keepdims=True), 1).astype(jnp.float32))
+        scaled = scaled.reshape(len(features), -1, scaled.shape[-1])  # [B, questions, D]
+        scores = jnp.einsum("bqd,btpd->bqtp", scaled, features, preferred_element_type=jnp.float32)
+        pooled = jax.nn.logsumexp(jnp.where(dense.cell_valid[:, None, None], scores, NEVER), axis=-1)
+        cells = jnp.maximum(dense.cell_valid.sum(-1), 1)[:, None, None]
+        pooled -= jnp.log(cells.astype(jnp.float32))
         at = linear(time_features(dense.times).astype(question.dtype), self.time_in[...])
-        named = jnp.einsum("bd,btd->bt", scaled, at, preferred_element_type=jnp.float32)
+        named = jnp.einsum("bqd,btd->bqt", scaled, at, preferred_element_type=jnp.float32)
         logits = pooled + named + self.relevance_bias[...].astype(jnp.float32)
-        return jnp.where(dense.valid, logits, NEVER)
+        logits = jnp.where(dense.valid[:, None], logits, NEVER)
+        return logits.reshape(len(question), -1)
 
 
 class DecoderLayers(nnx.Module):
@@ -279,16 +295,19 @@ class EvidenceDecoder(nnx.Module):
 
     def _decode(
         self,
-        x: Float[Array, "B M D"],
-        valid: Bool[Array, "B M"],
+        x: Float[Array, "R M D"],
+        valid: Bool[Array, "R M"],
         dense: DenseStream,
         visual: VisualStream,
-        candidates: Bool[Array, "B T"],
+        candidates: Bool[Array, "R T"],
         kernel: str,
     ) -> Estimate:
-        candidates = candidates & dense.valid
-        searched = jnp.where(candidates.any(-1, keepdims=True), candidates, dense.valid)
-        allowed = rearrange(searched[:, :, None] & dense.cell_valid[:, None], "b t p -> b (t p)")
+        rows = len(x)
+        times, there = repeated(dense.times, rows), repeated(dense.valid, rows)
+        candidates = candidates & there
+        searched = jnp.where(candidates.any(-1, keepdims=True), candidates, there)
+        cells = repeated(dense.cell_valid, rows)
+        allowed = rearrange(searched[:, :, None] & cells[:, None], "b t p -> b (t p)")
         places = self._places(dense)
         mentions = valid.astype(jnp.int32)
         cross, own = Mask(mentions, allowed.astype(jnp.int32)), Mask(mentions, mentions)
@@ -301,19 +320,20 @@ class EvidenceDecoder(nnx.Module):
 
         # One distribution over all cells of all groups; over time it is its sum over the cells.
         scores = self.when(x, places, allowed[:, None])
-        by_group = rearrange(scores, "b m w (t p) -> b m w t p", t=dense.times.shape[1])
+        by_group = rearrange(scores, "b m w (t p) -> b m w t p", t=times.shape[1])
         logits = jnp.where(searched[:, None, None], jax.nn.logsumexp(by_group, axis=-1), NEVER)
         weights = jax.nn.softmax(logits)
-        expected = jnp.einsum("bmwt,bt->bmw", weights, dense.times)
+        expected = jnp.einsum("bmwt,bt->bmw", weights, times)
         time = expected[..., 0]
-        deviation = dense.times[:, None] - time[..., None]
+        deviation = times[:, None] - time[..., None]
         spread = jnp.sqrt(jnp.einsum("bmt,bmt->bm", weights[:, :, 0], jnp.square(deviation)) + _EPS)
         # Clipped to hold the time, which the interval's own error must not move.
         fixed = jax.lax.stop_gradient(time)
         interval = jnp.stack(
             [jnp.minimum(expected[..., 1], fixed), jnp.maximum(expected[..., 2], fixed)], axis=-1
         )
-        seen = jnp.einsum("bmx,bxd->bmd", jax.nn.softmax(scores[:, :, 0]).astype(x.dtype), places)
+        pointed = jax.nn.softmax(scores[:, :, 0]).astype(x.dtype)
+        seen = jnp.einsum("bmx,bxd->bmd", pointed, repeated(places, rows))
         x = x + linear(seen, self.read_in[...])
 
         x, box = self._box(x, fixed, valid, visual, kernel)
@@ -339,16 +359,16 @@ class EvidenceDecoder(nnx.Module):
 
     def _box(
         self,
-        x: Float[Array, "B M D"],
-        time: Float[Array, "B M"],
-        valid: Bool[Array, "B M"],
+        x: Float[Array, "R M D"],
+        time: Float[Array, "R M"],
+        valid: Bool[Array, "R M"],
         visual: VisualStream,
         kernel: str,
-    ) -> tuple[Float[Array, "B M D"], Float[Array, "B M 4"]]:
+    ) -> tuple[Float[Array, "R M D"], Float[Array, "R M 4"]]:
         """Returns the normed queries after they read the pair nearest to `time`, and their boxes."""
         dtype = x.dtype
         pair = nearest_pair(time, visual)
-        offset = time - jnp.take_along_axis(visual.times, pair, axis=1)
+        offset = time - jnp.take_along_axis(repeated(visual.times, len(x)), pair, axis=1)
         x = x + linear(time_features(offset).astype(dtype), self.offset_in[...])
 
         tokens = rms_norm(
@@ -358,12 +378,12 @@ class EvidenceDecoder(nnx.Module):
         tokens, centres = (rearrange(a, "b t p d -> b (t p) d") for a in (tokens, visual.centres))
         # Pairs as segments: each mention reads its own pair, and nothing is gathered.
         numbers = jnp.arange(1, visual.times.shape[1] + 1, dtype=jnp.int32)[None, :, None] * visual.valid
-        numbers = rearrange(numbers, "b t p -> b (t p)")
+        numbers = repeated(rearrange(numbers, "b t p -> b (t p)"), len(x))
         mask = Mask(jnp.where(valid, pair + 1, 0), numbers)
         x = self.reader(x, tokens, mask, None, kernel)
 
         pointed = jax.nn.softmax(self.where(x, tokens, mask.dense())[:, :, 0])
-        start = jnp.clip(jnp.einsum("bmx,bxc->bmc", pointed, centres), 1e-3, 1 - 1e-3)
+        start = jnp.clip(jnp.einsum("bmx,bxc->bmc", pointed, repeated(centres, len(x))), 1e-3, 1 - 1e-3)
         x = rms_norm(x, self.out_norm[...], _EPS)
         raw = (linear(x, self.box_out[...]) + self.box_bias[...]).astype(jnp.float32)
         centre = jax.nn.sigmoid(jnp.log(start) - jnp.log1p(-start) + raw[..., :2])
@@ -373,8 +393,8 @@ class EvidenceDecoder(nnx.Module):
         return x, box + jax.lax.stop_gradient(jnp.clip(box, 0, 1) - box)
 
 
-def nearest_pair(time: Float[Array, "B M"], visual: VisualStream) -> Int[Array, "B M"]:
+def nearest_pair(time: Float[Array, "R M"], visual: VisualStream) -> Int[Array, "R M"]:
     """Returns the frame pair of the language stream nearest to each time; a constant for gradients."""
-    distance = jnp.abs(jax.lax.stop_gradient(time)[..., None] - visual.times[:, None])
-    there = visual.valid.any(-1)[:, None]
+    distance = jnp.abs(jax.lax.stop_gradient(time)[..., None] - repeated(visual.times, len(time))[:, None])
+    there = repeated(visual.valid.any(-1), len(time))[:, None]
     return jnp.where(there, distance, -NEVER).argmin(-1)

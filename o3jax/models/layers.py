@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,11 +59,35 @@ def _linear_bwd(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Arr
 linear.defvjp(_linear_fwd, _linear_bwd)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(x: Float[Array, "*dims D"], scale: Array, eps: float) -> Float[Array, "*dims D"]:
-    """Returns x / rms(x), normalised in float32 and cast back before the scale, as Qwen3 does."""
+    """Returns x / rms(x), normalised in float32 and cast back before the scale, as Qwen3 does.
+
+    The backward pass keeps x alone, where autodiff would store every step in between for each layer.
+    """
+    return _normalised(x, eps)[0].astype(x.dtype) * scale
+
+
+def _normalised(x: Array, eps: float) -> tuple[Array, Array]:
     wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + eps)
-    return wide.astype(x.dtype) * scale
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + eps)
+    return wide * inverse, inverse
+
+
+def _rms_norm_fwd(x: Array, scale: Array, eps: float) -> tuple[Array, tuple[Array, Array]]:
+    return rms_norm(x, scale, eps), (x, scale)
+
+
+def _rms_norm_bwd(eps: float, residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, scale = residuals
+    unit, inverse = _normalised(x, eps)
+    scaled = (grad * scale).astype(jnp.float32)
+    dx = inverse * (scaled - unit * jnp.mean(scaled * unit, -1, keepdims=True))
+    dscale = jnp.sum(grad * unit.astype(x.dtype), tuple(range(x.ndim - 1)))
+    return dx.astype(x.dtype), dscale.astype(scale.dtype)
+
+
+rms_norm.defvjp(_rms_norm_fwd, _rms_norm_bwd)
 
 
 def layer_norm(x: Float[Array, "*dims D"], scale: Array, bias: Array) -> Float[Array, "*dims D"]:

@@ -1,4 +1,4 @@
-"""Qwen3-VL, assembled: a batch of token ids and patches -> hidden states and logits.
+"""Qwen3-VL, assembled: a batch of token ids and patches -> hidden states, logits and evidence.
 
 A batch is a dictionary of arrays, made on the host by `o3jax.prompts.collate`:
 
@@ -8,22 +8,34 @@ A batch is a dictionary of arrays, made on the host by `o3jax.prompts.collate`:
     and, where there are images or videos: patches [B, T, P, C], patch_length [B, T],
     patch_coords [B, T, P, 2], pos_index and pos_weight [B, T, P, 4]
 
+For the evidence modules there is also, made by `o3jax.prompts.dense` (R rows, B dividing R: questions
+about one video are consecutive):
+
+    dense_patches and its like, dense_times [B, Td], dense_cells [B, Pd / 4, 2], dense_grid [B, 2]
+    visual_times [B, T], visual_centres [B, T, P / 4, 2]: when and where the visual tokens are
+    question_ids   int32 [B, Q, Sq]: the question's tokens, -1 is padding
+    mention_index  int32 [B, Q, M]: where in the row each mention's state is, -1 is padding
+
 Grids are data: one compiled program serves every set of grids that is padded to the same shapes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from o3jax.models.attention import Mask, attention
-from o3jax.models.config import Config
+from o3jax.models.config import Config, EvidenceConfig
+from o3jax.models.evidence import DenseStream, Estimate, EvidenceDecoder, QuestionEncoder, VisualStream
 from o3jax.models.layers import Initializer
+from o3jax.models.temporal import Injection, TemporalEncoder
 from o3jax.models.text import TextDecoder, visual_rows
 from o3jax.models.vision import VisionTower
 from o3jax.sharding import shard
@@ -33,30 +45,90 @@ Batch = Mapping[str, Array | np.ndarray]
 VISION_KEYS = ("patches", "patch_length", "patch_coords", "pos_index", "pos_weight")
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """All that comes from pixels; computed once, read by the language model and by the evidence modules."""
+
+    tokens: Float[Array, "B tokens D"]  # of the language stream
+    taps: Float[Array, "taps B tokens D"]  # DeepStack features
+    dense: DenseStream | None  # F, where there are evidence modules and a dense stream
+    visual: VisualStream | None  # the tokens again, with their times and places; with F only
+
+
+class EvidenceModules(nnx.Module):
+    """Temporal encoder, question matching and evidence decoder, beside the backbone."""
+
+    def __init__(self, config: Config, init: Initializer):
+        c, width = config.evidence, config.text.hidden_size
+        self.temporal = TemporalEncoder(c, config.vision.out_hidden_size, init)
+        self.injection = Injection(c, width, init) if c.inject else None
+        self.question = QuestionEncoder(c, width, init)
+        self.decoder = EvidenceDecoder(c, width, init)
+
+
 class Qwen3VL(nnx.Module):
-    """The backbone; a thin container whose methods are pure functions of its parameters."""
+    """The backbone and its evidence modules; a thin container whose methods are pure functions."""
 
     def __init__(self, config: Config, init: Initializer):
         self.config = config
         self.vision = VisionTower(config.vision, init)
         self.text = TextDecoder(config.text, config.tie_word_embeddings, init)
+        self.evidence = EvidenceModules(config, init) if config.evidence else None
+
+    def see(self, batch: Batch, *, kernel: str = "xla", remat: str = "none") -> Seen | None:
+        """Returns what the towers and the temporal encoder make of the pixels; None where there are none."""
+        if "patches" not in batch:
+            return None
+        tokens, taps = self.vision(*[batch[key] for key in VISION_KEYS], kernel=kernel, remat=remat)
+        if self.evidence is None or "dense_patches" not in batch:
+            return Seen(tokens, taps, None, None)
+        dense = self._dense(batch, kernel, remat)
+        unit = self.config.vision.merge_unit
+        valid = jnp.arange(batch["patches"].shape[2] // unit) < batch["patch_length"][..., None] // unit
+        by_pair = rearrange(tokens, "b (t p) d -> b t p d", t=valid.shape[1])
+        visual = VisualStream(by_pair, batch["visual_times"], batch["visual_centres"], valid)
+        if self.evidence.injection is not None:
+            by_pair = self.evidence.injection(
+                by_pair,
+                visual.times,
+                visual.centres,
+                dense.features,
+                dense.times,
+                dense.valid,
+                batch["dense_grid"],
+            )
+            tokens = rearrange(by_pair, "b t p d -> b (t p) d")
+        return Seen(tokens, taps, dense, visual)
+
+    def _dense(self, batch: Batch, kernel: str, remat: str) -> DenseStream:
+        inputs = [batch["dense_" + key.removeprefix("patch_")] for key in VISION_KEYS]
+        # The tower learns from the language stream alone: of this large pass nothing is kept.
+        tokens, _ = jax.lax.stop_gradient(self.vision)(*inputs, kernel=kernel)
+        valid = batch["dense_length"] > 0
+        tokens = rearrange(tokens, "b (t p) d -> b t p d", t=valid.shape[1])
+        features = self.evidence.temporal(tokens, batch["dense_times"], valid, remat=remat)
+        cells = batch["dense_length"].max(-1, keepdims=True) // self.config.vision.merge_unit
+        cell_valid = jnp.arange(tokens.shape[2]) < cells
+        return DenseStream(features, batch["dense_times"], valid, batch["dense_cells"], cell_valid)
 
     def embed(
-        self, batch: Batch, *, kernel: str = "xla", remat: str = "none"
+        self, batch: Batch, seen: Seen | None
     ) -> tuple[Float[Array, "B S D"], Float[Array, "taps B tokens D"]]:
         """Returns the input embeddings with visual tokens in place, and the DeepStack features."""
         x = self.text.embed[...][batch["input_ids"]]
-        if "patches" not in batch:
+        if seen is None:
             taps = jnp.zeros((0, x.shape[0], 1, x.shape[-1]), x.dtype)
             return shard(x, "batch", "sequence", None), taps
-        tokens, taps = self.vision(*[batch[key] for key in VISION_KEYS], kernel=kernel, remat=remat)
         index = batch["visual_index"]
-        x = jnp.where(index[..., None] >= 0, visual_rows(tokens, index).astype(x.dtype), x)
-        return shard(x, "batch", "sequence", None), taps.astype(x.dtype)
+        x = jnp.where(index[..., None] >= 0, visual_rows(seen.tokens, index).astype(x.dtype), x)
+        return shard(x, "batch", "sequence", None), seen.taps.astype(x.dtype)
 
-    def hidden(self, batch: Batch, *, kernel: str = "xla", remat: str = "none") -> Float[Array, "B S D"]:
-        """Returns the final-norm hidden states."""
-        x, taps = self.embed(batch, kernel=kernel, remat=remat)
+    def hidden(
+        self, batch: Batch, seen: Seen | None, *, kernel: str = "xla", remat: str = "none"
+    ) -> Float[Array, "B S D"]:
+        """Returns the final-norm hidden states; `seen` is what `see` returned for the batch."""
+        x, taps = self.embed(batch, seen)
         mask = causal_mask(batch)
 
         def attend(q, k, v, state):
@@ -65,13 +137,46 @@ class Qwen3VL(nnx.Module):
         index = batch["visual_index"]
         return self.text(x, batch["positions"], attend, taps, index, remat=remat)
 
+    def relevance(
+        self, batch: Batch, seen: Seen, *, kernel: str = "xla"
+    ) -> tuple[Float[Array, "R D"], Float[Array, "R T"]]:
+        """Returns each question's vector, and the logits of each dense group being its evidence."""
+        ids = rearrange(batch["question_ids"], "b q s -> (b q) s")
+        embeddings = self.text.embed[...][jnp.maximum(ids, 0)]
+        question = self.evidence.question(embeddings, ids >= 0, kernel=kernel)
+        return question, self.evidence.question.relevance(question, seen.dense)
+
+    def estimate(
+        self,
+        states: Float[Array, "R M D"],
+        valid: Bool[Array, "R M"],
+        seen: Seen,
+        candidates: Bool[Array, "R T"],
+        *,
+        kernel: str = "xla",
+    ) -> Estimate:
+        """Returns when and where each mention is, from the hidden states at the mentions."""
+        return self.evidence.decoder(states, valid, seen.dense, seen.visual, candidates, kernel=kernel)
+
+    def propose(
+        self,
+        question: Float[Array, "R D"],
+        seen: Seen,
+        candidates: Bool[Array, "R T"],
+        *,
+        kernel: str = "xla",
+    ) -> Estimate:
+        """Returns when and where the question alone points, before any text."""
+        return self.evidence.decoder.propose(question, seen.dense, seen.visual, candidates, kernel=kernel)
+
     def logits(self, hidden: Float[Array, "*dims D"]) -> Float[Array, "*dims V"]:
         """Returns vocabulary logits of hidden states."""
         return self.text.logits(hidden)
 
     def __call__(self, batch: Batch, *, kernel: str = "xla", remat: str = "none") -> Float[Array, "B S V"]:
         """Returns logits [B, S, V]."""
-        return self.logits(self.hidden(batch, kernel=kernel, remat=remat))
+        seen = self.see(batch, kernel=kernel, remat=remat)
+        return self.logits(self.hidden(batch, seen, kernel=kernel, remat=remat))
 
 
 def causal_mask(batch: Batch) -> Mask:
@@ -83,3 +188,21 @@ def causal_mask(batch: Batch) -> Mask:
 def abstract_model(config: Config, dtype: jnp.dtype = jnp.float32) -> Qwen3VL:
     """Returns the model with shapes in place of arrays; nothing is allocated."""
     return jax.eval_shape(lambda: Qwen3VL(config, Initializer(jax.random.key(0), dtype)))
+
+
+def mention_states(
+    hidden: Float[Array, "B S D"], mention_index: Int[Array, "B Q M"]
+) -> Float[Array, "R M D"]:
+    """Returns the hidden state at each mention; that of the first token where there is none."""
+    flat = rearrange(jnp.maximum(mention_index, 0), "b q m -> b (q m) 1")
+    states = jnp.take_along_axis(hidden, flat, axis=1)
+    return rearrange(states, "b (q m) d -> (b q) m d", q=mention_index.shape[1])
+
+
+def with_evidence(model: Qwen3VL, c: EvidenceConfig, key: jax.Array) -> Qwen3VL:
+    """Returns the backbone with new, untrained evidence modules beside it."""
+    config = dataclasses.replace(model.config, evidence=c)
+    whole = abstract_model(config)
+    whole.vision, whole.text = model.vision, model.text
+    whole.evidence = EvidenceModules(config, Initializer(key, model.text.embed.dtype))
+    return whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -99,8 +100,13 @@ def dense_mlp(p: TextLayers, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         gate, up = jnp.moveaxis(linear(x, p.gate_up[...]), 2, 0)
     else:
         gate, up = linear(x, p.gate[...]), linear(x, p.up[...])
-    h = jax.nn.silu(gate) * up
-    return linear(shard(h, "batch", "sequence", "mlp"), p.down[...])
+
+    # Its gradient keeps gate and up alone; to store what lies between for each layer takes longer.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def down(gate: Array, up: Array, w: Array) -> Array:
+        return linear(shard(jax.nn.silu(gate) * up, "batch", "sequence", "mlp"), w)
+
+    return down(gate, up, p.down[...])
 
 
 def moe_mlp(p: TextLayers, x: Float[Array, "B S D"], experts_per_token: int) -> Float[Array, "B S D"]:

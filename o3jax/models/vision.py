@@ -6,6 +6,8 @@ is no mask across frames; groups of one bucket may differ in size, so there is o
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -127,8 +129,13 @@ class VisionTower(nnx.Module):
             )
             h = layer_norm(x, p.norm2_scale[...], p.norm2_bias[...])
             h = shard(linear(h, p.fc1[...]) + p.fc1_bias[...], "batch", None, "mlp")
-            x = x + linear(jax.nn.gelu(h, approximate=True), p.fc2[...]) + p.fc2_bias[...]
+            x = x + second(h, p.fc2[...]) + p.fc2_bias[...]
             return shard(x, "batch", None, None)
+
+        # Its gradient keeps h alone; to store what lies in between for each block takes longer.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def second(h: Array, w: Array) -> Array:
+            return linear(jax.nn.gelu(h, approximate=True), w)
 
         block = checkpointed(block, remat)
         tap_numbers = {layer: tap for tap, layer in enumerate(c.deepstack_visual_indexes)}

@@ -31,15 +31,32 @@ _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{0,9})?", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
-class Evidence:
-    """One thing that the answer rests on: what, when and where."""
+class Located:
+    """When and where something is."""
 
-    object: str
     time_s: float  # seconds from the first presented frame
     frame: int  # floor(time_s * fps + 0.5)
     box_px: tuple[int, int, int, int] | None  # x1, y1, x2, y2 in pixels of the original video
     box: Box | None  # the same, normalised to [0, 1]
-    confidence: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """One thing that the answer rests on: what, when and where.
+
+    The evidence decoder's estimate, with the text's own beside it; the text's where the model has no
+    evidence modules (`text` is None).
+    """
+
+    object: str
+    time_s: float  # as in Located
+    frame: int
+    box_px: tuple[int, int, int, int] | None
+    box: Box | None
+    confidence: float  # the decoder's of being right, or the mean probability of the claim's tokens
+    spread_s: float | None = None  # standard deviation of the decoder's time
+    interval: tuple[float, float] | None = None  # seconds in which the decoder sees the object
+    text: Located | None = None  # what the text states of the same thing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +69,8 @@ class Answer:
     intervals: tuple[tuple[float, float], ...] = ()  # (start, end) seconds that the answer names
     confidence: float
     confidence_kind: str = "mean token probability"  # what the number is
+    relevance: tuple[tuple[float, float], ...] = ()  # (seconds, probability of being evidence)
+    candidates: tuple[tuple[float, float], ...] = ()  # (start, end) seconds that were searched for it
     reasoning: str = ""  # as generated, with its tags
     raw: str = ""  # everything the model generated
     video: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -109,12 +128,18 @@ def format_answer(answer: Answer) -> str:
         for item in answer.evidence:
             where = f",边界框:{_corners(item.box_px)}" if item.box_px else ""
             lines.append(f"- 时间戳:{item.time_s:.1f}秒(对应第{item.frame}帧){where}")
+            if item.text:
+                where = f",边界框:{_corners(item.text.box_px)}" if item.text.box_px else ""
+                lines.append(f"  文本所述:{item.text.time_s:.1f}秒(对应第{item.text.frame}帧){where}")
         review = " 需人工核实" if answer.needs_review else ""
         return "\n".join([*lines, f"置信度:{confidence}({label}){review}"])
     lines = [f"Answer: {text}", "Evidence:" if answer.evidence else "Evidence: none"]
     for item in answer.evidence:
         where = f", box {_corners(item.box_px)}" if item.box_px else ""
         lines.append(f"- time {item.time_s:.1f} s (frame {item.frame}){where}")
+        if item.text:
+            where = f", box {_corners(item.text.box_px)}" if item.text.box_px else ""
+            lines.append(f"  the text says: time {item.text.time_s:.1f} s (frame {item.text.frame}){where}")
     review = " needs review" if answer.needs_review else ""
     return "\n".join([*lines, f"Confidence: {confidence} ({label}){review}"])
 

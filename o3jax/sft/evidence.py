@@ -43,6 +43,7 @@ class EvidenceWeights:
     box_giou: float = 2.0
     confidence: float = 0.1
     relevance: float = 1.0
+    proposals: float = 0.5  # of all terms above, of the proposals
     huber_s: float = 1.0  # an error above this many seconds counts linearly
     bell_s: float = 0.1  # standard deviation of the softened target over groups
 
@@ -202,7 +203,7 @@ def open_candidates(
     """Returns the groups that the decoder searches in a training step, where relevance is in the making.
 
     Those whose probability reaches `low`, and those of `true`: the true intervals, jittered on the
-    host (`o3jax.verify.candidates.train_candidates`), so that the truth is always inside.
+    host (`data_pipelines.evidence.OpenCandidates`), so that the truth is always inside.
     """
     return valid & (true | (jax.nn.sigmoid(relevance) >= low))
 

@@ -35,8 +35,17 @@ class GroundedTower(nnx.Module):
         self.head_bias = init.bias((taps, outputs), (None, None))
 
 
-def grounding_loss(model: GroundedTower, batch: Mapping[str, Array]) -> tuple[Float[Array, ""], Metrics]:
-    """Returns the summed loss over language tokens and the sums to log.
+def known_counts(batch: Mapping[str, Array]) -> Metrics:
+    """Returns how many tokens each of `grounding_loss`'s sums counts: those that are clearly something."""
+    known = (jnp.asarray(batch["object"]) >= 0).sum().astype(jnp.float32)
+    names = ("color_error", "shape_error", "box_error", "present_loss", "object_error", "tokens")
+    return dict.fromkeys(names, known)
+
+
+def grounding_loss(
+    model: GroundedTower, batch: Mapping[str, Array], counts: Metrics
+) -> tuple[Float[Array, ""], Metrics]:
+    """Returns the loss per language token of `known_counts`, and the sums to log.
 
     The batch holds the tower's inputs and, per token [B, tokens]: `object` (1 covered, 0 background,
     -1 neither clearly), `present` [.., 2] per frame of the pair, `box` [.., 4] normalised xyxy,
@@ -67,8 +76,7 @@ def grounding_loss(model: GroundedTower, batch: Mapping[str, Array]) -> tuple[Fl
     weights = {"object": 1.0, "present": scale, "box": 20 * scale, "color": scale, "shape": scale}
     loss = sum((weights[name] * term).mean(0).sum() for name, term in terms.items())
     hits = {"color": color, "shape": shape}
-    sums: Metrics = {"loss": loss, "tokens": known.sum()}
-    sums |= {f"{k}_error": scale * (covered * (v[0].argmax(-1) != batch[k])).sum() for k, v in hits.items()}
+    sums = {f"{k}_error": scale * (covered * (v[0].argmax(-1) != batch[k])).sum() for k, v in hits.items()}
     sums |= {"box_error": scale * terms["box"][0].sum(), "present_loss": scale * terms["present"][0].sum()}
     sums["object_error"] = (known * ((objectness[0, ..., 0] > 0) != covered)).sum()
-    return loss, jax.tree.map(jax.lax.stop_gradient, sums)
+    return loss / counts["object_error"], jax.tree.map(jax.lax.stop_gradient, sums)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -44,44 +43,91 @@ def cross_entropy(
     hidden = hidden.reshape(batch, -1, chunk, width).swapaxes(0, 1)
     labels = labels.reshape(batch, -1, chunk).swapaxes(0, 1)
 
-    zero = dict.fromkeys(("loss", "correct", "tokens"), jnp.float32(0))
+    return _sums(hidden, head, labels, soft_targets)
 
-    def sums(x: Array, y: Array) -> dict:
+
+@jax.custom_vjp
+def _sums(hidden: Array, head: Array, labels: Array, soft_targets: Array | None) -> dict[str, Array]:
+    return _over_chunks(hidden, head, labels, soft_targets, with_gradients=False)[0]
+
+
+def _sums_fwd(hidden: Array, head: Array, labels: Array, soft_targets: Array | None) -> tuple:
+    # The gradients of the loss are made where its logits are at hand; later they are only scaled.
+    sums, (dhidden, dhead) = _over_chunks(hidden, head, labels, soft_targets, with_gradients=True)
+    return sums, (dhidden, dhead.astype(head.dtype))
+
+
+def _sums_bwd(gradients: tuple[Array, Array], cotangents: dict[str, Array]) -> tuple:
+    return *((cotangents["loss"] * gradient).astype(gradient.dtype) for gradient in gradients), None, None
+
+
+_sums.defvjp(_sums_fwd, _sums_bwd)
+
+
+def _over_chunks(
+    hidden: Float[Array, "chunks B chunk D"],
+    head: Float[Array, "D V"],
+    labels: Int[Array, "chunks B chunk"],
+    soft_targets: Float[Array, "V V"] | None,
+    *,
+    with_gradients: bool,
+) -> tuple[dict[str, Array], tuple[Array, ...]]:
+    """Returns the sums and, if wanted, the gradients of `loss` by hidden (its dtype) and head (float32)."""
+
+    def step(index: Array, carry: tuple) -> tuple:
+        sums, gradients = carry
+        x, y = hidden[index], labels[index]
         mask, target = y != IGNORE, jnp.maximum(y, 0)
-        logp = jax.nn.log_softmax((x @ head).astype(jnp.float32))
+        logits = (x @ head).astype(jnp.float32)
+        logits -= logits.max(-1, keepdims=True)
+        exp = jnp.exp(logits)
+        total = exp.sum(-1)
         if soft_targets is None:
-            nll = -jnp.take_along_axis(logp, target[..., None], -1)[..., 0]
+            wanted, weight = target[..., None] == jnp.arange(head.shape[1]), 1.0
+            nll = jnp.log(total) - jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
         else:
-            nll = -jnp.einsum("bsv,bsv->bs", jnp.asarray(soft_targets)[target], logp)
-        return {
+            wanted = jnp.asarray(soft_targets)[target]
+            weight = wanted.sum(-1)
+            nll = jnp.log(total) * weight - jnp.einsum("bsv,bsv->bs", wanted, logits)
+        new = {
             "loss": jnp.sum(nll * mask),
-            "correct": jnp.sum((jnp.argmax(logp, -1) == target) & mask).astype(jnp.float32),
+            "correct": jnp.sum((jnp.argmax(logits, -1) == target) & mask).astype(jnp.float32),
             "tokens": jnp.sum(mask).astype(jnp.float32),
         }
+        if with_gradients:
+            dlogits = exp * (mask * weight / total)[..., None] - wanted * mask[..., None]
+            dlogits = dlogits.astype(x.dtype)
+            dx = jax.lax.dot_general(dlogits, head, (((2,), (1,)), ((), ())))
+            dw = jnp.einsum("bsd,bsv->dv", x, dlogits, preferred_element_type=jnp.float32)
+            gradients = (gradients[0].at[index].set(dx), gradients[1] + dw)
+        return jax.tree.map(jnp.add, sums, new), gradients
 
-    # Around the condition, not inside of it: what a branch keeps for its gradient, the head among it,
-    # would be copied once for every chunk.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def one(total: dict, xs: tuple[Array, Array]) -> tuple[dict, None]:
-        new = jax.lax.cond((xs[1] != IGNORE).any(), sums, lambda x, y: zero, *xs)
-        return jax.tree.map(jnp.add, total, new), None
-
-    return jax.lax.scan(one, zero, (hidden, labels))[0]
+    zero = dict.fromkeys(("loss", "correct", "tokens"), jnp.float32(0))
+    gradients = (jnp.zeros_like(hidden), jnp.zeros(head.shape, jnp.float32)) if with_gradients else ()
+    used = (labels != IGNORE).any((1, 2)).sum()  # the chunks with labels are in front
+    return jax.lax.fori_loop(0, used, step, (zero, gradients))
 
 
 def text_loss(
     model: Qwen3VL,
     batch: Batch,
+    counts: Metrics,
     *,
     soft_targets: Float[Array, "V V"] | None = None,
     kernel: str = "xla",
     remat: str = "none",
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Returns the summed token loss of a batch with `labels`, and sums to log: loss, accuracy, tokens."""
-    hidden = model.hidden(batch, kernel=kernel, remat=remat)
+    """Returns the token loss of a batch with `labels`, per token of `token_counts`, and sums to log."""
+    seen = model.see(batch, kernel=kernel, remat=remat)
+    hidden = model.hidden(batch, seen, kernel=kernel, remat=remat)
     sums = cross_entropy(hidden, model.text.head(), batch["labels"], soft_targets=soft_targets)
-    sums = {"loss": sums["loss"], "accuracy": sums["correct"], "tokens": sums["tokens"]}
-    return sums["loss"], sums
+    return sums["loss"] / counts["text"], {"text": sums["loss"], "accuracy": sums["correct"]}
+
+
+def token_counts(batch: Batch) -> Metrics:
+    """Returns how many tokens each of `text_loss`'s sums counts."""
+    tokens = (jnp.asarray(batch["labels"]) != IGNORE).sum().astype(jnp.float32)
+    return {"text": tokens, "accuracy": tokens, "tokens": tokens}
 
 
 def number_targets(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +19,11 @@ from o3jax.errors import UserError
 from o3jax.models.qwen3_vl import Batch
 
 Metrics = dict[str, Float[Array, ""]]
-# (model, batch) -> (the sum of losses, sums to log); `tokens` among the sums is the denominator.
-LossFn = Callable[[nnx.Module, Batch], tuple[Float[Array, ""], Metrics]]
+# What each sum of a loss counts, from the data alone.
+CountFn = Callable[[Batch], Metrics]
+# (model, batch, counts of the large batch) -> (loss, sums to log). Losses and sums of micro-batches add up
+# to those of the large batch, because they are divided by its counts.
+LossFn = Callable[[nnx.Module, Batch, Metrics], tuple[Float[Array, ""], Metrics]]
 
 
 @jax.tree_util.register_dataclass
@@ -69,12 +72,16 @@ def make_optimizer(
     max_grad_norm: float,
     b2: float = 0.999,
     kind: str = "adamw",
+    rates: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """Returns the optimizer `kind` with gradient clipping; matrices decay, norms and biases do not.
 
     `muon` (Jordan et al. 2024) orthogonalises the momentum of every projection, scaled so that AdamW's
     learning rates fit. Embeddings, the head, norms and biases stay with AdamW (Nesterov's, in optax),
     which here decays nothing.
+
+    Args:
+        rates: for parts of the model ("vision", "text", "evidence") a factor on the learning rate.
 
     Raises:
         UserError: if `kind` is none of `OPTIMIZERS`.
@@ -100,7 +107,12 @@ def make_optimizer(
         )
     else:
         raise UserError(f"config.optimizer is '{kind}'; choose one of {', '.join(OPTIMIZERS)}")
-    return optax.chain(optax.clip_by_global_norm(max_grad_norm), rule)
+
+    def scaled(path: tuple, update: Array) -> Array:
+        return update * (rates or {}).get(path[0].name, 1.0)
+
+    by_part = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates))
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), rule, by_part)
 
 
 def _projection(path: tuple, weight: Array) -> MuonDimensionNumbers | None:
@@ -119,41 +131,73 @@ def _projection(path: tuple, weight: Array) -> MuonDimensionNumbers | None:
     return MuonDimensionNumbers(last - 1, last)
 
 
-def init_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    """Returns the state before the first step."""
-    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))
+def init_state(
+    model: nnx.Module, optimizer: optax.GradientTransformation, frozen: Sequence[str] = ()
+) -> TrainState:
+    """Returns the state before the first step; `frozen` as in `make_train_step`."""
+    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(_split(model, frozen)[0]))
+
+
+def _split(model: nnx.Module, frozen: Sequence[str]) -> tuple[nnx.Module, nnx.Module]:
+    """Returns the model twice, with None in place of what is frozen and of what is not."""
+
+    def part(keep_frozen: bool) -> nnx.Module:
+        def choose(path: tuple, leaf: Array) -> Array | None:
+            return leaf if (path[0].name in frozen) == keep_frozen else None
+
+        return jax.tree_util.tree_map_with_path(choose, model)
+
+    return part(False), part(True)
+
+
+def _join(trained: nnx.Module, frozen: nnx.Module) -> nnx.Module:
+    return jax.tree.map(lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda x: x is None)
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, dtype: jnp.dtype = jnp.float32
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    count_fn: CountFn,
+    *,
+    frozen: Sequence[str] = (),
+    dtype: jnp.dtype = jnp.float32,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns a jitted step; the given state is donated.
 
-    Batches have a leading axis of micro-batches. Gradients of the summed loss are accumulated over
-    it and divided once by all tokens, so accumulation equals the large batch whatever the micro-
-    batches hold. Parameters stay float32; the forward pass runs in `dtype`.
+    Batches have a leading axis of micro-batches. What each term of the loss counts is summed over it
+    first and the gradients are then only added, so accumulation equals the large batch whatever the
+    micro-batches hold. Parameters stay float32; the forward pass runs in `dtype`. Metrics are the means
+    of the loss's sums, the loss, the norm of its gradient, and counts that no sum has the name of.
+
+    Args:
+        frozen: parts of the model ("vision", "text", "evidence") that stay as they are, without
+            gradients or optimizer state.
     """
 
-    def cast(model: nnx.Module) -> nnx.Module:
-        return jax.tree.map(lambda a: a.astype(dtype), model)
+    def loss_of(trained: nnx.Module, fixed: nnx.Module, batch: Batch, counts: Metrics) -> Any:
+        model = jax.tree.map(lambda a: a.astype(dtype), _join(trained, fixed))
+        return loss_fn(model, batch, counts)
 
-    grad_fn = jax.value_and_grad(lambda model, batch: loss_fn(cast(model), batch), has_aux=True)
+    grad_fn = jax.value_and_grad(loss_of, has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        def micro(total, one):
-            (_, sums), grads = grad_fn(state.model, one)
-            return jax.tree.map(jnp.add, total, (grads, sums)), None
+        trained, fixed = _split(state.model, frozen)
+        counts = jax.tree.map(lambda a: jnp.maximum(a.sum(0), 1.0), jax.vmap(count_fn)(batch))
+
+        def micro(total: Any, one: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, grad_fn(trained, fixed, one, counts)), None
 
         first = jax.tree.map(lambda a: a[0], batch)
-        shapes = jax.eval_shape(lambda: grad_fn(state.model, first))
-        zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (shapes[1], shapes[0][1]))
-        (grads, sums), _ = jax.lax.scan(micro, zero, batch)
-        tokens = jnp.maximum(sums.pop("tokens"), 1.0)
-        grads = jax.tree.map(lambda g: g / tokens, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
-        metrics = {name: value / tokens for name, value in sums.items()}
-        metrics |= {"tokens": tokens, "grad_norm": optax.global_norm(grads)}
-        model = optax.apply_updates(state.model, updates)
+        shapes = jax.eval_shape(lambda: grad_fn(trained, fixed, first, counts))
+        zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        # A loop of one step costs XLA:CPU copies of all that the backward pass keeps.
+        alone = len(jax.tree.leaves(batch)[0]) == 1
+        ((loss, sums), grads), _ = jax.lax.scan(micro, zero, batch, unroll=alone)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        metrics = {"loss": loss} | {name: value / counts[name] for name, value in sums.items()}
+        metrics |= {name: count for name, count in counts.items() if name not in sums}
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        model = _join(optax.apply_updates(trained, updates), fixed)
         return TrainState(state.step + 1, model, opt_state), metrics
 
     return jax.jit(step, donate_argnums=0)

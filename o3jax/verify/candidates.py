@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from o3jax.errors import UserError
 
@@ -16,10 +16,10 @@ def candidate_intervals(
     relevance: Float[np.ndarray, "T"],
     times: Float[np.ndarray, "T"],
     *,
-    high: float,
-    low: float,
-    smooth_s: float,
-    min_s: float,
+    high: float = 0.5,
+    low: float = 0.1,
+    smooth_s: float = 0.2,
+    min_s: float = 1.0,
 ) -> list[Interval]:
     """Returns the intervals where smoothed relevance reaches `high`, as far as it stays at `low`.
 
@@ -83,48 +83,3 @@ def join(intervals: Iterable[Interval]) -> list[Interval]:
         else:
             joined.append((start, end))
     return joined
-
-
-def train_candidates(
-    predicted: Sequence[Interval],
-    truth: Sequence[Interval],
-    rng: np.random.Generator,
-    *,
-    duration: float,
-    jitter_s: float,
-) -> list[Interval]:
-    """Returns what the evidence decoder searches in training: predicted intervals joined with the true ones.
-
-    Borders of predicted intervals move by up to `jitter_s` either way, those of true ones only
-    outward, so the truth is always inside and never recognisable by its borders. The whole video
-    where nothing is known to be true.
-
-    Args:
-        predicted, truth: intervals in seconds; a true one may be a point.
-        rng: moves the borders.
-        duration: of the video, seconds; the result lies in [0, duration].
-        jitter_s: the greatest move of a border, seconds.
-    """
-    if not truth:
-        return [(0.0, duration)]
-    moved = []
-    for start, end in predicted:
-        a, b = rng.uniform(-jitter_s, jitter_s, 2)
-        moved.append((min(start + a, end + b), max(start + a, end + b)))
-    for start, end in truth:
-        a, b = rng.uniform(0, jitter_s, 2)
-        moved.append((start - a, end + b))
-    return join((min(max(a, 0.0), duration), min(max(b, 0.0), duration)) for a, b in moved)
-
-
-def interval_mask(intervals: Iterable[Interval], times: Float[np.ndarray, "T"]) -> Bool[np.ndarray, "T"]:
-    """Returns which times lie in an interval, ends included.
-
-    The time nearest to an interval's middle counts too, so that none is lost between two times.
-    """
-    times = np.asarray(times)
-    mask = np.zeros(len(times), bool)
-    for start, end in intervals if len(times) else ():
-        mask |= (times >= start) & (times <= end)
-        mask[np.abs(times - (start + end) / 2).argmin()] = True
-    return mask

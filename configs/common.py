@@ -1,0 +1,72 @@
+"""What the training configs have in common; each of them then says what is its own."""
+
+from ml_collections import ConfigDict
+
+
+def mesh(**sizes: int) -> ConfigDict:
+    """Returns the devices along each mesh axis, 1 where none is named; batches lie over data and fsdp."""
+    axes = ("data", "fsdp", "context", "tensor", "expert")
+    return ConfigDict({axis: sizes.get(axis, 1) for axis in axes})
+
+
+def sft() -> ConfigDict:
+    """Returns every field of `experiments.sft`: the plain values, for a Qwen3-VL as published."""
+    c = ConfigDict()
+    c.seed = 0
+    c.model_name_or_path = ""  # a Hugging Face folder
+    c.data_path = ""  # a dataset folder, synthetic:LEVEL or captions:LEVEL
+    c.split = "train"  # of the synthetic world
+    c.max_rejected_share = 0.05  # of a dataset folder's records; more stops the run before training
+    c.video = ConfigDict()  # what to change in the model's own VideoConfig (fps, max_frames, ...)
+    c.prompt_style = "open_o3"
+    c.box_step = 1  # coordinates are multiples of this in 0-1000
+    c.full_text_loss = False  # labels on the prompt too, not only on the response
+
+    # What a row is padded to; what does not fit is an error.
+    c.questions_per_row = 1
+    c.row_length = 4096  # tokens
+    c.row_groups = 8  # frame pairs
+    c.row_patches = 512  # of a frame
+
+    # New modules for a model that has none; None trains the text alone.
+    c.evidence = None
+    c.evidence_shape = evidence_shape()
+    # 1 - evidence_weight is the text's; the others weigh the terms of the evidence, see EvidenceWeights.
+    c.loss = ConfigDict({"evidence_weight": 0.4, "candidate_low": 0.1})
+    c.loss.update({"time": 1.0, "time_ce": 1.0, "interval": 1.0, "interval_ce": 1.0, "relevance": 1.0})
+    c.loss.update({"box_l1": 5.0, "box_giou": 2.0, "confidence": 0.1, "proposals": 0.5})
+    # Factors on the learning rate; a part with 0 is frozen.
+    c.rates = ConfigDict({"vision": 1.0, "text": 1.0, "evidence": 1.0})
+    # Adapters of this rank on the named projections (see LoRA) instead of the backbone; 0 is off.
+    c.lora = ConfigDict({"rank": 0, "alpha": 32.0, "targets": ("q", "k", "v", "o", "gate", "up", "down")})
+
+    c.mesh = mesh()
+    c.per_device_train_batch_size = 1  # rows
+    c.gradient_accumulation_steps = 1
+    # Exactly one of these; the other is 0.
+    c.num_train_epochs = 0.0
+    c.max_steps = 0
+    c.optimizer = "adamw"
+    c.learning_rate = 1e-5
+    c.lr_scheduler_type = "cosine"
+    c.warmup_steps = 0
+    c.weight_decay = 0.0
+    c.max_grad_norm = 1.0
+    c.adam_b2 = 0.999
+    c.compute_dtype = "bfloat16"
+    c.remat = "names"
+    # Standard deviation of the softened target around a number, in seconds and in 0-1000; 0 is off. For
+    # small vocabularies: the table has a row and a column per token.
+    c.soften_times = 0.0
+    c.soften_coordinates = 0.0
+
+    c.log_every = 10
+    c.save_every = 500
+    c.stop_at_step = 0
+    return c
+
+
+def evidence_shape(**sizes: int) -> ConfigDict:
+    """Returns what the evidence of a row is padded to, see EvidenceShape."""
+    shape = {"groups": 75, "patches": 64, "questions": 1, "question_length": 512}
+    return ConfigDict(shape | {"mentions": 16, "boxes": 8, "intervals": 16} | sizes)

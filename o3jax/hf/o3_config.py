@@ -1,0 +1,99 @@
+"""What we add to a Hugging Face folder: o3_config.json, and the evidence modules' tensors beside it.
+
+{"prompt_style": ..., "fps": ...,      how the model wants to be asked: `Settings`
+ "evidence": {...},                    `EvidenceConfig`, where there are evidence modules
+ "injection_difference": ...}          a note for readers: see o3jax.hf.injection
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from o3jax.errors import UserError
+from o3jax.hf.fields import Section, read_object
+from o3jax.models.config import EvidenceConfig
+from o3jax.models.temporal import STRATEGIES
+
+O3_CONFIG = "o3_config.json"
+EVIDENCE_WEIGHTS = "o3_evidence.safetensors"
+_DIFFERENCE = "injection_difference"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a model wants to be asked; o3_config.json in its folder, defaults where there is none."""
+
+    prompt_style: str = "open_o3"
+    fps: float = 25.0  # frames per second that frame numbers count, and the dense stream's rate
+
+
+def read_settings(folder: Path) -> Settings:
+    """Returns how the model of a folder wants to be asked.
+
+    Raises:
+        UserError: if o3_config.json is no JSON object, or a field is unknown or malformed.
+    """
+    return _read(Settings, _open(folder), ("evidence", _DIFFERENCE))
+
+
+def read_evidence(folder: Path) -> EvidenceConfig | None:
+    """Returns the configuration of the folder's evidence modules, None where it has none.
+
+    Raises:
+        UserError: if o3_config.json is no JSON object, a field of it is malformed, or it names no modules
+            although their tensors are there.
+    """
+    top = _open(folder)
+    if not top.has("evidence"):
+        if (folder / EVIDENCE_WEIGHTS).is_file():
+            raise UserError(
+                f"{folder} has {EVIDENCE_WEIGHTS}, but 'evidence' is missing in its {O3_CONFIG}: "
+                f"restore it, or remove {EVIDENCE_WEIGHTS} to read the model without evidence modules"
+            )
+        return None
+    section = top.section("evidence")
+    config = _read(EvidenceConfig, section)
+    if not config.num_heads or not config.hidden_size or config.hidden_size % (2 * config.num_heads):
+        raise section.bad("hidden_size", "must be a positive multiple of 2 x num_heads")
+    if config.strategy not in STRATEGIES:
+        raise section.bad("strategy", f"is {config.strategy!r}; choose one of {', '.join(STRATEGIES)}")
+    return config
+
+
+def o3_config(
+    settings: Settings, evidence: EvidenceConfig | None, injection_difference: float | None
+) -> dict[str, Any]:
+    """Returns the content of o3_config.json, with every field of what there is."""
+    values = dataclasses.asdict(settings)
+    if evidence:
+        values["evidence"] = dataclasses.asdict(evidence)
+    if injection_difference is not None:
+        values[_DIFFERENCE] = injection_difference
+    return values
+
+
+def _open(folder: Path) -> Section:
+    path = folder / O3_CONFIG
+    return Section(read_object(path) if path.is_file() else {}, str(path))
+
+
+def _read(kind: type, section: Section, others: Collection[str] = ()) -> Any:
+    """Returns a dataclass from the fields that are there, each read as its type says."""
+    readers = {
+        "int": lambda key: section.integer(key, least=0),
+        "float": section.number,
+        "str": section.text,
+        "bool": section.boolean,
+    }
+    fields = dataclasses.fields(kind)
+    section.nothing_but([*(field.name for field in fields), *others])
+    return kind(
+        **{
+            field.name: readers[field.type](field.name)
+            for field in fields
+            if field.name in section.values or field.default is dataclasses.MISSING
+        }
+    )

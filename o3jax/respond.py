@@ -1,0 +1,198 @@
+"""Questions about videos -> generated texts, with what the evidence modules say of each mention.
+
+The pixels are read once: the language model and the evidence modules share what `Qwen3VL.see` returns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from o3jax.generate.sampler import Generated, greedy
+from o3jax.models.evidence import Estimate
+from o3jax.models.qwen3_vl import Batch, Qwen3VL, Seen, mention_states
+from o3jax.prompts.collate import bucket, collate
+from o3jax.prompts.dense import dense_stream, interval_mask, visual_places
+from o3jax.prompts.mentions import mention_positions
+from o3jax.prompts.processor import Processor
+from o3jax.verify.candidates import Interval, candidate_intervals
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A question about a video, read and ready."""
+
+    question: str
+    prompt: str  # the chat as text, with one video placeholder
+    frames: UInt8[np.ndarray, "T H W 3"]  # of the language stream
+    metadata: Mapping[str, Any]  # fps and frames_indices, as the processor takes them
+    dense_frames: UInt8[np.ndarray, "n h w 3"] | None = None  # of the dense stream, and their seconds
+    dense_times: Float[np.ndarray, " n"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadEstimate:
+    """What the evidence decoder says of one mention."""
+
+    time_s: float
+    spread_s: float  # standard deviation of the time
+    interval: Interval  # seconds in which the object is visible
+    box: tuple[float, float, float, float]  # normalised xyxy, at the time
+    confidence: float  # of being right, in [0, 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """What the model says; the fields of the evidence modules are empty without them."""
+
+    tokens: Int[np.ndarray, " new"]
+    probabilities: Float[np.ndarray, " new"]  # of each token
+    text: str
+    heads: tuple[HeadEstimate, ...] = ()  # one for each `</obj>` of the text
+    times_s: Float[np.ndarray, " T"] | None = None  # of the dense groups
+    relevance: Float[np.ndarray, " T"] | None = None  # of each, a probability
+    candidates: tuple[Interval, ...] = ()  # what was searched; nothing means everything
+
+
+@jax.jit
+def _see(model: Qwen3VL, batch: Batch) -> Seen:
+    return model.see(batch)
+
+
+@jax.jit
+def _relevance(model: Qwen3VL, batch: Batch, seen: Seen) -> Float[Array, "B T"]:
+    return jax.nn.sigmoid(model.relevance(batch, seen)[1])
+
+
+@jax.jit
+def _estimate(
+    model: Qwen3VL,
+    states: Float[Array, "B new D"],
+    mention_index: Int[Array, "B 1 M"],
+    seen: Seen,
+    candidates: Bool[Array, "B T"],
+) -> Estimate:
+    there = rearrange(mention_index >= 0, "b q m -> (b q) m")
+    return model.estimate(mention_states(states, mention_index), there, seen, candidates)
+
+
+def respond(
+    model: Qwen3VL,
+    processor: Processor,
+    requests: Sequence[Request],
+    *,
+    max_new_tokens: int,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+) -> list[Response]:
+    """Returns the greedy response to each request; sizes are padded, so that few programs serve all.
+
+    Raises:
+        UserError: if a request does not fit the largest program.
+    """
+    inputs = processor(
+        text=[r.prompt for r in requests],
+        videos=[r.frames for r in requests],
+        video_metadata=[r.metadata for r in requests],
+        padding_side="right",
+    )
+    batch: dict[str, np.ndarray] = pad_inputs(inputs, model)
+    if model.evidence is not None:
+        batch |= _evidence_inputs(model, processor, requests, inputs["video_grid_thw"], batch)
+    seen = _see(model, batch)
+    out = greedy(model, batch, max_new_tokens=max_new_tokens, eos_ids=eos_ids, pad_id=pad_id, seen=seen)
+    responses = [
+        Response(tokens, probabilities, processor.decode(tokens)) for tokens, probabilities in _rows(out)
+    ]
+    if model.evidence is None:
+        return responses
+    return _grounded(model, processor, responses, out, batch, seen)
+
+
+def pad_inputs(inputs: Mapping[str, np.ndarray], model: Qwen3VL) -> dict[str, np.ndarray]:
+    """Returns the batch of a processor's output, padded to sizes that recur."""
+    exact = collate(inputs, model.config)
+    sizes = {"length": bucket(exact["input_ids"].shape[1])}
+    if "patches" in exact:
+        sizes |= {"groups": bucket(exact["patches"].shape[1]), "patches": exact["patches"].shape[2]}
+    return collate(inputs, model.config, **sizes)
+
+
+def _rows(out: Generated) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns each row's tokens and their probabilities."""
+    tokens, logprobs, lengths = (np.asarray(x) for x in (out.tokens, out.logprobs, out.length))
+    return [(t[:n], np.exp(p[:n])) for t, p, n in zip(tokens, logprobs, lengths, strict=True)]
+
+
+def _evidence_inputs(
+    model: Qwen3VL,
+    processor: Processor,
+    requests: Sequence[Request],
+    grids: Int[np.ndarray, "B 3"],
+    batch: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Returns what the batch needs beside the language stream; see o3jax.models.qwen3_vl."""
+    c, video = model.config.vision, processor.video_config
+    pairs = -(-max(len(r.dense_frames) for r in requests) // video.temporal_patch_size)
+    area = max(r.dense_frames.shape[1] * r.dense_frames.shape[2] for r in requests)
+    sizes = {"groups": bucket(pairs), "patches": area // video.patch_size**2}
+    shown = {"groups": batch["patches"].shape[1], "patches": batch["patches"].shape[2]}
+    asked = [processor.tokenizer(r.question)["input_ids"] for r in requests]
+    rows = []
+    for request, grid, ids in zip(requests, grids.tolist(), asked, strict=True):
+        times = processor.pair_times(
+            [i / request.metadata["fps"] for i in request.metadata["frames_indices"]]
+        )
+        row = dense_stream(request.dense_frames, request.dense_times, video, c, **sizes)
+        row |= visual_places(times, tuple(grid), c.spatial_merge_size, **shown)
+        width = bucket(max(map(len, asked)))
+        rows.append(row | {"question_ids": np.array([ids + [-1] * (width - len(ids))], np.int32)})
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def _grounded(
+    model: Qwen3VL,
+    processor: Processor,
+    responses: Sequence[Response],
+    out: Generated,
+    batch: Batch,
+    seen: Seen,
+) -> list[Response]:
+    """Returns the responses with relevance over time, and an estimate for each of their mentions."""
+    relevance = np.asarray(_relevance(model, batch, seen))
+    valid, times = batch["dense_length"] > 0, batch["dense_times"]
+    found = [candidate_intervals(r[v], t[v]) for r, v, t in zip(relevance, valid, times, strict=True)]
+    candidates = np.stack([interval_mask(f, t) for f, t in zip(found, times, strict=True)])
+
+    mentions = [mention_positions(processor.tokenizer, r.tokens) for r in responses]
+    index = np.full((len(responses), 1, bucket(max(1, *map(len, mentions)))), -1, np.int32)
+    for row, positions in zip(index, mentions, strict=True):
+        row[0, : len(positions)] = positions
+    estimate = jax.tree.map(np.asarray, _estimate(model, out.states, index, seen, candidates))
+    sure = np.asarray(jax.nn.sigmoid(estimate.confidence))
+
+    def head(row: int, m: int) -> HeadEstimate:
+        return HeadEstimate(
+            float(estimate.time_s[row, m]),
+            float(estimate.spread_s[row, m]),
+            tuple(estimate.interval[row, m].tolist()),
+            tuple(estimate.box[row, m].tolist()),
+            float(sure[row, m]),
+        )
+
+    return [
+        dataclasses.replace(
+            response,
+            heads=tuple(head(row, m) for m in range(len(mentions[row]))),
+            times_s=times[row][valid[row]],
+            relevance=relevance[row][valid[row]],
+            candidates=tuple(found[row]),
+        )
+        for row, response in enumerate(responses)
+    ]

@@ -1,0 +1,95 @@
+"""The supervised loss: 60 % text, 40 % evidence, whose parts are logged apart."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from o3jax.models.evidence import repeated
+from o3jax.models.qwen3_vl import Batch, Qwen3VL, mention_states
+from o3jax.sft.evidence import (
+    EvidenceTargets,
+    EvidenceWeights,
+    match_proposals,
+    mention_counts,
+    mention_loss,
+    open_candidates,
+    relevance_loss,
+)
+from o3jax.sft.loss import cross_entropy, token_counts
+from o3jax.sft.state import Metrics
+
+_PROPOSED = "proposal_"  # before the names of the proposals' sums
+
+
+def targets_of(batch: Batch) -> EvidenceTargets:
+    """Returns the batch's `target_*` arrays [B, Q, M, ...] as targets of its questions [R, M, ...]."""
+    names = [field.name for field in dataclasses.fields(EvidenceTargets)]
+    arrays = {name: jnp.asarray(batch[f"target_{name}"]) for name in names}
+    return EvidenceTargets(**{k: rearrange(a, "b q ... -> (b q) ...") for k, a in arrays.items()})
+
+
+def joint_counts(batch: Batch) -> Metrics:
+    """Returns what each of `joint_loss`'s sums counts."""
+    mentions = mention_counts(targets_of(batch))
+    known = jnp.asarray(batch["relevance_known"]).any(-1).sum().astype(jnp.float32)
+    proposed = {_PROPOSED + name: mentions[name] for name in ("time_error", "box_iou")}
+    return token_counts(batch) | mentions | proposed | {"relevance": known}
+
+
+def joint_loss(
+    model: Qwen3VL,
+    batch: Batch,
+    counts: Metrics,
+    *,
+    evidence_weight: float,
+    weights: EvidenceWeights,
+    candidate_low: float,
+    soft_targets: Float[Array, "V V"] | None = None,
+    kernel: str = "xla",
+    remat: str = "none",
+) -> tuple[Float[Array, ""], Metrics]:
+    """Returns (1 - w) text + w (mentions + relevance + proposals) with w = `evidence_weight`, and sums to log.
+
+    Args:
+        counts: of `joint_counts`, over all micro-batches.
+        candidate_low: groups of at least this relevance are searched, beside the true ones.
+        soft_targets: see `cross_entropy`.
+    """
+    seen = model.see(batch, kernel=kernel, remat=remat)
+    hidden = model.hidden(batch, seen, kernel=kernel, remat=remat)
+    text = cross_entropy(hidden, model.text.head(), batch["labels"], soft_targets=soft_targets)
+
+    def by_question(name: str) -> Array:
+        return rearrange(batch[name], "b q t -> (b q) t")
+
+    question, relevance = model.relevance(batch, seen, kernel=kernel)
+    known, inside = by_question("relevance_known"), by_question("relevance_inside")
+    relevance_sum, _ = relevance_loss(relevance, inside, known)
+    rows = len(relevance)
+    times, valid = repeated(seen.dense.times, rows), repeated(seen.dense.valid, rows)
+    searched = open_candidates(
+        jax.lax.stop_gradient(relevance), by_question("true_candidates"), valid, low=candidate_low
+    )
+
+    targets = targets_of(batch)
+    states = mention_states(hidden, batch["mention_index"])
+    there = rearrange(batch["mention_index"], "b q m -> (b q) m") >= 0
+    estimate = model.estimate(states, there, seen, searched, kernel=kernel)
+    mentions, sums = mention_loss(estimate, targets, times, weights, counts)
+    evidence = mentions + weights.relevance * relevance_sum / counts["relevance"]
+
+    # The same truth, found without any text. Its terms count the same mentions.
+    guess = model.propose(question, seen, searched, kernel=kernel)
+    matched = match_proposals(guess, targets, weights)
+    proposals, guessed = mention_loss(guess, matched, times, weights, counts)
+    evidence += weights.proposals * proposals
+
+    sums = {"text": text["loss"], "accuracy": text["correct"], "relevance": relevance_sum} | sums
+    sums |= {_PROPOSED + name: guessed[name] for name in ("time_error", "box_iou")}
+    loss = (1 - evidence_weight) * text["loss"] / counts["text"] + evidence_weight * evidence
+    return loss, jax.tree.map(jax.lax.stop_gradient, sums)

@@ -1,0 +1,289 @@
+"""Every config builds what it describes, without allocating it; the article's runs on a tiny model."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from data_pipelines.evidence import EvidenceShape, OpenCandidates
+from data_pipelines.sft import FolderClips, MakeRow, RowShape
+from experiments.bench_gpu_table import EIGHT_B
+from experiments.train_loop import Workdir
+from o3jax.api import model_folder
+from o3jax.hf import config_from_hf
+from o3jax.models.config import EvidenceConfig, TextConfig, VisionConfig
+from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
+from o3jax.prompts.dense import dense_rate, dense_size
+from o3jax.prompts.image import VideoConfig, video_size
+from o3jax.prompts.processor import load_processor
+from o3jax.sft.evidence import EvidenceWeights
+from o3jax.sft.joint import joint_counts, joint_loss
+from o3jax.sft.lora import LoRA, adapted_loss
+from o3jax.sft.loss import text_loss, token_counts
+from o3jax.sft.state import init_state, learning_rate, make_optimizer
+from tests.commands import ROOT, command, run_command
+
+ARGUMENTS = {"sft_tiny": ("questions", "captions")}
+CONFIGS = [
+    (path.stem, argument)
+    for path in sorted((ROOT / "configs").glob("*_*.py"))
+    for argument in ARGUMENTS.get(path.stem, (None,))
+    if path.stem != "__init__"
+]
+LARGE = ("sft_article", "sft_open_o3")
+
+
+def load(name: str, argument: str | None = None) -> ConfigDict:
+    module = importlib.import_module(f"configs.{name}")
+    return module.get_config(*([argument] if argument else []))
+
+
+def test_all_of_them_are_here():
+    assert {name for name, _ in CONFIGS} == {"ground_tiny", "sft_tiny", *LARGE}
+
+
+def test_the_grounding_config_describes_a_model():
+    c = load("ground_tiny")
+    text = TextConfig(vocab_size=c.vocab_size, **c.text)
+    assert sum(text.mrope_section) == text.head_dim // 2
+    assert VisionConfig(**c.vision).out_hidden_size == text.hidden_size
+    assert set(c.mesh) == set(common.mesh())
+
+
+def sft_parts(c: ConfigDict, rank: int = 0) -> tuple:
+    """Returns (abstract state, abstract loss and sums of a micro-batch), put together as the command does."""
+    published = c.model_name_or_path.startswith("models/")
+    folder = model_folder("o3-tiny")
+    processor, config = load_processor(folder), config_from_hf(folder)
+    if published:  # with the tiny model's tokenizer
+        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        config = dataclasses.replace(EIGHT_B, **{name: getattr(config, name) for name in names})
+        processor.video_config = VideoConfig()
+        c.data_path = "synthetic:1"
+    processor.video_config = dataclasses.replace(processor.video_config, **c.video)
+    with command("sft", "--config=configs/sft_tiny.py", "--workdir=unused") as sft:
+        clips, _ = sft.open_clips(c, processor, workdir=None)
+    if c.evidence is not None:
+        config = dataclasses.replace(config, evidence=EvidenceConfig(**c.evidence))
+    shape = RowShape(c.row_length, c.row_groups, c.row_patches)
+    targets = EvidenceShape(**c.evidence_shape) if c.evidence else None
+    rows = MakeRow(processor, config, shape, c.prompt_style, c.box_step, targets, c.full_text_loss)
+    row = rows.map(clips[0])
+    weights = dict(c.loss)
+    named = {name: weights.pop(name) for name in ("evidence_weight", "candidate_low")}
+    loss, counts = functools.partial(text_loss, remat=c.remat), token_counts
+    if targets:
+        row = OpenCandidates().random_map(row, np.random.default_rng(0))
+        loss = functools.partial(joint_loss, remat=c.remat, weights=EvidenceWeights(**weights), **named)
+        counts = joint_counts
+    size = c.per_device_train_batch_size * c.mesh.data * c.mesh.fsdp
+    batch = {key: jax.ShapeDtypeStruct((size, *a.shape), a.dtype) for key, a in row.items()}
+
+    schedule = learning_rate(c.lr_scheduler_type, c.learning_rate, c.max_steps or 100, c.warmup_steps)
+    optimizer = make_optimizer(
+        schedule,
+        weight_decay=c.weight_decay,
+        max_grad_norm=c.max_grad_norm,
+        b2=c.adam_b2,
+        kind=c.optimizer,
+        rates=c.rates,
+    )
+    frozen = [part for part, rate in c.rates.items() if not rate]
+    c.lora.rank = rank
+
+    def start(model: Qwen3VL):
+        if rank:
+            model = LoRA(model, key=jax.random.key(0), **c.lora)
+        return init_state(model, optimizer, frozen)
+
+    if rank:
+        loss, frozen = adapted_loss(loss), ["base", *frozen]
+    state = jax.eval_shape(start, abstract_model(config))
+    cast = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.dtype(c.compute_dtype)), state.model)
+    return state, jax.eval_shape(lambda m, b: loss(m, b, counts(b)), cast, batch)
+
+
+@pytest.mark.parametrize(("name", "argument"), [pair for pair in CONFIGS if pair[0].startswith("sft")])
+def test_every_sft_config_builds(name, argument):
+    c = load(name, argument)
+    assert set(c) == set(common.sft())
+    assert (c.max_steps > 0) != (c.num_train_epochs > 0)
+    state, (loss, sums) = sft_parts(c)
+    assert loss.shape == () and loss.dtype == jnp.float32
+    assert {"text", "accuracy"} <= set(sums)
+    assert ("proposal_time_error" in sums) == (c.evidence is not None)
+    trained = sum(a.size for a in jax.tree.leaves(state.model))
+    moments = sum(a.size for a in jax.tree.leaves(state.opt_state))
+    assert moments >= trained and (trained > 8.7e9) == (name in LARGE)
+
+
+def test_the_article_with_adapters_keeps_moments_of_these_alone():
+    state, _ = sft_parts(load("sft_article"), rank=16)
+    moments = sum(a.size for a in jax.tree.leaves(state.opt_state))
+    evidence = sum(a.size for a in jax.tree.leaves(state.model.evidence))
+    # By hand, per layer: r times inputs and outputs of q, k, v, o, gate, up, down.
+    sides = 8192 + 2 * (4096 + 1024) + 8192 + 3 * (4096 + 12288)
+    assert moments == pytest.approx(2 * (evidence + 36 * 16 * sides), rel=1e-6)
+
+
+def test_the_article_s_numbers():
+    c = load("sft_article")
+    devices = math.prod(c.mesh.values())
+    assert (devices, c.per_device_train_batch_size * c.gradient_accumulation_steps * devices) == (8, 32)
+    assert (c.mesh.fsdp, c.questions_per_row) == (8, 1)
+    assert (c.learning_rate, c.num_train_epochs, c.loss.evidence_weight) == (2e-5, 10, 0.4)
+    assert (c.evidence.dense_fps, c.compute_dtype, c.remat) == (25.0, "bfloat16", "names")
+    assert (c.full_text_loss, c.lora.rank) == (False, 0)
+
+
+def test_the_published_numbers():
+    c = load("sft_open_o3")
+    devices = math.prod(c.mesh.values())
+    assert (devices, c.per_device_train_batch_size * c.gradient_accumulation_steps * devices) == (8, 8)
+    assert (c.learning_rate, c.num_train_epochs, c.questions_per_row) == (1e-6, 1, 1)
+    assert (c.video.fps, c.video.min_frames, c.video.max_frames) == (2.0, 4, 16)
+    assert (c.prompt_style, c.full_text_loss, c.evidence) == ("open_o3_sft", True, None)
+    assert (c.optimizer, c.weight_decay, c.adam_b2, c.max_grad_norm) == ("adamw", 0.0, 0.999, 5.0)
+    assert (c.lr_scheduler_type, c.warmup_steps) == ("linear", 0)
+
+
+ASPECTS = [
+    (720, 1280),
+    (1280, 720),
+    (480, 640),
+    (1080, 1920),
+    (1000, 1280),
+    (540, 1280),
+    (512, 512),
+    (240, 426),
+]
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_every_usual_video_fits_a_row(name):
+    c = load(name)
+    video = dataclasses.replace(VideoConfig(), **c.video)
+    for height, width in ASPECTS:
+        for frames in range(video.min_frames, video.max_frames + 1):
+            h, w = video_size(frames, height, width, video)
+            pairs = math.ceil(frames / 2)
+            assert pairs <= c.row_groups and h * w // 16**2 <= c.row_patches, (height, width, frames)
+            # A time takes at most a dozen tokens; 1,800 are left for the longest prompts and responses.
+            assert pairs * (h * w // 32**2 + 12) <= c.row_length - 1800
+        if c.evidence is not None:
+            e = EvidenceConfig(**c.evidence)
+            h, w = dense_size(height, width, e, video.factor)
+            assert h * w // 16**2 <= c.evidence_shape.patches
+    if c.evidence is not None:
+        for native in (24.0, 25.0, 29.97, 30.0, 50.0, 60.0):
+            assert math.ceil(180 * dense_rate(native, e) / 2) <= c.evidence_shape.groups
+
+
+# --- epochs ---
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs", "steps"), [(31_166, 8, 1, 3896), (30_000, 32, 10, 9375), (5, 8, 0.5, 1)]
+)
+def test_epochs_become_steps(rows, batch, epochs, steps):
+    c = ConfigDict({"max_steps": 0, "num_train_epochs": float(epochs), "data_path": "folder"})
+    clips = FolderClips("", [], 1)
+    clips.clips = [None] * rows
+    with command("sft", "--config=configs/sft_tiny.py", "--workdir=unused") as sft:
+        assert sft.total_steps(c, clips, batch) == steps
+
+
+# --- the article's recipe, small ---
+
+SMALL = """
+from ml_collections import ConfigDict
+from configs import common, sft_article
+
+def get_config():
+    c = sft_article.get_config()
+    c.model_name_or_path, c.data_path = {model!r}, {data!r}
+    c.video = ConfigDict()
+    c.row_length, c.row_groups, c.row_patches = 640, 3, 16
+    c.evidence.update(
+        hidden_size=16, num_heads=2, dense_pixels=32 * 32, temporal_layers=1, decoder_layers=1
+    )
+    c.evidence_shape = common.evidence_shape(
+        groups=90, patches=4, question_length=64, mentions=2, boxes=1, intervals=2
+    )
+    c.mesh = common.mesh(fsdp=2)
+    c.num_train_epochs = 1.0
+    return c
+"""
+RECORD = {
+    "video_path": "clip.mp4",
+    "question": "When is the lid lifted?",
+    "answer": "From <t>1.0</t>s to <t>6.0</t>s",
+    "timestamps": [1.0],
+    "bboxes": [[0.1, 0.2, 0.3, 0.4]],
+    "objects": ["lid"],
+    "reasoning": "The <obj>lid</obj><box>[0.1, 0.2, 0.3, 0.4]</box>at<t>1.0</t>s is lifted.",
+}
+
+
+@pytest.fixture
+def small(video_model, clip, tmp_path) -> Path:
+    """The article's config for a tiny model and a data set of 16 records: two steps of eight."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "clip.mp4").symlink_to(clip)
+    (data / "annotations.json").write_text(json.dumps([RECORD] * 16))
+    path = tmp_path / "small.py"
+    path.write_text(SMALL.format(model=str(video_model), data=str(data)))
+    return path
+
+
+@pytest.fixture
+def quick():
+    """Programs that are compiled fast."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_the_article_s_recipe_runs(small, tmp_path, capfd, quick):
+    done = run_command(capfd, "sft", f"--config={small}", f"--workdir={tmp_path / 'run'}")
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert {"text", "relevance", "time_error", "proposal_time_error"} <= set(lines[0])
+    # What was asked for is kept, not what it came to.
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (kept["num_train_epochs"], kept["max_steps"]) == (1.0, 0)
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    again = run_command(capfd, "sft", f"--config={small}", f"--workdir={tmp_path / 'run'}")
+    assert again.code == 0 and "from step 2" in again.out and "0 steps in" in again.out, again.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--config.max_steps=5"], "max_steps is 5 and config.num_train_epochs is 1: set exactly one"),
+        (["--config.num_train_epochs=0"], "max_steps is 0 and config.num_train_epochs is 0: set exactly one"),
+        (["--config.data_path=synthetic:1"], "num_train_epochs is 1, but synthetic:1 has no end"),
+        (
+            ["--config.lora.rank=2", "--config.lora.targets=('heads',)"],
+            "names 'heads', which is no projection",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence(small, tmp_path, capfd, flags, says):
+    done = run_command(capfd, "sft", f"--config={small}", f"--workdir={tmp_path / 'run'}", *flags)
+    assert done.code == 2 and says in done.err and done.err.count("\n") == 1, done.err
+    assert Workdir(tmp_path / "run", ConfigDict({})).manager.latest_step() is None
