@@ -31,6 +31,7 @@ def sft() -> ConfigDict:
     # New modules for a model that has none; None trains the text alone.
     c.evidence = None
     c.evidence_shape = evidence_shape()
+    c.feedback = "none"  # or "prompt": the text is written from the modules' proposals
     # 1 - evidence_weight is the text's; the others weigh the terms of the evidence, see EvidenceWeights.
     c.loss = ConfigDict({"evidence_weight": 0.4, "candidate_low": 0.1})
     c.loss.update({"time": 1.0, "time_ce": 1.0, "interval": 1.0, "interval_ce": 1.0, "relevance": 1.0})

@@ -27,9 +27,9 @@ def get_config() -> ConfigDict:
 
     # Clips of up to three minutes at up to 30 frames per second.
     c.evidence = ConfigDict(
-        {"hidden_size": 1024, "num_heads": 16, "dense_fps": 25.0, "dense_pixels": 96 * 96, "proposals": 4}
+        {"hidden_size": 1024, "num_heads": 16, "dense_fps": 25.0, "dense_pixels": 80 * 80, "proposals": 4}
     )
-    c.evidence_shape = common.evidence_shape(groups=2700, patches=48, mentions=32)
+    c.evidence_shape = common.evidence_shape(groups=2700, patches=32, mentions=32)
     c.loss.evidence_weight = 0.4
 
     c.mesh = common.mesh(fsdp=8)

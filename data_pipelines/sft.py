@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data_pipelines.evidence import EvidenceShape, check_room, mentions_of, targets
+from data_pipelines.evidence import EvidenceShape, check_room, interval_of, mentions_of, targets
 from data_pipelines.sample import Sample
 from data_pipelines.synthetic import FPS, Scene, make_scene, scene_seed
 from data_pipelines.video import read_video
@@ -25,6 +25,7 @@ from o3jax.models.config import Config, EvidenceConfig
 from o3jax.prompts import templates
 from o3jax.prompts.collate import collate
 from o3jax.prompts.dense import dense_size, dense_stream, read_dense, visual_places
+from o3jax.prompts.feedback import Proposal, made_up, with_proposals
 from o3jax.prompts.image import resize_image
 from o3jax.prompts.mentions import mention_positions
 from o3jax.prompts.processor import Medium, Processor
@@ -146,7 +147,8 @@ class MakeRow(grain.transforms.Map):
         p, shape = self.processor, self.shape
         medium = p.read_video(*clip.frames(p))
         texts = [
-            p.apply_chat_template(templates.messages(s.question, self.style, s.task)) for s in clip.samples
+            p.apply_chat_template(templates.messages(self._question(s), self.style, s.task))
+            for s in clip.samples
         ]
         prompts = [p.tokenizer(p.expand([text], videos=[medium])[0])["input_ids"] for text in texts]
         end = p.tokenizer.eos_token
@@ -194,6 +196,18 @@ class MakeRow(grain.transforms.Map):
         if self.evidence is not None:
             row |= self._evidence(clip, medium, responses, starts)
         return row
+
+    def _question(self, sample: Sample) -> str:
+        """Returns what the language model is asked: with proposals, where it will be given them."""
+        if self.evidence is None or self.config.evidence.feedback == "none":
+            return sample.question
+        duration = sample.duration or max((m.time for m in sample.mentions if m.time), default=0.0)
+        truth = [
+            Proposal(m.time, interval_of(sample, m), m.boxes[0] if m.boxes else None)
+            for m in sample.mentions
+            if m.time is not None
+        ]
+        return with_proposals(sample.question, made_up(truth, sample.id, duration), self.box_step)
 
     def _evidence(self, clip: Clip, medium: Medium, responses: list[list[int]], starts: list[int]) -> Row:
         """Returns the arrays that only the evidence modules read; `starts` are the responses' first slots."""

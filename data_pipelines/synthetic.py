@@ -375,28 +375,30 @@ def _jitter(rng: random.Random, rgb: tuple[int, int, int]) -> tuple[int, int, in
     return tuple(min(255, max(0, c + rng.randint(-_COLOR_JITTER, _COLOR_JITTER))) for c in rgb)
 
 
-def write_video(scene: Scene, path: str | os.PathLike, crf: int | None = None) -> None:
+def write_video(scene: Scene, path: str | os.PathLike, crf: int | None = None, fps: int = FPS) -> None:
     """Writes the whole clip as an H.264 mp4 (yuv420p); the same bytes for the same scene.
 
     The file appears under its name only when it is complete.
 
     Args:
         crf: strength of the compression, 0-51; by default the level's.
+        fps: another camera's frames per second, of the same events.
     """
     path = Path(path).absolute()
     partial = path.with_name(path.name + ".partial")
     crf = LEVELS[scene.level].crf if crf is None else crf
     try:
         with av.open(str(partial), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=FPS)
+            stream = container.add_stream("libx264", rate=fps)
             stream.height, stream.width = scene.size
             stream.pix_fmt = "yuv420p"
             stream.options = {"crf": str(crf), "preset": "fast"}
-            stream.gop_size = 2 * FPS
+            stream.gop_size = 2 * fps
             stream.thread_count = 1  # the number of threads would change the bytes
-            for begin in range(0, scene.frame_count, 10 * FPS):
-                numbers = np.arange(begin, min(begin + 10 * FPS, scene.frame_count))
-                for frame in scene.render(numbers / FPS):
+            count = round(scene.duration * fps)
+            for begin in range(0, count, 10 * fps):
+                numbers = np.arange(begin, min(begin + 10 * fps, count))
+                for frame in scene.render(numbers / fps):
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())
         os.replace(partial, path)

@@ -1,4 +1,4 @@
-"""`python -m experiments.convert`: copies a model folder with all that is in it, in another dtype if asked."""
+"""`python -m experiments.convert`: copies a model folder, evidence and all, in another dtype if asked."""
 
 from __future__ import annotations
 

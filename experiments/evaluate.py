@@ -47,6 +47,14 @@ _ROWS = {  # of the first table: the metric, and how it is printed
     "time_error_mean_s": "mean time error, s",
     "time_error_median_s": "median time error, s",
 }
+_ESTIMATES = {  # of the table that compares the text with the evidence decoder
+    "m_tIoU": "m_tIoU",
+    "m_vIoU": "m_vIoU",
+    "time_error_mean_s": "mean error of an interval's end, s",
+    "time_error_median_s": "median error of an interval's end, s",
+    "point_error_mean_s": "mean error of the moment, s",
+    "point_error_median_s": "median error of the moment, s",
+}
 _ERRORS = {
     "wrong_answer": "a wrong answer",
     "time_off_more_than_3s": "a time > 3 s off",
@@ -79,7 +87,7 @@ def _synthetic(folder: Path, console: Console) -> dict[str, Any]:
             folder, _SPLIT.value, count, _LEVEL.value, _SEED.value, lambda: progress.advance(bar, step)
         )
         bar = progress.add_task("answering", total=count)
-        texts = synthetic_eval.generate(
+        responses = synthetic_eval.generate(
             model,
             questions,
             folder,
@@ -93,7 +101,10 @@ def _synthetic(folder: Path, console: Console) -> dict[str, Any]:
         return [synthetic_eval.score(q, text) for q, text in zip(questions, answers, strict=True)]
 
     baselines = synthetic_eval.baseline_texts(questions, _SEED.value)
-    answered = scored(texts)
+    answered = [
+        synthetic_eval.score(q, response.text, response.heads)
+        for q, response in zip(questions, responses, strict=True)
+    ]
     result = {
         "benchmark": "synthetic",
         "model_path": _MODEL_PATH.value,
@@ -132,6 +143,15 @@ def _print(result: dict[str, Any], console: Console) -> None:
         row = (_number(system["metrics"]["tvg"][metric]) for system in systems.values())
         table.add_row(f"TVG {metric} (interval)", *row)
     console.print(table)
+
+    head = result["metrics"].get("head")
+    if head:
+        table = Table("", "text", "evidence decoder", title="the two estimates of when and where")
+        for metric, words in _ESTIMATES.items():
+            table.add_row(words, _number(result["metrics"][metric]), _number(head[metric]))
+        console.print(table)
+        correlation = {name: _number(value) for name, value in head["error_correlation"].items()}
+        console.print(f"correlation of their errors: {correlation}")
 
     compared = [name for name in others if name != "ceiling"]
     headings = ("N", "accuracy", "m_tIoU", "m_vIoU", *compared)

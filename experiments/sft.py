@@ -29,6 +29,7 @@ from o3jax.hf.weights import load_weights
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.layers import REMAT
 from o3jax.models.qwen3_vl import with_evidence
+from o3jax.prompts.feedback import FEEDBACK
 from o3jax.prompts.processor import Processor, load_processor
 from o3jax.prompts.tokenizer import number_tokens
 from o3jax.sft.evidence import EvidenceWeights
@@ -84,7 +85,8 @@ def main(argv: Sequence[str]) -> None:
     del argv
     cli.use_compilation_cache()
     config = _CONFIG.value
-    for field, choices in (("remat", REMAT), ("compute_dtype", ("float32", "bfloat16"))):
+    known = {"remat": REMAT, "compute_dtype": ("float32", "bfloat16"), "feedback": FEEDBACK}
+    for field, choices in known.items():
         if config[field] not in choices:
             raise UserError(f"config.{field} is '{config[field]}'; choose one of {', '.join(choices)}")
     workdir = Workdir(_WORKDIR.value, config)
@@ -103,6 +105,9 @@ def main(argv: Sequence[str]) -> None:
         made = with_evidence(model, EvidenceConfig(**config.evidence), jax.random.key(config.seed))
         model = jax.device_put(made, parameter_shardings(made, mesh))
     joint = model.evidence is not None
+    if joint:
+        evidence = dataclasses.replace(model.config.evidence, feedback=config.feedback)
+        model.config = dataclasses.replace(model.config, evidence=evidence)
 
     shape = RowShape(config.row_length, config.row_groups, config.row_patches)
     targets = EvidenceShape(**config.evidence_shape) if joint else None
@@ -157,7 +162,7 @@ def main(argv: Sequence[str]) -> None:
 
     folder = workdir.path / "model"
     shutil.rmtree(folder, ignore_errors=True)
-    settings = Settings(prompt_style=config.prompt_style)
+    settings = Settings(prompt_style=config.prompt_style, box_step=config.box_step)
     trained = state.model.merged() if config.lora.rank else state.model
     export_model(trained, source, folder, processor, settings)
     print(f"model at step {int(state.step)}: {folder}")

@@ -16,6 +16,10 @@ prediction here and every metric of chain 1 equals that of chain 2. A generation
 - `mAM`, `mLGM` and the rest of V-STaR follow from these (o3jax.metrics.vstar), and TVGBench's metrics from
   the answers to the "interval" questions (o3jax.metrics.tvg).
 
+A model with evidence modules has a second estimate for each claim. `head` holds its figures beside the
+text's: m_tIoU of its interval, m_vIoU of its box at its time, the errors of the interval's ends and of the
+time itself (against the annotated moment), and how the two estimates' errors correlate.
+
 Truth is exact (frames of 0.04 s, boxes in fractions of a pixel), while text has 0.1 s and o3-tiny boxes
 on a grid of 1/100: `ceiling` is what a perfect writer of such text gets.
 """
@@ -23,7 +27,6 @@ on a grid of 1/100: `ceiling` is what a perfect writer of such text gets.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import statistics
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -33,7 +36,6 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.sample import Sample
-from data_pipelines.sft import Clip
 from data_pipelines.synthetic import Object, Scene, make_dataset, make_scene, scene_seed
 from experiments import synthetic_baselines as baselines
 from experiments.synthetic_baselines import Asked
@@ -42,6 +44,8 @@ from o3jax.errors import UserError
 from o3jax.metrics import tvg, vstar
 from o3jax.metrics.boxes import box_iou, interval_iou
 from o3jax.prompts import grammar, templates
+from o3jax.prompts.mentions import claim_numbers
+from o3jax.respond import HeadEstimate, Response
 
 QUESTIONS_PER_CLIP = 2
 BOX_STEP = 10  # of the grid that o3-tiny writes boxes on
@@ -74,6 +78,17 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeadScore:
+    """What the evidence decoder's estimate for the first claim is worth."""
+
+    t_iou: float
+    v_iou: float
+    end_errors_s: tuple[float, float]  # signed: of the interval's start and end
+    point_error_s: float  # signed: of the time, against the annotated one
+    confidence: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Scored:
     """One generation and what it is worth."""
 
@@ -85,8 +100,10 @@ class Scored:
     t_iou: float
     v_iou: float
     v_iou_answer: float
-    end_errors_s: tuple[float, ...]  # of the stated interval's start and end; empty where none is stated
+    signed_end_errors_s: tuple[float, ...]  # of the stated interval's start and end; empty where none is
+    point_error_s: float | None  # signed: of the first claim's time, against the annotated one
     time_off_s: float | None  # the largest of these and of the first claim's distance from the true interval
+    head: HeadScore | None = None  # of the first claim's estimate; None without one
 
     def to_json(self) -> dict[str, Any]:
         """Returns the row of the result file."""
@@ -104,6 +121,7 @@ class Scored:
             "time_off_s": self.time_off_s,
             "well_formed": self.parsed.well_formed,
             "text": self.text,
+            **({"head": dataclasses.asdict(self.head)} if self.head else {}),
         }
 
 
@@ -135,34 +153,33 @@ def generate(
     batch_size: int,
     max_new_tokens: int,
     on_batch: Callable[[int], None],
-) -> list[str]:
+) -> list[Response]:
     """Returns the model's greedy response to each question about the mp4 files in `folder`.
 
     All batches have the same size, the last one filled up with its last question, so that one compiled
     program serves them all.
     """
-    processor = model.processor
     size = min(batch_size, len(questions))
-    texts: list[str] = []
+    responses: list[Response] = []
     for begin in range(0, len(questions), size):
         rows = list(questions[begin : begin + size])
         real = len(rows)
         rows += rows[-1:] * (size - real)
-        read = functools.cache(lambda path: Clip((), folder / path).frames(processor))
-        videos, metadata = zip(*(read(row.sample.video_path) for row in rows), strict=True)
-        prompts = [
-            processor.apply_chat_template(templates.messages(row.sample, model.settings.prompt_style))
+        requests = [
+            model.request(folder / row.sample.video_path, row.sample.question, task=row.sample.task)[0]
             for row in rows
         ]
-        inputs = processor(text=prompts, videos=videos, video_metadata=metadata, padding_side="right")
-        tokens = model.generate(**inputs, max_new_tokens=max_new_tokens)
-        texts += [processor.decode(row) for row in tokens[:real]]
+        responses += model.respond(requests, max_new_tokens=max_new_tokens)[:real]
         on_batch(real)
-    return texts
+    return responses
 
 
-def score(question: Question, text: str) -> Scored:
-    """Returns what a generation is worth, for any text; see the module's docstring."""
+def score(question: Question, text: str, heads: Sequence[HeadEstimate] = ()) -> Scored:
+    """Returns what a generation is worth, for any text; see the module's docstring.
+
+    Args:
+        heads: the evidence decoder's estimates, one for each `</obj>` of the text.
+    """
     sample, scene = question.sample, question.scene
     parsed = grammar.parse(text)
     reasoning = grammar.parse(parsed.think)
@@ -194,10 +211,11 @@ def score(question: Question, text: str) -> Scored:
     ious = vstar.score_item(item)
     strict = vstar.score_item(item | {"bboxes": [_box_entry(question, question.target, claim)]})
 
-    ends = () if interval is None else tuple(abs(p - t) for p, t in zip(interval, truth, strict=True))
-    off = list(ends)
+    ends = () if interval is None else tuple(p - t for p, t in zip(interval, truth, strict=True))
+    off = [abs(error) for error in ends]
     if claim and claim.time is not None:
         off.append(max(truth[0] - claim.time, claim.time - truth[1], 0.0))
+    moment = sample.mentions[0].time
     return Scored(
         question=question,
         text=text,
@@ -207,8 +225,27 @@ def score(question: Question, text: str) -> Scored:
         t_iou=ious["temporal_IoU"],
         v_iou=ious["spatial_mIoU"],
         v_iou_answer=strict["spatial_mIoU"],
-        end_errors_s=ends,
+        signed_end_errors_s=ends,
+        point_error_s=None if claim is None or claim.time is None else claim.time - moment,
         time_off_s=max(off, default=None),
+        head=_head_score(question, named, parsed, text, heads) if claim else None,
+    )
+
+
+def _head_score(
+    question: Question, thing: Object, parsed: grammar.Parsed, text: str, heads: Sequence[HeadEstimate]
+) -> HeadScore | None:
+    """Returns what the estimate for the text's first claim is worth, None where there is none."""
+    if not (heads and parsed.claims):
+        return None
+    head = heads[claim_numbers(text, [parsed.claims[0].span])[0]]
+    truth, box = question.sample.intervals[0], thing.box(head.time_s)
+    return HeadScore(
+        t_iou=interval_iou(head.interval, truth),
+        v_iou=box_iou(head.box, box) if box else 0.0,
+        end_errors_s=tuple(p - t for p, t in zip(head.interval, truth, strict=True)),
+        point_error_s=head.time_s - question.sample.mentions[0].time,
+        confidence=head.confidence,
     )
 
 
@@ -220,7 +257,9 @@ def metrics(scored: Sequence[Scored]) -> dict[str, Any]:
         for s in scored
         if s.question.sample.kind == "interval"
     ]
-    errors = [error for s in scored for error in s.end_errors_s]
+    errors = [abs(error) for s in scored for error in s.signed_end_errors_s]
+    points = [abs(s.point_error_s) for s in scored if s.point_error_s is not None]
+    heads = {"head": head_metrics(scored)} if any(s.head for s in scored) else {}
     return {
         "N": len(scored),
         "accuracy": overall["Acc"],
@@ -231,9 +270,48 @@ def metrics(scored: Sequence[Scored]) -> dict[str, Any]:
         "mLGM": overall["mLGM"],
         "time_error_mean_s": statistics.fmean(errors) if errors else None,
         "time_error_median_s": statistics.median(errors) if errors else None,
+        "point_error_mean_s": statistics.fmean(points) if points else None,
+        "point_error_median_s": statistics.median(points) if points else None,
+        **heads,
         "tvg": tvg.score(pairs) | {"N": len(pairs)},
         "vstar": overall,
     }
+
+
+def head_metrics(scored: Sequence[Scored]) -> dict[str, Any]:
+    """Returns the evidence decoder's figures; a text without a claim counts as 0 in the means of IoU.
+
+    `error_correlation` is Pearson's, over the signed errors that both estimates have: of the interval's
+    ends, and of the time.
+    """
+    heads = [s.head for s in scored if s.head]
+    ends = [abs(error) for h in heads for error in h.end_errors_s]
+    points = [abs(h.point_error_s) for h in heads]
+    both = [(s.point_error_s, s.head.point_error_s) for s in scored if s.head and s.point_error_s is not None]
+    stated = [
+        pair
+        for s in scored
+        if s.head
+        for pair in zip(s.signed_end_errors_s, s.head.end_errors_s, strict=False)
+    ]
+    return {
+        "N": len(heads),
+        "m_tIoU": sum(h.t_iou for h in heads) / len(scored),
+        "m_vIoU": sum(h.v_iou for h in heads) / len(scored),
+        "time_error_mean_s": statistics.fmean(ends),
+        "time_error_median_s": statistics.median(ends),
+        "point_error_mean_s": statistics.fmean(points),
+        "point_error_median_s": statistics.median(points),
+        "error_correlation": {"interval": _correlation(stated), "time": _correlation(both)},
+        "confidence_mean": statistics.fmean(h.confidence for h in heads),
+    }
+
+
+def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Returns Pearson's correlation, None where it is not defined."""
+    if len(pairs) < 2 or min(np.std(pairs, axis=0)) == 0:
+        return None
+    return float(np.corrcoef(np.transpose(pairs))[0, 1])
 
 
 def error_analysis(scored: Sequence[Scored]) -> dict[str, Any]:

@@ -203,6 +203,7 @@ class Model:
             max_new_tokens=_positive(max_new_tokens),
             eos_ids=self._eos_ids,
             pad_id=self._pad_id,
+            box_step=self.settings.box_step,
         )
 
     def _batch(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

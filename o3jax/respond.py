@@ -19,6 +19,7 @@ from o3jax.models.evidence import Estimate
 from o3jax.models.qwen3_vl import Batch, Qwen3VL, Seen, mention_states
 from o3jax.prompts.collate import bucket, collate
 from o3jax.prompts.dense import dense_stream, interval_mask, visual_places
+from o3jax.prompts.feedback import Proposal, with_proposals
 from o3jax.prompts.mentions import mention_positions
 from o3jax.prompts.processor import Processor
 from o3jax.verify.candidates import Interval, candidate_intervals
@@ -71,6 +72,11 @@ def _relevance(model: Qwen3VL, batch: Batch, seen: Seen) -> Float[Array, "B T"]:
 
 
 @jax.jit
+def _propose(model: Qwen3VL, batch: Batch, seen: Seen, candidates: Bool[Array, "B T"]) -> Estimate:
+    return model.propose(model.relevance(batch, seen)[0], seen, candidates)
+
+
+@jax.jit
 def _estimate(
     model: Qwen3VL,
     states: Float[Array, "B new D"],
@@ -90,22 +96,27 @@ def respond(
     max_new_tokens: int,
     eos_ids: tuple[int, ...],
     pad_id: int,
+    box_step: int = 1,
 ) -> list[Response]:
     """Returns the greedy response to each request; sizes are padded, so that few programs serve all.
+
+    Args:
+        box_step: grid of the boxes in proposals that the language model reads, see `coords.per_mille`.
 
     Raises:
         UserError: if a request does not fit the largest program.
     """
-    inputs = processor(
-        text=[r.prompt for r in requests],
-        videos=[r.frames for r in requests],
-        video_metadata=[r.metadata for r in requests],
-        padding_side="right",
-    )
+    videos, metadata = [r.frames for r in requests], [r.metadata for r in requests]
+    texts = [r.prompt for r in requests]
+    inputs = processor(text=texts, videos=videos, video_metadata=metadata, padding_side="right")
     batch: dict[str, np.ndarray] = pad_inputs(inputs, model)
     if model.evidence is not None:
         batch |= _evidence_inputs(model, processor, requests, inputs["video_grid_thw"], batch)
     seen = _see(model, batch)
+    if model.evidence is not None and model.config.evidence.feedback == "prompt":
+        texts = _with_proposals(model, requests, batch, seen, box_step)
+        inputs = processor(text=texts, videos=videos, video_metadata=metadata, padding_side="right")
+        batch |= pad_inputs(inputs, model)
     out = greedy(model, batch, max_new_tokens=max_new_tokens, eos_ids=eos_ids, pad_id=pad_id, seen=seen)
     responses = [
         Response(tokens, probabilities, processor.decode(tokens)) for tokens, probabilities in _rows(out)
@@ -156,6 +167,39 @@ def _evidence_inputs(
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
+def _searched(
+    model: Qwen3VL, batch: Batch, seen: Seen
+) -> tuple[Float[np.ndarray, "B T"], list[list[Interval]], Bool[np.ndarray, "B T"]]:
+    """Returns relevance over time, the candidate intervals cut from it, and the groups inside them."""
+    relevance = np.asarray(_relevance(model, batch, seen))
+    valid, times = batch["dense_length"] > 0, batch["dense_times"]
+    found = [candidate_intervals(r[v], t[v]) for r, v, t in zip(relevance, valid, times, strict=True)]
+    return relevance, found, np.stack([interval_mask(f, t) for f, t in zip(found, times, strict=True)])
+
+
+def _with_proposals(
+    model: Qwen3VL, requests: Sequence[Request], batch: Batch, seen: Seen, box_step: int
+) -> list[str]:
+    """Returns the prompts with the question's proposals after it: the best, and others that are likely."""
+    *_, candidates = _searched(model, batch, seen)
+    estimate = jax.tree.map(np.asarray, _propose(model, batch, seen, candidates))
+    prompts = []
+    for row, request in enumerate(requests):
+        order = np.argsort(-estimate.confidence[row])
+        chosen = [m for rank, m in enumerate(order) if not rank or estimate.confidence[row, m] > 0]
+        proposals = [
+            Proposal(
+                float(estimate.time_s[row, m]),
+                tuple(estimate.interval[row, m].tolist()),
+                tuple(estimate.box[row, m].tolist()),
+            )
+            for m in chosen
+        ]
+        before, _, after = request.prompt.rpartition(request.question)
+        prompts.append(before + with_proposals(request.question, proposals, box_step) + after)
+    return prompts
+
+
 def _grounded(
     model: Qwen3VL,
     processor: Processor,
@@ -165,11 +209,8 @@ def _grounded(
     seen: Seen,
 ) -> list[Response]:
     """Returns the responses with relevance over time, and an estimate for each of their mentions."""
-    relevance = np.asarray(_relevance(model, batch, seen))
+    relevance, found, candidates = _searched(model, batch, seen)
     valid, times = batch["dense_length"] > 0, batch["dense_times"]
-    found = [candidate_intervals(r[v], t[v]) for r, v, t in zip(relevance, valid, times, strict=True)]
-    candidates = np.stack([interval_mask(f, t) for f, t in zip(found, times, strict=True)])
-
     mentions = [mention_positions(processor.tokenizer, r.tokens) for r in responses]
     index = np.full((len(responses), 1, bucket(max(1, *map(len, mentions)))), -1, np.int32)
     for row, positions in zip(index, mentions, strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import os
 import subprocess
@@ -23,10 +22,13 @@ from experiments import synthetic_baselines as baselines
 from experiments import synthetic_eval
 from experiments.synthetic_baselines import Asked
 from experiments.synthetic_eval import Question
+from o3jax.api import Model
 from o3jax.errors import UserError
+from o3jax.metrics.boxes import box_iou
 from o3jax.prompts import templates
 from o3jax.prompts.processor import load_processor
 from o3jax.prompts.tokenizer import build_tokenizer
+from o3jax.respond import HeadEstimate, Request, Response
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -328,25 +330,65 @@ def test_baselines_are_deterministic_and_weak(level):
 
 
 class Oracle:
-    """A stand-in for a model: it finds the question in the prompt and prints the truth."""
+    """A stand-in for a model: it finds the question in the prompt and prints the truth, with an estimate."""
 
-    settings = SimpleNamespace(prompt_style="plain")
+    settings, config = SimpleNamespace(prompt_style="plain", fps=25.0), SimpleNamespace(evidence=None)
+    request, _watch = Model.request, Model._watch
 
     def __init__(self, folder: Path, count: int, level: int = 1):
         self.samples = [q.sample for q in unseen(count, level)]
         texts = [f"{s.question} {templates.response(s, 10)}" for s in self.samples]
         self.processor = load_processor(build_tokenizer(texts, folder))
-        self.calls: list[dict[str, np.ndarray]] = []
+        self.calls: list[list[Request]] = []
 
-    def generate(self, *, max_new_tokens: int, **inputs: np.ndarray) -> np.ndarray:
-        self.calls.append(inputs)
-        p = self.processor
-        rows = []
-        for prompt in (p.decode(row) for row in inputs["input_ids"]):
-            (sample,) = {s.question: s for s in self.samples if s.question in prompt}.values()
-            rows.append(p.tokenizer(templates.response(sample, 10))["input_ids"] + [p.tokenizer.eos_token_id])
-        pad = p.tokenizer.eos_token_id
-        return np.array(list(itertools.zip_longest(*rows, fillvalue=pad))).T[:, :max_new_tokens]
+    def respond(self, requests: list[Request], *, max_new_tokens: int) -> list[Response]:
+        self.calls.append(requests)
+        responses = []
+        for request in requests:
+            (sample,) = {s.question: s for s in self.samples if s.question in request.prompt}.values()
+            text = templates.response(sample, 10)
+            tokens = np.array(self.processor.tokenizer(text)["input_ids"])[:max_new_tokens]
+            heads = tuple(estimate(sample) for _ in range(text.count("</obj>")))
+            responses.append(Response(tokens, np.ones(len(tokens)), text, heads))
+        return responses
+
+
+def estimate(sample: Sample, late_s: float = 0.0) -> HeadEstimate:
+    """The truth as the evidence decoder would say it, everything too late by as much."""
+    start, end = sample.intervals[0]
+    mention = sample.mentions[0]
+    interval = (start + late_s, end + late_s)
+    return HeadEstimate(mention.time + late_s, 0.1, interval, mention.boxes[0], 0.75)
+
+
+def test_the_two_estimates_side_by_side():
+    questions = unseen(6)
+    late = [0.5, -0.25, 0.0, 1.0, 0.1, -0.4]
+    scored = []
+    for question, shift in zip(questions, late, strict=True):
+        sample = question.sample
+        text = templates.response(sample, 10)
+        heads = [estimate(sample, shift)] * text.count("</obj>")
+        scored.append(synthetic_eval.score(question, text, heads))
+    head = synthetic_eval.metrics(scored)["head"]
+    lengths = [end - start for start, end in (q.sample.intervals[0] for q in questions)]
+    overlap = [max(0.0, n - abs(s)) / (n + abs(s)) for n, s in zip(lengths, late, strict=True)]
+    assert head["N"] == 6 and head["m_tIoU"] == pytest.approx(np.mean(overlap))
+    assert head["time_error_mean_s"] == head["point_error_mean_s"] == pytest.approx(np.mean(np.abs(late)))
+    assert head["time_error_median_s"] == pytest.approx(np.median(np.abs(late)))
+    assert head["confidence_mean"] == pytest.approx(0.75)
+    boxes = [
+        box_iou(q.sample.mentions[0].boxes[0], q.target.box(q.sample.mentions[0].time + s) or (0, 0, 0, 0))
+        for q, s in zip(questions, late, strict=True)
+    ]
+    assert head["m_vIoU"] == pytest.approx(np.mean(boxes)) and head["m_vIoU"] < 0.99
+    # The text is right to a tenth: nothing of its error comes with the estimate's.
+    assert abs(head["error_correlation"]["time"] or 0.0) < 0.7
+    shifted = [dataclasses.replace(s, point_error_s=2 * e) for s, e in zip(scored, late, strict=True)]
+    assert synthetic_eval.head_metrics(shifted)["error_correlation"]["time"] == pytest.approx(1.0)
+    silent = synthetic_eval.score(questions[0], "<think>nothing</think><answer>x</answer>")
+    assert silent.head is None and "head" not in synthetic_eval.metrics([silent])
+    assert synthetic_eval.metrics([*scored, silent])["head"]["m_tIoU"] == pytest.approx(sum(overlap) / 7)
 
 
 def test_every_row_gets_its_question_and_its_video(tmp_path):
@@ -355,20 +397,16 @@ def test_every_row_gets_its_question_and_its_video(tmp_path):
     assert [q.sample for q in questions] == oracle.samples and len(clips) == 3
     assert len(list((data / "videos").glob("*.mp4"))) == 3
     done = []
-    texts = synthetic_eval.generate(
+    responses = synthetic_eval.generate(
         oracle, questions, data, batch_size=3, max_new_tokens=500, on_batch=done.append
     )
-    assert texts == [templates.response(q.sample, 10) for q in questions] and done == [3, 2]
-    assert [len(call["input_ids"]) for call in oracle.calls] == [3, 3]  # the last batch is filled up
-    pixels = np.concatenate([call["pixel_values_videos"].reshape(3, -1) for call in oracle.calls])
+    assert [r.text for r in responses] == [templates.response(q.sample, 10) for q in questions]
+    assert done == [3, 2] and [len(call) for call in oracle.calls] == [3, 3]  # the last batch is filled up
+    pixels = np.stack([r.frames.ravel() / 127.5 for call in oracle.calls for r in call])
     total = questions[0].scene.frame_count
     at = oracle.processor.sample_indices(total, 25)
     for row, question in enumerate(questions):
-        video, meta = question.scene.render(at / 25), {"fps": 25, "frames_indices": at}
-        prompt = "<|vision_start|><|video_pad|><|vision_end|>"
-        truth = oracle.processor(text=prompt, videos=[video], video_metadata=[meta])[
-            "pixel_values_videos"
-        ].ravel()
+        truth = question.scene.render(at / 25).ravel() / 127.5
         distances = np.abs(pixels[:5] - truth).mean(axis=1)
         same = [q.scene == question.scene for q in questions]
         assert distances[row] < 0.05  # what compression leaves
@@ -414,6 +452,9 @@ cli.run(evaluate.main)
     assert "answer accuracy" in result.stdout and "ceiling" in result.stdout
     written = json.loads(out.read_text(encoding="utf-8"))
     assert written["metrics"]["accuracy"] == 1.0 and written["metrics"]["N"] == 4
+    estimates = written["metrics"].pop("head")
+    assert estimates["m_tIoU"] == pytest.approx(1.0) and estimates["point_error_mean_s"] == 0
+    assert "evidence decoder" in result.stdout
     assert written["metrics"] == written["baselines"]["ceiling"]["metrics"]
     assert [g["id"] for g in written["generations"]] == [q.sample.id for q in unseen(4)]
     assert set(written["baselines"]) == {"chance", "prior", "copy", "ceiling"}

@@ -89,10 +89,12 @@ LIGHT = (
 
 
 def package_of(name: str) -> str:
-    """Returns the longest entry of the table that holds a module; "o3jax" is the facade and its engine."""
+    """Returns the longest entry of the table that holds a module."""
     best = max((package for package in ALLOWED if inside(name, package)), key=len)
     if best == "o3jax":
-        assert name in ("o3jax", "o3jax.api", "o3jax.respond"), f"{name} belongs to no part that this test knows"
+        assert name in ("o3jax", "o3jax.api", "o3jax.respond"), (
+            f"{name} belongs to no part that this test knows"
+        )
     return best
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from o3jax.errors import UserError
+from o3jax.metrics.boxes import box_iou
 from o3jax.report import (
     Answer,
     Evidence,
@@ -30,7 +31,7 @@ from o3jax.report import (
     question_language,
     write_report,
 )
-from o3jax.report.answer import Segment, plain_text, segments
+from o3jax.report.answer import Located, Segment, plain_text, segments
 from tests import browser, videos
 
 CAR = Evidence("红色汽车", 12.3, 308, (320, 200, 450, 280), (0.25, 0.2, 0.35, 0.3), 0.93)
@@ -66,6 +67,19 @@ def test_printed_form_in_english() -> None:
         "- time 12.3 s (frame 308), box (x1=320, y1=200, x2=450, y2=280)\n"
         "- time 14.5 s (frame 363), box (x1=350, y1=210, x2=480, y2=290)\n"
         "Confidence: 0.87 (high)"
+    )
+
+
+def test_printed_form_of_two_estimates() -> None:
+    text = Located(12.6, 315, (330, 200, 460, 280), (0.26, 0.2, 0.36, 0.3))
+    both = (dataclasses.replace(CAR, text=text), LATER)
+    assert format_answer(dataclasses.replace(ENGLISH, evidence=both)).splitlines()[2:5] == [
+        "- time 12.3 s (frame 308), box (x1=320, y1=200, x2=450, y2=280)",
+        "  the text says: time 12.6 s (frame 315), box (x1=330, y1=200, x2=460, y2=280)",
+        "- time 14.5 s (frame 363), box (x1=350, y1=210, x2=480, y2=290)",
+    ]
+    assert format_answer(dataclasses.replace(CHINESE, evidence=both)).splitlines()[3] == (
+        "  文本所述:12.6秒(对应第315帧),边界框:(x1=330, y1=200, x2=460, y2=280)"
     )
 
 
@@ -118,6 +132,9 @@ def test_json_round_trip() -> None:
         "box_px": [320, 200, 450, 280],
         "box": [0.25, 0.2, 0.35, 0.3],
         "confidence": 0.93,
+        "spread_s": None,
+        "interval": None,
+        "text": None,
     }
     assert data["intervals"] == [[12.3, 15.6]]
     assert (data["language"], data["label"], data["needs_review"]) == ("zh", "high", False)
@@ -161,6 +178,9 @@ def test_hostile_text_takes_linear_time(unit: str) -> None:
 
 # ---------------------------------------------------------------- tracks and sizes
 
+BOX = (0.5, 0.4, 0.8, 0.6)  # inside the picture's middle, between the two rows of cells
+TEXT_BOX = (0.6, 0.45, 0.9, 0.62)  # what the text says of it; it also lies where the picture is blue
+
 
 def _evidence(name: str, time_s: float, box: tuple | None, fps: float = 25.0) -> Evidence:
     return Evidence(name, time_s, math.floor(time_s * fps + 0.5), None, box, 0.9)
@@ -187,6 +207,44 @@ def test_boxes_over_time() -> None:
         assert (shown is None) == (box is None) and (box is None or shown == pytest.approx(box)), time_s
 
 
+def test_boxes_that_the_text_states_have_tracks_of_their_own() -> None:
+    evidence = [
+        dataclasses.replace(_evidence("dog", 3.0, BOX), text=Located(2.0, 50, None, TEXT_BOX)),
+        dataclasses.replace(_evidence("dog", 1.0, BOX), text=Located(1.2, 30, None, BOX)),
+        dataclasses.replace(_evidence("cat", 1.0, None), text=Located(1.0, 25, None, TEXT_BOX)),
+        dataclasses.replace(_evidence("cow", 1.0, BOX), text=Located(1.0, 25, None, None)),
+    ]
+    found = annotate.tracks(evidence)
+    assert [(t.object, t.stated, t.keys) for t in sorted(found, key=lambda t: (t.stated, t.object))] == [
+        ("cow", False, ((1.0, BOX),)),
+        ("dog", False, ((1.0, BOX), (3.0, BOX))),
+        ("cat", True, ((1.0, TEXT_BOX),)),
+        ("dog", True, ((1.2, BOX), (2.0, TEXT_BOX))),
+    ]
+    assert [t.stated for t in found] == sorted(t.stated for t in found)
+    assert all(t.color == annotate.object_colors(evidence)[t.object] for t in found)
+
+
+def test_relevance_curve() -> None:
+    def curve(*pairs: tuple[float, float]) -> list[tuple[float, float]]:
+        return annotate.relevance_curve(Answer(question="", text="", confidence=1, relevance=pairs), 4.0)
+
+    assert curve() == curve((math.nan, 0.5), (1.0, math.inf)) == []
+    assert curve((0.0, 0.3)) == [(0.0, 0.3), (0.0, 0.3), (4.0, 0.3)]  # one frame stands for the whole video
+    inner = [(1.0, 0.2), (1.5, 0.9), (3.0, 0.4)]
+    assert curve(inner[1], inner[0], (2.0, math.nan), inner[2]) == [(0.5, 0.2), *inner, (3.5, 0.4)]
+    assert curve((-1.0, -3.0), (9.0, 3.0)) == [(0.0, 0.0), (0.0, 0.0), (4.0, 1.0), (4.0, 1.0)]
+
+
+sides = st.tuples(*[st.integers(0, 20)] * 4).map(lambda b: tuple(v / 20 for v in b))
+
+
+@given(sides, sides)
+def test_overlap_is_the_benchmarks(a: tuple, b: tuple) -> None:
+    a, b = ((*map(min, c[:2], c[2:]), *map(max, c[:2], c[2:])) for c in (a, b))
+    assert html._iou(a, b) == pytest.approx(box_iou(a, b))
+
+
 def test_display_size() -> None:
     for width, height in ((128, 128), (1280, 720), (161, 97), (720, 1280), (3840, 2160), (2000, 10), (3, 2)):
         w, h = annotate.display_size(width, height)
@@ -197,8 +255,6 @@ def test_display_size() -> None:
 
 
 # ---------------------------------------------------------------- the annotated video
-
-BOX = (0.5, 0.4, 0.8, 0.6)  # inside the picture's middle, between the two rows of cells
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +277,30 @@ def _answer(clip: videos.Fixture, **changes: object) -> Answer:
         "model": "o3-tiny",
     }
     return Answer(**(fields | changes))
+
+
+def _two_estimates(clip: videos.Fixture, **changes: object) -> Answer:
+    """Returns an answer of a model with evidence modules."""
+    cat = dataclasses.replace(
+        _evidence("cat", 1.0, BOX),
+        box_px=(80, 38, 128, 58),
+        spread_s=0.25,
+        interval=(0.6, 1.6),
+        text=Located(1.4, 35, (96, 43, 144, 60), TEXT_BOX),
+    )
+    dog = dataclasses.replace(
+        _evidence("dog", 3.0, None), interval=(2.5, 3.5), spread_s=0.5, text=Located(3.1, 78, None, None)
+    )
+    fields = {
+        "question": "Where is the cat?",
+        "evidence": (cat, dog),
+        "relevance": tuple((0.4 * i + 0.2, value) for i, value in enumerate(RELEVANCE)),
+        "candidates": ((0.4, 1.8), (2.4, 3.6)),
+    }
+    return _answer(clip, **(fields | changes))
+
+
+RELEVANCE = (0.0, 0.3, 0.9, 1.0, 0.25, 0.1, 0.5, 0.75, 0.5, 0.125)  # over the four seconds
 
 
 def _numbers(path: Path, picture_share: float) -> list[int]:
@@ -255,12 +335,42 @@ def test_annotated_video(clip: videos.Fixture, tmp_path: Path, monkeypatch: pyte
     assert not span[left + round((right - left) * 2 / 4)]
 
 
+def test_annotated_video_of_two_estimates(clip: videos.Fixture, tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    annotate_video(clip.path, _two_estimates(clip), out)
+    with av.open(str(out)) as container:
+        frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)]
+    height = 360
+    assert len(frames) == 100 and frames[0].shape[:2] == (height + 52, 600)
+
+    def cyan(picture: np.ndarray) -> np.ndarray:
+        return picture[..., 1] > 110
+
+    # The right sides, where the boxes do not touch: one whole, one broken, each around its own time.
+    solid = [cyan(f[170:200, 474:484]).any(1).mean() for f in frames]
+    dashed = [cyan(f[180:205, 534:544]).any(1).mean() for f in frames]
+    assert [i for i, share in enumerate(solid) if share > 0] == list(range(13, 38))
+    assert [i for i, share in enumerate(dashed) if share > 0] == list(range(23, 48))
+    assert min(solid[13:38]) == 1 and 0.3 < min(dashed[23:48]) <= max(dashed[23:48]) < 0.95
+
+    strip = frames[99][height:]
+    left, right, top, bottom = 5 * 13, 600 - 13, 26, 52 - 3
+    filled = np.abs(strip[top:bottom] - np.array([0x0F, 0x76, 0x6E])).sum(-1) < 60
+    for i, value in enumerate(RELEVANCE):
+        column = left + round((right - left) * (0.4 * i + 0.2) / 4)
+        assert filled[:, column].sum() == pytest.approx(value * (bottom - top), abs=4), i
+    band = np.abs(strip[top + 2] - np.array([0x1E, 0x3A, 0x4C])).sum(-1) < 30
+    for time_s, searched in ((0.2, False), (0.6, True), (2.1, False), (2.5, True), (3.8, False)):
+        assert band[left + round((right - left) * time_s / 4)] == searched, time_s
+
+
 def test_any_label_can_be_drawn() -> None:
     draw = annotate.ImageDraw.Draw(Image.new("RGB", (64, 48)))
     for text in ("", "two\nlines", "\ud800\x00", "词" * 99, "e\u0301🚗", "a" * 10**5):
         annotate.draw_label(draw, (60, 2), 64, "#22d3ee", text, 10)
     for box in ((0, 0, 1, 1), (1, 1, 1, 1), (0.5, 0.5, 0.5, 0.5), (-3, -3, 9, 9), (0.9, 0.9, 0.1, 0.1)):
         annotate.draw_box(draw, box, (64, 48), "#22d3ee", 3)
+        annotate.draw_box(draw, box, (64, 48), "#22d3ee", 3, dashed=True)
 
 
 @pytest.mark.parametrize("rotation", [0, 90])
@@ -355,6 +465,74 @@ def test_pictures_show_the_named_frames(clip: videos.Fixture, tmp_path: Path) ->
     blue = crop_a[5:-5, 60:].astype(int)  # right of the middle everything is blue, and no box is drawn in
     assert (blue[..., 2] > blue[..., 0] + 60).all()
     assert frame_a[144, 380:387, 1].max() > 80  # the box is drawn into the frame, cyan on blue
+
+
+def _share(style: str, name: str) -> float:
+    """Returns a style's value in percent as a share."""
+    return float(re.search(rf"(?:^|[ ;]){name}: ([0-9.]+)%", style).group(1)) / 100
+
+
+def test_report_of_two_estimates(clip: videos.Fixture, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    write_report(_two_estimates(clip), clip.path, out)
+    page = _Page(out)
+    text = page.text.replace("\u00a0", " ")
+    apart = box_iou(BOX, TEXT_BOX)
+    for row in (
+        "Decoder 1.00 ± 0.25 s · frame 25 · [80, 38, 128, 58] px · visible 0.6–1.6 s",
+        "Text 1.40 s · frame 35 · [96, 43, 144, 60] px",
+        f"0.40 s apart · box IoU {apart:.2f}",
+        "Decoder 3.00 ± 0.50 s · frame 75 · visible 2.5–3.5 s",
+        "Text 3.10 s · frame 78",
+        "0.10 s apart ",
+        "evidence decoder what the text states visible, by the decoder relevance to the question (0–1) "
+        "searched",
+    ):
+        assert row in text, row
+    assert text.count("IoU") == 1 and 0.3 < apart < 0.7  # the dog has no box
+
+    by_class = {}
+    for _, attributes in page.tags:
+        by_class.setdefault(attributes.get("class"), []).append(attributes)
+    bars = [a["style"] for a in by_class["bar"] if "--c" in a.get("style", "")]
+    found = [(_share(style, "left"), _share(style, "width")) for style in bars]
+    assert found == [pytest.approx((0.15, 0.25)), pytest.approx((0.625, 0.25))]
+    rings = [(float(a["data-seek"]), _share(a["style"], "left")) for a in by_class["stated"]]
+    assert rings == [pytest.approx((1.4, 0.35)), pytest.approx((3.12, 0.78))]
+
+    (line,), (area,) = by_class["line"], by_class["area"][:1]
+    points = np.array([p.split(",") for p in line["d"].removeprefix("M").split(" L")], float)
+    times = [0, *(0.4 * i + 0.2 for i in range(10)), 4]
+    assert points[:, 0] / 250 == pytest.approx(times, abs=1e-3)
+    assert 1 - points[:, 1] / 100 == pytest.approx([RELEVANCE[0], *RELEVANCE, RELEVANCE[-1]], abs=1e-3)
+    assert area["d"] == line["d"] + " V100 H0.0 Z"
+    bands = [(float(a["x"]) / 250, float(a["width"]) / 250) for a in by_class["band"] if "x" in a]
+    assert bands == [pytest.approx((0.4, 1.4)), pytest.approx((2.4, 1.2))]
+    (svg,) = (a for tag, a in page.tags if tag == "svg")
+    assert svg["aria-label"] == (
+        "Relevance to the question over time, highest 1.00 at 1.4 s; searched 0.4–1.8 s, 2.4–3.6 s"
+    )
+
+    picture = np.asarray(Image.open(io.BytesIO(page.addresses("img")[0]))).astype(int)
+    assert picture[144, 380:387, 1].max() > 80  # the decoder's right side
+    dashed = picture[135:175, 425:436, 1].max(1) > 80  # the text's, in the same picture
+    assert 0.3 < dashed.mean() < 0.95
+
+    write_report(_two_estimates(clip, question="猫在哪里?"), clip.path, out)
+    text = _Page(out).text.replace("\u00a0", " ")
+    for row in ("解码器 1.00 ± 0.25秒 · 第25帧", "文本 1.40秒 · 第35帧", "相差0.40秒 · 框IoU", "搜索范围"):
+        assert row in text, row
+
+
+def test_report_without_evidence_modules_has_none_of_it(clip: videos.Fixture, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    write_report(_answer(clip, relevance=(), candidates=()), clip.path, out)
+    page = _Page(out)
+    assert not {"svg", "path"} & {tag for tag, _ in page.tags}
+    classes = {name for _, a in page.tags for name in (a.get("class") or "").split()}
+    assert not classes & {"legend", "stated", "solid", "dashed", "estimate", "area", "band"}
+    assert "style" not in next(a for _, a in page.tags if a.get("id") == "timeline")
+    assert "1.0 s · frame 25" in page.text and "Decoder" not in page.text
 
 
 def test_chinese_report(clip: videos.Fixture, tmp_path: Path) -> None:
@@ -463,6 +641,50 @@ def test_page_in_chromium(clip: videos.Fixture, tmp_path: Path) -> None:
             e["params"]["request"]["url"] for e in page.events if e["method"] == "Network.requestWillBeSent"
         ]
         assert all(url.startswith(("file:", "data:", "blob:")) for url in requested) and requested
+        assert not [e for e in page.events if e["method"] == "Runtime.exceptionThrown"]
+
+
+@needs_browser
+def test_two_estimates_in_chromium(clip: videos.Fixture, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    write_report(_two_estimates(clip), clip.path, out)
+    with browser.Browser(out, tmp_path / "profile") as page:
+        page.call(
+            "Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=1, mobile=True
+        )
+        page.wait("document.documentElement.dataset.video == 'ready'")
+        page.wait("!video.seeking && Math.abs(video.currentTime - 1) < 0.01 && overlay.children.length == 2")
+
+        def place(selector: str, inside: str) -> list[float]:
+            """Returns an element's left, top, right and bottom as shares of another's."""
+            return page.js(
+                f"(() => {{ const [b, o] = ['{selector}', '{inside}']"
+                ".map((s) => document.querySelector(s).getBoundingClientRect());"
+                "return [(b.left - o.left) / o.width, (b.top - o.top) / o.height,"
+                "(b.right - o.left) / o.width, (b.bottom - o.top) / o.height]; })()"
+            )
+
+        assert place("#overlay div:not(.stated)", "#overlay") == pytest.approx(BOX, abs=0.01)
+        assert place("#overlay .stated", "#overlay") == pytest.approx(TEXT_BOX, abs=0.01)
+        assert page.js("[...overlay.children].map((e) => e.textContent)") == ["cat", "text"]
+        styles = "[...overlay.children].map((e) => [e, getComputedStyle(e)])"
+        assert page.js(f"{styles}.map(([e, s]) => s.outlineStyle)") == ["none", "dashed"]
+        assert page.js(f"new Set({styles}.map(([e, s]) => s.getPropertyValue('--c'))).size") == 1
+
+        # Everything on the timeline has one scale: 4 s are its width.
+        assert place(".timeline svg", "#timeline")[::2] == pytest.approx([0, 1], abs=0.01)
+        assert place(".timeline div.bar", "#timeline")[::2] == pytest.approx([0.15, 0.4], abs=0.01)
+        for selector in (".timeline .band", ".timeline .band + .band"):
+            start, _, end, _ = place(selector, "#timeline")
+            expected = [0.1, 0.45] if "+" not in selector else [0.6, 0.9]
+            assert [start, end] == pytest.approx(expected, abs=0.01)
+        marks = (".rail", "div.bar", "div.bar + .bar", "svg", ".tick")
+        rows = [place(f".timeline {mark}", "#timeline") for mark in marks]
+        assert all(above[3] <= below[1] for above, below in zip(rows, rows[1:], strict=False))
+
+        page.click(".timeline .stated")  # the time that the text states
+        page.wait("!video.seeking && Math.abs(video.currentTime - 1.4) < 0.01")
+        assert page.js("document.documentElement.scrollWidth") == 400
         assert not [e for e in page.events if e["method"] == "Runtime.exceptionThrown"]
 
 

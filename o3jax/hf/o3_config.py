@@ -16,6 +16,7 @@ from o3jax.errors import UserError
 from o3jax.hf.fields import Section, read_object
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.temporal import STRATEGIES
+from o3jax.prompts.feedback import FEEDBACK
 
 O3_CONFIG = "o3_config.json"
 EVIDENCE_WEIGHTS = "o3_evidence.safetensors"
@@ -27,7 +28,8 @@ class Settings:
     """How a model wants to be asked; o3_config.json in its folder, defaults where there is none."""
 
     prompt_style: str = "open_o3"
-    fps: float = 25.0  # frames per second that frame numbers count, and the dense stream's rate
+    fps: float = 25.0  # frames per second that frame numbers count
+    box_step: int = 1  # coordinates that it reads are multiples of this in 0-1000
 
 
 def read_settings(folder: Path) -> Settings:
@@ -60,6 +62,8 @@ def read_evidence(folder: Path) -> EvidenceConfig | None:
         raise section.bad("hidden_size", "must be a positive multiple of 2 x num_heads")
     if config.strategy not in STRATEGIES:
         raise section.bad("strategy", f"is {config.strategy!r}; choose one of {', '.join(STRATEGIES)}")
+    if config.feedback not in FEEDBACK:
+        raise section.bad("feedback", f"is {config.feedback!r}; choose one of {', '.join(FEEDBACK)}")
     return config
 
 

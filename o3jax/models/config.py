@@ -77,6 +77,7 @@ class EvidenceConfig:
     max_rate: float = 15.0  # frame pairs per second that a window is sized for (30 fps)
     strategy: str = "halo"  # of attention along a sharded time axis: see o3jax.models.temporal
     proposals: int = 4  # learned queries that ask with the question alone
+    feedback: str = "none"  # or "prompt": the language model reads the proposals after the question
     inject: bool = False  # F enters the visual tokens, through a gate that starts at zero
 
     @property

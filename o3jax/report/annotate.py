@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import math
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,17 +21,20 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from o3jax.errors import UserError
-from o3jax.report.answer import Answer, Box, Evidence, format_time
+from o3jax.report.answer import Answer, Box, Evidence, Located, format_time
 from o3jax.video import VideoError, VideoInfo, probe, read_video
 
 HOLD_S = 0.5  # a box is shown this long before and after its time
 JOIN_S = 2.0  # consecutive mentions of one object up to this far apart are joined by a moving box
 COLORS = ("#22d3ee", "#fb923c", "#a3e635", "#f472b6", "#facc15", "#a78bfa")
+TEXT_LABEL = {"en": "text", "zh": "文本"}  # at the box that the text states
 
 _MAX_FPS = 30.0
 _MIN_SIDE, _MAX_SIDE = 360, 1920  # of the annotated picture, pixels
 _CHUNK_BYTES = 128 * 2**20  # of decoded frames held at a time
 _PANEL, _RAIL, _SPAN, _TEXT = "#0f172a", "#334155", "#2dd4bf", "#e2e8f0"
+_BAND, _AREA = "#1e3a4c", "#0f766e"  # what was searched, and the relevance over it
+_RELEVANCE = {"en": "relevance", "zh": "相关度"}
 # Fonts with Chinese, by file name and face; Pillow finds them in the system's font folders.
 _CJK_FONTS = (
     ("NotoSansCJK-Regular.ttc", 2),
@@ -51,6 +55,7 @@ class Track:
     object: str
     color: str  # #rrggbb; the same for every track of this object
     keys: tuple[tuple[float, Box], ...]  # (seconds, normalised box), in the order of time
+    stated: bool = False  # what the text says, beside what the evidence decoder says; drawn dashed
 
 
 def object_colors(evidence: Iterable[Evidence]) -> dict[str, str]:
@@ -60,19 +65,22 @@ def object_colors(evidence: Iterable[Evidence]) -> dict[str, str]:
 
 
 def tracks(evidence: Sequence[Evidence]) -> list[Track]:
-    """Returns the tracks of all evidence that has a box.
+    """Returns the tracks of all evidence that has a box, and after them those that the text states beside it.
 
     Mentions of one name make one track; several boxes of one name at the same time are several things,
     and make several.
     """
     colors = object_colors(evidence)
-    keys: dict[tuple[str, int], list[tuple[float, Box]]] = {}
-    seen: dict[tuple[str, float], int] = {}
-    for item in sorted(evidence, key=lambda item: item.time_s):
-        if item.box is not None:
-            rank = seen[item.object, item.time_s] = seen.get((item.object, item.time_s), -1) + 1
-            keys.setdefault((item.object, rank), []).append((item.time_s, item.box))
-    return [Track(name, colors[name], tuple(boxes)) for (name, _), boxes in keys.items()]
+    places: list[tuple[bool, str, Evidence | Located]] = [(False, item.object, item) for item in evidence]
+    places += [(True, item.object, item.text) for item in evidence if item.text]
+    keys: dict[tuple[bool, str, int], list[tuple[float, Box]]] = {}
+    seen: dict[tuple[bool, str, float], int] = {}
+    for stated, name, where in sorted(places, key=lambda place: (place[0], place[2].time_s)):
+        if where.box is not None:
+            at = stated, name, where.time_s
+            rank = seen[at] = seen.get(at, -1) + 1
+            keys.setdefault((stated, name, rank), []).append((where.time_s, where.box))
+    return [Track(name, colors[name], tuple(boxes), stated) for (stated, name, _), boxes in keys.items()]
 
 
 def box_at(track: Track, time_s: float) -> Box | None:
@@ -94,8 +102,9 @@ def annotate_video(
 ) -> None:
     """Writes an H.264 mp4 (yuv420p, no sound) that shows the answer's evidence in the video.
 
-    Each box is drawn around its time with its object's name; a strip under the picture shows the
-    intervals, the evidence times and the position. The rate is that of the answer's frame numbers, 30
+    Each box is drawn around its time with its object's name, and the box that the text states dashed; a
+    strip under the picture shows the intervals, the evidence times, the relevance over time (where the
+    answer has it) and the position. The rate is that of the answer's frame numbers, 30
     per second at most; a small picture is enlarged so that labels can be read. The file appears
     complete or not at all.
 
@@ -146,6 +155,23 @@ def video_duration(answer: Answer, info: VideoInfo) -> float:
     return max(float(answer.video.get("duration_s") or info.duration_s), 1e-3)
 
 
+def relevance_curve(answer: Answer, duration_s: float) -> list[tuple[float, float]]:
+    """Returns the (seconds, probability) pairs to draw, in the order of time, within the video and [0, 1].
+
+    Each value stands for a stretch of time, so the first and the last are held for half a step.
+    """
+    points = [
+        (min(max(time_s, 0.0), duration_s), min(max(value, 0.0), 1.0))
+        for time_s, value in sorted(answer.relevance)
+        if math.isfinite(time_s) and math.isfinite(value)
+    ]
+    if not points:
+        return []
+    (first_s, first), (last_s, last) = points[0], points[-1]
+    half = (last_s - first_s) / (2 * (len(points) - 1)) if last_s > first_s else duration_s
+    return [(max(first_s - half, 0.0), first), *points, (min(last_s + half, duration_s), last)]
+
+
 def display_size(
     width: int, height: int, smallest: int = _MIN_SIDE, largest: int = _MAX_SIDE
 ) -> tuple[int, int]:
@@ -163,9 +189,12 @@ class _Painter:
     def __init__(self, answer: Answer, width: int, height: int, duration_s: float):
         self.tracks = tracks(answer.evidence)
         self.duration_s = duration_s
+        self.curve = relevance_curve(answer, duration_s)
+        self.language = answer.language
         self.width, self.height = width, height
         self.unit = max(8, round(min(width, height) / 28))  # text height; all else follows from it
-        self.strip = 2 * self.unit  # height below the picture; even, as yuv420p asks
+        self.rail = 2 * self.unit  # height of the row with the rail
+        self.strip = self.rail * (2 if self.curve else 1)  # below the picture; even, as yuv420p asks
         self.background = self._strip_background(answer)
 
     def paint(self, frame: UInt8[np.ndarray, "H W 3"], time_s: float) -> UInt8[np.ndarray, "H2 W 3"]:
@@ -175,10 +204,18 @@ class _Painter:
         draw = ImageDraw.Draw(image)
         for track in self.tracks:
             if box := box_at(track, time_s):
-                corner = draw_box(draw, box, (self.width, self.height), track.color, max(2, self.unit // 5))
-                draw_label(draw, corner, self.width, track.color, track.object, self.unit)
+                line = max(2, self.unit // 8) if track.stated else max(2, self.unit // 5)
+                x1, y1, _, y2 = draw_box(
+                    draw, box, (self.width, self.height), track.color, line, track.stated
+                )
+                if track.stated:  # its label is small and below, where the other box has none
+                    small = max(8, 3 * self.unit // 4)
+                    foot = min(y2 + small + small // 3 + 1, self.height)
+                    draw_label(draw, (x1, foot), self.width, track.color, TEXT_LABEL[self.language], small)
+                else:
+                    draw_label(draw, (x1, y1), self.width, track.color, track.object, self.unit)
         image.paste(self.background, (0, self.height))
-        middle = self.height + self.strip // 2
+        middle = self.height + self.rail // 2
         font = _font("", self.unit)
         draw.text((self.unit // 2, middle), format_time(time_s, "en"), _TEXT, font, anchor="lm")
         x = self._x(time_s)
@@ -193,7 +230,9 @@ class _Painter:
     def _strip_background(self, answer: Answer) -> Image.Image:
         image = Image.new("RGB", (self.width, self.strip), _PANEL)
         draw = ImageDraw.Draw(image)
-        middle, thickness = self.strip // 2, max(2, self.unit // 6)
+        middle, thickness = self.rail // 2, max(2, self.unit // 6)
+        if self.curve:
+            self._draw_curve(draw, answer)
         rail = (self._x(0), middle - thickness, self._x(self.duration_s), middle + thickness)
         draw.rounded_rectangle(rail, thickness, _RAIL)
         for start, end in answer.intervals:
@@ -202,24 +241,51 @@ class _Painter:
         colors = object_colors(answer.evidence)
         radius = max(3, self.unit // 3)
         for item in answer.evidence:
+            if item.text:
+                draw.circle((self._x(item.text.time_s), middle), radius, _PANEL, colors[item.object], 2)
+        for item in answer.evidence:
             draw.circle((self._x(item.time_s), middle), radius, colors[item.object], _PANEL)
         return image
 
+    def _draw_curve(self, draw: ImageDraw.ImageDraw, answer: Answer) -> None:
+        """Draws the relevance over time, and what was searched, in the row below the rail's."""
+        top, bottom = self.rail, self.strip - max(2, self.unit // 4)
+        for start, end in answer.candidates:
+            x1, x2 = sorted((self._x(start), self._x(end)))
+            draw.rectangle((x1, top, max(x1 + 1, x2), bottom), _BAND)
+        line = [(self._x(time_s), round(bottom - value * (bottom - top))) for time_s, value in self.curve]
+        draw.polygon([(line[0][0], bottom), *line, (line[-1][0], bottom)], _AREA)
+        draw.line(line, _SPAN, max(1, self.unit // 8))
+        word, size = _RELEVANCE[self.language], 3 * self.unit // 4
+        if font := _font(word, size):
+            draw.text((self.unit // 2, (top + bottom) // 2), word, _TEXT, font, anchor="lm")
+
 
 def draw_box(
-    draw: ImageDraw.ImageDraw, box: Box, size: tuple[int, int], color: str, line: int
-) -> tuple[int, int]:
-    """Draws a normalised box with lines of `line` pixels and a dark rim, and returns its top left corner.
+    draw: ImageDraw.ImageDraw, box: Box, size: tuple[int, int], color: str, line: int, dashed: bool = False
+) -> tuple[int, int, int, int]:
+    """Draws a normalised box with lines of `line` pixels, and returns its corners in pixels.
 
-    `size` is (width, height) of the area that the box is relative to, from the picture's top left.
+    A solid box gets a dark rim, a dashed one dark gaps, so that either shows on any picture. `size` is
+    (width, height) of the area that the box is relative to, from the picture's top left.
     """
     width, height = size
     x1, y1, x2, y2 = (round(v * s) for v, s in zip(box, (width, height) * 2, strict=True))
     x1, y1 = min(max(x1, 0), width - 2), min(max(y1, 0), height - 2)
     x2, y2 = min(max(x2, x1 + 1), width - 1), min(max(y2, y1 + 1), height - 1)
-    draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline="black", width=line + 2)
-    draw.rectangle((x1, y1, x2, y2), outline=color, width=line)
-    return x1, y1
+    if dashed:
+        draw.rectangle((x1, y1, x2, y2), outline="black", width=line)
+        dash = 6 * line
+        for x in range(x1, x2 + 1, dash + dash // 2):
+            for y in (y1, max(y1, y2 - line + 1)):
+                draw.rectangle((x, y, min(x + dash - 1, x2), min(y + line - 1, y2)), fill=color)
+        for y in range(y1, y2 + 1, dash + dash // 2):
+            for x in (x1, max(x1, x2 - line + 1)):
+                draw.rectangle((x, y, min(x + line - 1, x2), min(y + dash - 1, y2)), fill=color)
+    else:
+        draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline="black", width=line + 2)
+        draw.rectangle((x1, y1, x2, y2), outline=color, width=line)
+    return x1, y1, x2, y2
 
 
 def draw_label(

@@ -8,7 +8,7 @@ import io
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,16 @@ import jinja2
 from PIL import Image, ImageDraw
 
 from o3jax.report import annotate
-from o3jax.report.answer import LABELS, Answer, Evidence, format_confidence, format_time, segments
+from o3jax.report.answer import (
+    LABELS,
+    Answer,
+    Box,
+    Evidence,
+    Located,
+    format_confidence,
+    format_time,
+    segments,
+)
 from o3jax.video import VideoError, probe, read_video
 
 VIDEO_BYTES = 15 * 2**20  # of the embedded video; base64 makes 20 MiB of it
@@ -49,6 +58,20 @@ _TEXTS = {
         "words": {},
         "facts": ("File", "Picture", "Length", "Frame numbers", "Status", "Notes", "Model"),
         "at": "at {:g} per second",
+        "decoder": "Decoder",
+        "stated": "Text",
+        "apart": "{} apart",
+        "overlap": "box IoU {:.2f}",
+        "visible": "visible {:.1f}–{:.1f} s",
+        "legend": {
+            "solid": "evidence decoder",
+            "dashed": "what the text states",
+            "bar": "visible, by the decoder",
+            "area": "relevance to the question (0–1)",
+            "band": "searched",
+        },
+        "curve": "Relevance to the question over time, highest {:.2f} at {}",
+        "searched": "searched {}",
     },
     "zh": {
         "question": "问题",
@@ -71,6 +94,20 @@ _TEXTS = {
         "words": {"mean token probability": "词元平均概率", "complete": "完整", "partial": "不完整"},
         "facts": ("文件", "画面", "时长", "帧号", "状态", "说明", "模型"),
         "at": "按每秒{:g}帧计",
+        "decoder": "解码器",
+        "stated": "文本",
+        "apart": "相差{}",
+        "overlap": "框IoU {:.2f}",
+        "visible": "{:.1f}–{:.1f}秒可见",
+        "legend": {
+            "solid": "证据解码器",
+            "dashed": "文本所述",
+            "bar": "解码器判断的可见时段",
+            "area": "与问题的相关度（0–1）",
+            "band": "搜索范围",
+        },
+        "curve": "与问题的相关度随时间的变化，在{1}最高，为{0:.2f}",
+        "searched": "搜索范围：{}",
     },
 }
 
@@ -88,7 +125,7 @@ def write_report(
     """
     info = probe(video_path)
     size, duration_s = (info.width, info.height), annotate.video_duration(answer, info)
-    texts = _TEXTS[answer.language]
+    texts, colors = _TEXTS[answer.language], annotate.object_colors(answer.evidence)
     with annotate.whole_file(out_path) as path:
         video, embedded = _embedded_video(answer, video_path, size, duration_s)
         page = _template().render(
@@ -101,7 +138,11 @@ def write_report(
             kind=texts["words"].get(answer.confidence_kind, answer.confidence_kind),
             items=list(_evidence_items(answer, video_path, size, duration_s)),
             reasoning=list(segments(answer.reasoning.strip())),
-            colors=annotate.object_colors(answer.evidence),
+            colors=colors,
+            lanes=_lanes(answer, colors),
+            curve=_curve(answer, duration_s),
+            legend=_legend(answer),
+            text_label=annotate.TEXT_LABEL[answer.language],
             facts=list(_facts(answer, video_path, size, duration_s)),
             ticks=list(_ticks(duration_s)),
             place=lambda time_s: round(100 * min(max(time_s / duration_s, 0.0), 1.0), 3),
@@ -176,17 +217,19 @@ def _evidence_items(
         try:
             picture = Image.fromarray(read_video(video_path, times_s=[shown_s]).frames[0])
         except VideoError:  # a model may name a time that the video does not have
-            where = [time, texts["outside"]]
+            frame = texts["outside"]
         else:
-            where = [time, texts["frame"].format(item.frame)]
+            frame = texts["frame"].format(item.frame)
             frame_jpeg, crop_jpeg = _pictures(picture, item, colors[item.object])
-        if item.box_px:
-            where.append("[{}, {}, {}, {}] px".format(*item.box_px))
         yield {
             "name": item.object,
             "time": time,
-            "seek": round(min(max(shown_s, 0.0), duration_s), 4),
-            "where": " · ".join(where),
+            "seek": _within(shown_s, duration_s),
+            "text_time": format_time(item.text.time_s, answer.language) if item.text else None,
+            "text_seek": _within(item.text.frame / fps, duration_s) if item.text else None,
+            "rows": list(_rows(item, time, frame, texts, duration_s)),
+            "interval": item.interval,
+            "visible": texts["visible"].format(*item.interval) if item.interval else None,
             "color": colors[item.object],
             "confidence": format_confidence(item.confidence),
             "label": dataclasses.replace(answer, confidence=item.confidence).label,
@@ -195,8 +238,88 @@ def _evidence_items(
         }
 
 
+def _within(time_s: float, duration_s: float) -> float:
+    return round(min(max(time_s, 0.0), duration_s), 4)
+
+
+def _rows(
+    item: Evidence, time: str, frame: str, texts: dict[str, Any], duration_s: float
+) -> Iterator[tuple[str, str, str]]:
+    """Yields (line style, whose, what): each estimate of when and where, then how far they are apart.
+
+    Where there are two, a line breaks between their parts and not inside one.
+    """
+    if not item.text:
+        yield "", "", " · ".join([time, frame, *_corners(item)])
+        return
+    second = texts["second"]
+    spread = "" if item.spread_s is None else f" ± {item.spread_s:.2f}"
+    parts = [f"{item.time_s:.2f}{spread}{second}", frame, *_corners(item)]
+    if item.interval:
+        parts.append(texts["visible"].format(*item.interval))
+    yield "solid", texts["decoder"], _unbroken(parts)
+    inside = 0 <= item.text.time_s <= duration_s
+    frame = texts["frame"].format(item.text.frame) if inside else texts["outside"]
+    parts = [f"{item.text.time_s:.2f}{second}", frame, *_corners(item.text)]
+    yield "dashed", texts["stated"], _unbroken(parts)
+    parts = [texts["apart"].format(f"{abs(item.time_s - item.text.time_s):.2f}{second}")]
+    if item.box and item.text.box:
+        parts.append(texts["overlap"].format(_iou(item.box, item.text.box)))
+    yield "", "", _unbroken(parts)
+
+
+def _unbroken(parts: Iterable[str]) -> str:
+    return " · ".join(part.replace(" ", "\u00a0") for part in parts)
+
+
+def _corners(where: Evidence | Located) -> list[str]:
+    return ["[{}, {}, {}, {}] px".format(*where.box_px)] if where.box_px else []
+
+
+def _iou(a: Box, b: Box) -> float:
+    """Returns the intersection over union of two boxes."""
+    width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+    shared = max(0.0, width) * max(0.0, height)
+    union = sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (a, b)) - shared
+    return shared / union if union > 0 else 0.0
+
+
+def _curve(answer: Answer, duration_s: float) -> dict[str, str] | None:
+    """Returns the relevance over time as SVG paths, 1000 wide and 100 high, and in words."""
+    points = annotate.relevance_curve(answer, duration_s)
+    if not points:
+        return None
+    texts = _TEXTS[answer.language]
+    xs = [f"{1000 * time_s / duration_s:.1f}" for time_s, _ in points]
+    line = "M" + " L".join(f"{x},{100 - 100 * value:.1f}" for x, (_, value) in zip(xs, points, strict=True))
+    peak_s, peak = max(points[1:-1], key=lambda point: point[1])
+    words = [texts["curve"].format(peak, format_time(peak_s, answer.language))]
+    if spans := [f"{start:.1f}–{end:.1f}{texts['second']}" for start, end in answer.candidates]:
+        words.append(texts["searched"].format(", ".join(spans)))
+    return {"line": line, "area": f"{line} V100 H{xs[0]} Z", "title": "; ".join(words)}
+
+
+def _legend(answer: Answer) -> list[tuple[str, str]]:
+    """Returns (mark, meaning) of the marks that the page has only for a model with evidence modules."""
+    compared = any(item.text for item in answer.evidence)
+    shown = {
+        "solid": compared,
+        "dashed": compared,
+        "bar": any(item.interval for item in answer.evidence),
+        "area": bool(answer.relevance),
+        "band": bool(answer.relevance and answer.candidates),
+    }
+    return [(mark, meaning) for mark, meaning in _TEXTS[answer.language]["legend"].items() if shown[mark]]
+
+
+def _lanes(answer: Answer, names: Iterable[str]) -> dict[str, int]:
+    """Returns the row of each object's visible intervals under the rail; nothing if there are none."""
+    shown = {item.object for item in answer.evidence if item.interval}
+    return {name: index for index, name in enumerate(name for name in names if name in shown)}
+
+
 def _pictures(picture: Image.Image, item: Evidence, color: str) -> tuple[str, str | None]:
-    """Returns base64 JPEGs: the frame with the box drawn in, and the part around the box."""
+    """Returns base64 JPEGs: the frame with the boxes drawn in, and the part around the first."""
     crop = None
     if item.box is not None:
         ranges = []
@@ -206,8 +329,11 @@ def _pictures(picture: Image.Image, item: Evidence, color: str) -> tuple[str, st
         (x1, x2), (y1, y2) = ranges
         crop = _jpeg(_fit(picture.crop((x1, y1, x2, y2)), _CROP_SIDE))
     picture = _fit(picture, _FRAME_SIDE)
+    draw, line = ImageDraw.Draw(picture), _FRAME_SIDE // 96
     if item.box is not None:
-        annotate.draw_box(ImageDraw.Draw(picture), item.box, picture.size, color, line=_FRAME_SIDE // 96)
+        annotate.draw_box(draw, item.box, picture.size, color, line)
+    if item.text and item.text.box is not None:
+        annotate.draw_box(draw, item.text.box, picture.size, color, line - 1, dashed=True)
     return _jpeg(picture), crop
 
 

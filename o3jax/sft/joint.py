@@ -53,7 +53,9 @@ def joint_loss(
     kernel: str = "xla",
     remat: str = "none",
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Returns (1 - w) text + w (mentions + relevance + proposals) with w = `evidence_weight`, and sums to log.
+    """Returns (1 - w) text + w evidence with w = `evidence_weight`, and sums to log.
+
+    Evidence is the loss of mentions, of relevance and of the proposals.
 
     Args:
         counts: of `joint_counts`, over all micro-batches.

@@ -1,0 +1,69 @@
+"""What the evidence modules propose before any text exists, told to the language model after the question."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from o3jax.prompts import coords, grammar
+
+FEEDBACK = ("none", "prompt")  # of EvidenceConfig.feedback
+
+# How far proposals of a trained model are off, about (standard deviations), and how often altogether.
+_TIME_S, _INTERVAL_S, _BOX = 0.2, 0.1, 0.02
+_WRONG = 0.1
+_SILENT = 0.25  # of the questions come without any: the text can be written without them, too
+
+
+class Proposal(NamedTuple):
+    """When and where something is that may answer the question."""
+
+    time_s: float
+    interval: tuple[float, float] | None
+    box: tuple[float, float, float, float] | None  # normalised xyxy
+
+
+def with_proposals(question: str, proposals: Sequence[Proposal], box_step: int = 1) -> str:
+    """Returns the question with a line for each proposal, in the words that a response uses."""
+    return "\n".join([question, *(_line(proposal, box_step) for proposal in proposals)])
+
+
+def _line(proposal: Proposal, box_step: int) -> str:
+    space, text = coords.per_mille(box_step), ""
+    if proposal.box is not None:
+        corners = coords.convert(proposal.box, coords.NORMALISED, space)
+        text = f"<box>{coords.format_box(corners, space)}</box>"
+    text += f"at{grammar.render_time(proposal.time_s)}"
+    if proposal.interval is not None:
+        start, end = map(grammar.render_time, proposal.interval)
+        text += f", visible from {start} to {end}"
+    return text + "."
+
+
+def made_up(truth: Sequence[Proposal], sample_id: str, duration: float) -> list[Proposal]:
+    """Returns proposals for training: the truth as far off as proposals are, the same ones for the same id.
+
+    One in ten is somewhere else altogether, and one question in four gets none, so that the language
+    model keeps looking for itself.
+    """
+    rng = np.random.default_rng(zlib.crc32(sample_id.encode()))
+    if rng.random() < _SILENT:
+        return []
+    found = []
+    for proposal in truth:
+        time, interval, box = proposal
+        if rng.random() < _WRONG:
+            time, interval = rng.uniform(0, duration), tuple(np.sort(rng.uniform(0, duration, 2)))
+            box = tuple(np.sort(rng.uniform(0, 1, (2, 2)), axis=0).ravel()) if box else None
+        time = float(np.clip(time + rng.normal(0, _TIME_S), 0, duration))
+        if interval is not None:
+            ends = np.clip(interval + rng.normal(0, _INTERVAL_S, 2), 0, duration)
+            interval = tuple(np.sort(ends).tolist())
+        if box is not None:
+            corners = np.clip(box + rng.normal(0, _BOX, 4), 0, 1).reshape(2, 2)
+            box = tuple(np.sort(corners, axis=0).ravel().tolist())
+        found.append(Proposal(time, interval, box))
+    return found
