@@ -1,6 +1,6 @@
 """What the training configs have in common; each of them then says what is its own."""
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def mesh(**sizes: int) -> ConfigDict:
@@ -28,10 +28,11 @@ def sft() -> ConfigDict:
     c.row_groups = 8  # frame pairs
     c.row_patches = 512  # of a frame
 
-    # New modules for a model that has none; None trains the text alone.
+    # The modules, made anew for a model that has none; None trains the text alone.
     c.evidence = None
     c.evidence_shape = evidence_shape()
-    c.feedback = "none"  # or "prompt": the text is written from the modules' proposals
+    # "prompt": the text is written from the modules' proposals; "none": on its own. None: as the model says.
+    c.feedback = config_dict.placeholder(str)
     # 1 - evidence_weight is the text's; the others weigh the terms of the evidence, see EvidenceWeights.
     c.loss = ConfigDict({"evidence_weight": 0.4, "candidate_low": 0.1})
     c.loss.update({"time": 1.0, "time_ce": 1.0, "interval": 1.0, "interval_ce": 1.0, "relevance": 1.0})

@@ -1,9 +1,15 @@
 """SFT of o3-tiny on the synthetic world, rendered while it trains (no clip comes twice).
 
-First single frames with captions, then clips with questions:
+Four stages after the grounding of the tower, each from the model of the one before:
+
+    captions   single frames and what is on them
+    questions  clips with questions, the text alone
+    evidence   text and evidence together, the tower frozen
+    feedback   the same, and the text is written from the modules' proposals
 
     python -m experiments.sft --config=configs/sft_tiny.py:captions --workdir=runs/captions_tiny
-    python -m experiments.sft --config=configs/sft_tiny.py --workdir=runs/sft_tiny
+    python -m experiments.sft --config=configs/sft_tiny.py --workdir=runs/mine \\
+        --config.model_name_or_path=o3-tiny
 """
 
 from ml_collections import ConfigDict
@@ -11,24 +17,14 @@ from ml_collections import ConfigDict
 from configs import common
 
 
-def get_config(arg: str = "questions") -> ConfigDict:
+def get_config(arg: str = "feedback") -> ConfigDict:
     c = common.sft()
-    c.model_name_or_path = "runs/captions_tiny/model"
-    c.data_path = "synthetic:1"
     c.prompt_style = "plain"
     c.box_step = 10
-    c.questions_per_row = 3
-    c.row_length = 576
+    c.data_path = "synthetic:1"
     c.row_groups = 12
     c.row_patches = 64
-
-    c.evidence = ConfigDict({"hidden_size": 128, "num_heads": 4, "dense_pixels": 96 * 96, "proposals": 2})
-    c.evidence_shape = common.evidence_shape(
-        patches=36, questions=c.questions_per_row, question_length=32, mentions=2, boxes=1, intervals=1
-    )
-
     c.per_device_train_batch_size = 4
-    c.max_steps = 1900
     c.optimizer = "muon"
     c.learning_rate = 1.5e-3
     c.warmup_steps = 100
@@ -40,15 +36,43 @@ def get_config(arg: str = "questions") -> ConfigDict:
     c.soften_coordinates = 15.0
     c.log_every = 50
 
-    if arg == "captions":
-        c.model_name_or_path = "runs/ground_tiny/model"
-        c.data_path = "captions:1"
-        c.evidence = None
-        c.row_groups = 2
-        c.row_length = 224
-        c.per_device_train_batch_size = 16
-        c.max_steps = 800
-        c.lr_scheduler_type = "constant"
-    elif arg != "questions":
-        raise ValueError(f"unknown argument '{arg}': questions or captions")
+    if arg in ("captions", "questions"):
+        captions = arg == "captions"
+        c.model_name_or_path = "runs/ground_tiny/model" if captions else "runs/captions_tiny/model"
+        c.questions_per_row = 3
+        c.row_length = 576
+        c.max_steps = 1900
+        if captions:
+            c.data_path = "captions:1"
+            c.row_groups = 2
+            c.row_length = 224
+            c.per_device_train_batch_size = 16
+            c.max_steps = 800
+            c.lr_scheduler_type = "constant"
+        return c
+
+    c.evidence = ConfigDict({"hidden_size": 128, "num_heads": 4, "dense_pixels": 96 * 96, "proposals": 2})
+    c.rates.vision = 0.0
+    c.loss.update({"time_ce": 0.5, "interval_ce": 0.5, "box_l1": 2.5, "box_giou": 1.0})
+    if arg == "evidence":
+        c.seed = 1
+        c.model_name_or_path = "runs/questions_tiny/model"
+        c.questions_per_row = 5
+        c.row_length = 768
+        c.max_steps = 1400
+        c.rates.text = 0.7
+    elif arg == "feedback":
+        c.seed = 2
+        c.model_name_or_path = "runs/evidence_tiny/model"
+        c.feedback = "prompt"
+        c.questions_per_row = 4
+        c.row_length = 832
+        c.max_steps = 1300
+        c.warmup_steps = 30
+        c.learning_rate = 1.2e-3
+    else:
+        raise ValueError(f"unknown argument '{arg}': captions, questions, evidence or feedback")
+    c.evidence_shape = common.evidence_shape(
+        patches=36, questions=c.questions_per_row, question_length=32, mentions=2, boxes=1, intervals=1
+    )
     return c

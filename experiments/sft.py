@@ -85,10 +85,12 @@ def main(argv: Sequence[str]) -> None:
     del argv
     cli.use_compilation_cache()
     config = _CONFIG.value
-    known = {"remat": REMAT, "compute_dtype": ("float32", "bfloat16"), "feedback": FEEDBACK}
+    known = {"remat": REMAT, "compute_dtype": ("float32", "bfloat16"), "feedback": (None, *FEEDBACK)}
     for field, choices in known.items():
         if config[field] not in choices:
-            raise UserError(f"config.{field} is '{config[field]}'; choose one of {', '.join(choices)}")
+            raise UserError(
+                f"config.{field} is '{config[field]}'; choose one of {', '.join(filter(None, choices))}"
+            )
     workdir = Workdir(_WORKDIR.value, config)
 
     source = model_folder(config.model_name_or_path)
@@ -104,8 +106,8 @@ def main(argv: Sequence[str]) -> None:
     if config.evidence is not None and model.evidence is None:
         made = with_evidence(model, EvidenceConfig(**config.evidence), jax.random.key(config.seed))
         model = jax.device_put(made, parameter_shardings(made, mesh))
-    joint = model.evidence is not None
-    if joint:
+    joint = config.evidence is not None
+    if joint and config.feedback:
         evidence = dataclasses.replace(model.config.evidence, feedback=config.feedback)
         model.config = dataclasses.replace(model.config, evidence=evidence)
 
@@ -149,7 +151,7 @@ def main(argv: Sequence[str]) -> None:
         kind=config.optimizer,
         rates=config.rates,
     )
-    frozen = [part for part, rate in config.rates.items() if not rate]
+    frozen = [part for part, rate in config.rates.items() if not rate or (part == "evidence" and not joint)]
     if config.lora.rank:
         made = LoRA(model, key=jax.random.key(config.seed), **config.lora)
         model = jax.device_put(made, parameter_shardings(made, mesh))

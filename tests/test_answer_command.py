@@ -16,9 +16,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import o3jax
-from o3jax.generate.sampler import Generated
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.hf.export import export_weights
+from o3jax.respond import Response
 from tests.commands import ROOT, run_command
 from tests.videos import silence, write_video
 
@@ -32,11 +32,11 @@ SAID = (
 def speaking(monkeypatch):
     """The model says `SAID`, each token with probability 0.7."""
 
-    def say(self, inputs, max_new_tokens):
-        tokens = np.array([self.processor.tokenizer(SAID + "<|im_end|>")["input_ids"]])
-        return Generated(tokens, np.log(np.full(tokens.shape, 0.7)), np.array([tokens.size]))
+    def say(model, processor, requests, **options):
+        tokens = np.array(processor.tokenizer(SAID + "<|im_end|>")["input_ids"])
+        return [Response(tokens, np.full(len(tokens), 0.7), processor.decode(tokens))]
 
-    monkeypatch.setattr("o3jax.api.Model._generate", say)
+    monkeypatch.setattr("o3jax.api.respond", say)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from o3jax.sft.loss import text_loss, token_counts
 from o3jax.sft.state import init_state, learning_rate, make_optimizer
 from tests.commands import ROOT, command, run_command
 
-ARGUMENTS = {"sft_tiny": ("questions", "captions")}
+ARGUMENTS = {"sft_tiny": ("captions", "questions", "evidence", "feedback")}
 CONFIGS = [
     (path.stem, argument)
     for path in sorted((ROOT / "configs").glob("*_*.py"))
@@ -75,7 +75,8 @@ def sft_parts(c: ConfigDict, rank: int = 0) -> tuple:
     with command("sft", "--config=configs/sft_tiny.py", "--workdir=unused") as sft:
         clips, _ = sft.open_clips(c, processor, workdir=None)
     if c.evidence is not None:
-        config = dataclasses.replace(config, evidence=EvidenceConfig(**c.evidence))
+        evidence = EvidenceConfig(**c.evidence, feedback=c.feedback or "none")
+        config = dataclasses.replace(config, evidence=evidence)
     shape = RowShape(c.row_length, c.row_groups, c.row_patches)
     targets = EvidenceShape(**c.evidence_shape) if c.evidence else None
     rows = MakeRow(processor, config, shape, c.prompt_style, c.box_step, targets, c.full_text_loss)
@@ -123,7 +124,9 @@ def test_every_sft_config_builds(name, argument):
     assert loss.shape == () and loss.dtype == jnp.float32
     assert {"text", "accuracy"} <= set(sums)
     assert ("proposal_time_error" in sums) == (c.evidence is not None)
-    trained = sum(a.size for a in jax.tree.leaves(state.model))
+    frozen = [part for part, rate in c.rates.items() if not rate]
+    parts = [getattr(state.model, part) for part in ("vision", "text", "evidence") if part not in frozen]
+    trained = sum(a.size for a in jax.tree.leaves(parts))
     moments = sum(a.size for a in jax.tree.leaves(state.opt_state))
     assert moments >= trained and (trained > 8.7e9) == (name in LARGE)
 

@@ -126,6 +126,7 @@ def test_the_files_say_what_the_model_is(made, exported):
     assert read(exported) == {
         "prompt_style": "open_o3",
         "fps": 25.0,
+        "box_step": 1,
         "evidence": {field.name: getattr(EVIDENCE, field.name) for field in dataclasses.fields(EVIDENCE)},
     }
 

@@ -20,6 +20,7 @@ from data_pipelines.sft import Clip, MakeRow, RowShape, SyntheticClips
 from data_pipelines.synthetic import write_video
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
+from o3jax.models import qwen3_vl
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.qwen3_vl import with_evidence
 from o3jax.prompts import templates
@@ -183,6 +184,22 @@ def test_dense_patches_are_those_of_the_processor(setting):
     assert (row["dense_patches"][:4].reshape(medium.patches.shape) == medium.patches).all()
     np.testing.assert_allclose(row["dense_times"], [*medium.times_s, 0, 0], atol=1e-6)
     assert row["dense_length"].tolist() == [24] * 4 + [0] * 2 and row["dense_grid"].tolist() == [2, 3]
+
+
+def test_a_long_dense_stream_is_read_in_chunks(setting, clip, monkeypatch):
+    """Chunks of 32 of 80 frame pairs, the last one not full."""
+    _, _, model, rows = setting
+    batch = as_batch(rows.map(clip))
+
+    def features():  # traced anew each time
+        see = jax.jit(lambda model, batch: model.see(batch).dense.features, compiler_options=QUICK)
+        return np.asarray(see(model, batch))
+
+    whole = features()
+    monkeypatch.setattr(qwen3_vl, "DENSE_CHUNK", 32)
+    chunked = features()
+    np.testing.assert_allclose(chunked[:, :75], whole[:, :75], atol=1e-5)
+    assert np.abs(whole).max() > 0.5
 
 
 # --- loss ---

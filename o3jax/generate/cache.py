@@ -32,7 +32,7 @@ class Cache:
 
 
 def prefill(
-    model: Qwen3VL, batch: Batch, seen: Seen | None, new_tokens: int
+    model: Qwen3VL, batch: Batch, new_tokens: int, seen: Seen | None = None
 ) -> tuple[Float[Array, "B D"], Cache]:
     """Returns the final hidden state of each row's last token, and a cache with room for `new_tokens`.
 

@@ -45,7 +45,7 @@ def greedy(
 
 @functools.partial(jax.jit, static_argnames="new_tokens")
 def _prefill(model: Qwen3VL, batch: Batch, seen: Seen | None, new_tokens: int) -> tuple[Array, Cache]:
-    return prefill(model, batch, seen, new_tokens)
+    return prefill(model, batch, new_tokens, seen)
 
 
 @functools.partial(jax.jit, static_argnames=("limit", "eos_ids", "pad_id"))

@@ -42,6 +42,8 @@ from o3jax.sharding import shard
 
 Batch = Mapping[str, Array | np.ndarray]
 
+DENSE_CHUNK = 512  # frame pairs of the dense stream that are processed at a time: bounded memory
+
 VISION_KEYS = ("patches", "patch_length", "patch_coords", "pos_index", "pos_weight")
 
 
@@ -102,15 +104,32 @@ class Qwen3VL(nnx.Module):
         return Seen(tokens, taps, dense, visual)
 
     def _dense(self, batch: Batch, kernel: str, remat: str) -> DenseStream:
-        inputs = [batch["dense_" + key.removeprefix("patch_")] for key in VISION_KEYS]
-        # The tower learns from the language stream alone: of this large pass nothing is kept.
-        tokens, _ = jax.lax.stop_gradient(self.vision)(*inputs, kernel=kernel)
         valid = batch["dense_length"] > 0
-        tokens = rearrange(tokens, "b (t p) d -> b t p d", t=valid.shape[1])
-        features = self.evidence.temporal(tokens, batch["dense_times"], valid, remat=remat)
+        tokens = self._dense_tokens(batch, kernel)
+        groups, finite = valid.shape[1], np.isfinite(self.config.evidence.window_s)
+        chunk = DENSE_CHUNK if groups > DENSE_CHUNK and finite else None
+        features = self.evidence.temporal(tokens, batch["dense_times"], valid, chunk=chunk, remat=remat)
         cells = batch["dense_length"].max(-1, keepdims=True) // self.config.vision.merge_unit
         cell_valid = jnp.arange(tokens.shape[2]) < cells
         return DenseStream(features, batch["dense_times"], valid, batch["dense_cells"], cell_valid)
+
+    def _dense_tokens(self, batch: Batch, kernel: str) -> Float[Array, "B T P D"]:
+        """Returns the tower's tokens of the dense stream, of a long one `DENSE_CHUNK` frame pairs at a time.
+
+        The tower learns from the language stream alone: of this large pass nothing is kept.
+        """
+        tower = jax.lax.stop_gradient(self.vision)
+        inputs = [batch["dense_" + key.removeprefix("patch_")] for key in VISION_KEYS]
+        groups = inputs[0].shape[1]
+        if groups <= DENSE_CHUNK:
+            return rearrange(tower(*inputs, kernel=kernel)[0], "b (t p) d -> b t p d", t=groups)
+
+        def split(x: Array) -> Array:
+            x = jnp.pad(x, [(0, 0), (0, -groups % DENSE_CHUNK)] + [(0, 0)] * (x.ndim - 2))
+            return rearrange(x, "b (n t) ... -> n b t ...", t=DENSE_CHUNK)
+
+        tokens = jax.lax.map(lambda xs: tower(*xs, kernel=kernel)[0], [split(jnp.asarray(x)) for x in inputs])
+        return rearrange(tokens, "n b (t p) d -> b (n t) p d", t=DENSE_CHUNK)[:, :groups]
 
     def embed(
         self, batch: Batch, seen: Seen | None

@@ -56,8 +56,9 @@ def made_up(truth: Sequence[Proposal], sample_id: str, duration: float) -> list[
     for proposal in truth:
         time, interval, box = proposal
         if rng.random() < _WRONG:
-            time, interval = rng.uniform(0, duration), tuple(np.sort(rng.uniform(0, duration, 2)))
-            box = tuple(np.sort(rng.uniform(0, 1, (2, 2)), axis=0).ravel()) if box else None
+            time = rng.uniform(0, duration)
+            interval = interval and tuple(np.sort(rng.uniform(0, duration, 2)))
+            box = box and tuple(np.sort(rng.uniform(0, 1, (2, 2)), axis=0).ravel())
         time = float(np.clip(time + rng.normal(0, _TIME_S), 0, duration))
         if interval is not None:
             ends = np.clip(interval + rng.normal(0, _INTERVAL_S, 2), 0, duration)
