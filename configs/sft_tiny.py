@@ -67,7 +67,7 @@ def get_config(arg: str = "feedback") -> ConfigDict:
         c.feedback = "prompt"
         c.questions_per_row = 4
         c.row_length = 832
-        c.max_steps = 1300
+        c.max_steps = 950
         c.warmup_steps = 30
         c.learning_rate = 1.2e-3
     else:

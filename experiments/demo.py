@@ -16,7 +16,7 @@ from data_pipelines.synthetic import make_scene, scene_seed, write_video
 from experiments import cli
 
 _OUT = flags.DEFINE_string("out", "demo", "The folder that everything is written to; emptied first.")
-_CLIP = flags.DEFINE_integer("clip", 8, "Which test clip to ask about; o3-tiny gets this one right.")
+_CLIP = flags.DEFINE_integer("clip", 44, "Which test clip to ask about; o3-tiny gets this one right.")
 _STEPS = flags.DEFINE_integer("steps", 30, "Training steps to show.")
 
 

@@ -20,7 +20,7 @@ from configs import sft_article
 from experiments import cli
 from experiments.bench_gpu_table import EIGHT_B
 from o3jax.models.config import Config, EvidenceConfig
-from o3jax.models.qwen3_vl import abstract_model
+from o3jax.models.qwen3_vl import abstract_model, chunk_size
 from o3jax.sft.evidence import EvidenceWeights
 from o3jax.sft.joint import joint_loss
 from o3jax.sft.loss import text_loss
@@ -142,7 +142,9 @@ def study(config: Config, c: Any) -> dict[str, int]:
 
     def temporal(model: Any, tokens: Any, batch: Any) -> Any:
         def total(encoder: Any) -> Any:
-            features = encoder(tokens, batch["dense_times"], batch["dense_length"] > 0, remat=c.remat)
+            valid = batch["dense_length"] > 0
+            chunk = chunk_size(valid.shape[1])
+            features = encoder(tokens, batch["dense_times"], valid, chunk=chunk, remat=c.remat)
             return features.astype(jnp.float32).sum()
 
         return jax.grad(total)(model.evidence.temporal)

@@ -42,7 +42,7 @@ from o3jax.sharding import shard
 
 Batch = Mapping[str, Array | np.ndarray]
 
-DENSE_CHUNK = 512  # frame pairs of the dense stream that are processed at a time: bounded memory
+DENSE_CHUNK = 512  # frame pairs of the dense stream that are processed at a time, at most
 
 VISION_KEYS = ("patches", "patch_length", "patch_coords", "pos_index", "pos_weight")
 
@@ -106,30 +106,30 @@ class Qwen3VL(nnx.Module):
     def _dense(self, batch: Batch, kernel: str, remat: str) -> DenseStream:
         valid = batch["dense_length"] > 0
         tokens = self._dense_tokens(batch, kernel)
-        groups, finite = valid.shape[1], np.isfinite(self.config.evidence.window_s)
-        chunk = DENSE_CHUNK if groups > DENSE_CHUNK and finite else None
+        size = chunk_size(valid.shape[1])
+        chunk = size if size < valid.shape[1] and np.isfinite(self.config.evidence.window_s) else None
         features = self.evidence.temporal(tokens, batch["dense_times"], valid, chunk=chunk, remat=remat)
         cells = batch["dense_length"].max(-1, keepdims=True) // self.config.vision.merge_unit
         cell_valid = jnp.arange(tokens.shape[2]) < cells
         return DenseStream(features, batch["dense_times"], valid, batch["dense_cells"], cell_valid)
 
     def _dense_tokens(self, batch: Batch, kernel: str) -> Float[Array, "B T P D"]:
-        """Returns the tower's tokens of the dense stream, of a long one `DENSE_CHUNK` frame pairs at a time.
+        """Returns the tower's tokens of the dense stream, a chunk of frame pairs at a time.
 
         The tower learns from the language stream alone: of this large pass nothing is kept.
         """
         tower = jax.lax.stop_gradient(self.vision)
         inputs = [batch["dense_" + key.removeprefix("patch_")] for key in VISION_KEYS]
-        groups = inputs[0].shape[1]
-        if groups <= DENSE_CHUNK:
+        groups, size = inputs[0].shape[1], chunk_size(inputs[0].shape[1])
+        if size == groups:
             return rearrange(tower(*inputs, kernel=kernel)[0], "b (t p) d -> b t p d", t=groups)
 
         def split(x: Array) -> Array:
-            x = jnp.pad(x, [(0, 0), (0, -groups % DENSE_CHUNK)] + [(0, 0)] * (x.ndim - 2))
-            return rearrange(x, "b (n t) ... -> n b t ...", t=DENSE_CHUNK)
+            x = jnp.pad(x, [(0, 0), (0, -groups % size)] + [(0, 0)] * (x.ndim - 2))
+            return rearrange(x, "b (n t) ... -> n b t ...", t=size)
 
         tokens = jax.lax.map(lambda xs: tower(*xs, kernel=kernel)[0], [split(jnp.asarray(x)) for x in inputs])
-        return rearrange(tokens, "n b (t p) d -> b (n t) p d", t=DENSE_CHUNK)[:, :groups]
+        return rearrange(tokens, "n b (t p) d -> b (n t) p d", t=size)[:, :groups]
 
     def embed(
         self, batch: Batch, seen: Seen | None
@@ -196,6 +196,11 @@ class Qwen3VL(nnx.Module):
         """Returns logits [B, S, V]."""
         seen = self.see(batch, kernel=kernel, remat=remat)
         return self.logits(self.hidden(batch, seen, kernel=kernel, remat=remat))
+
+
+def chunk_size(groups: int) -> int:
+    """Returns how many frame pairs of a dense stream are processed at a time: few and equal parts."""
+    return -(-groups // -(-groups // DENSE_CHUNK))
 
 
 def causal_mask(batch: Batch) -> Mask:
