@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments import rates
+from experiments import rate_study as rates
 from o3jax.respond import HeadEstimate
 from o3jax.video import probe
 
