@@ -146,7 +146,7 @@ def test_killed_stopped_and_continued_is_the_same_run(train, uninterrupted, tmp_
 
 def test_the_log_of_a_run(uninterrupted):
     lines = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
-    assert {"step", "loss", "accuracy", "tokens", "grad_norm"} == set(lines[0])
+    assert {"step", "loss", "text", "accuracy", "tokens", "grad_norm"} == set(lines[0])
     assert lines[-1]["loss"] < lines[0]["loss"] and all(line["grad_norm"] > 0 for line in lines)
     assert list((uninterrupted / "tensorboard").iterdir())
 
