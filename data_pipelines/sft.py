@@ -212,6 +212,7 @@ class MakeRow(grain.transforms.Map):
     def _evidence(self, clip: Clip, medium: Medium, responses: list[list[int]], starts: list[int]) -> Row:
         """Returns the arrays that only the evidence modules read; `starts` are the responses' first slots."""
         p, shape, c = self.processor, self.evidence, self.config
+        check_room(clip.samples[0], len(clip.samples), shape.questions, "questions in its row", "questions")
         frames, times = clip.dense(p, c.evidence)
         row = dense_stream(
             frames, times, p.video_config, c.vision, groups=shape.groups, patches=shape.patches

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -113,17 +113,16 @@ def respond(
     if model.evidence is not None:
         batch |= _evidence_inputs(model, processor, requests, inputs["video_grid_thw"], batch)
     seen = _see(model, batch)
-    if model.evidence is not None and model.config.evidence.feedback == "prompt":
-        texts = _with_proposals(model, requests, batch, seen, box_step)
+    searched = None if model.evidence is None else _search(model, batch, seen)
+    if searched and model.config.evidence.feedback == "prompt":
+        texts = _with_proposals(model, requests, batch, seen, searched, box_step)
         inputs = processor(text=texts, videos=videos, video_metadata=metadata, padding_side="right")
         batch |= pad_inputs(inputs, model)
     out = greedy(model, batch, max_new_tokens=max_new_tokens, eos_ids=eos_ids, pad_id=pad_id, seen=seen)
     responses = [
         Response(tokens, probabilities, processor.decode(tokens)) for tokens, probabilities in _rows(out)
     ]
-    if model.evidence is None:
-        return responses
-    return _grounded(model, processor, responses, out, batch, seen)
+    return _grounded(model, processor, responses, out, batch, seen, searched) if searched else responses
 
 
 def pad_inputs(inputs: Mapping[str, np.ndarray], model: Qwen3VL) -> dict[str, np.ndarray]:
@@ -167,22 +166,33 @@ def _evidence_inputs(
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
-def _searched(
-    model: Qwen3VL, batch: Batch, seen: Seen
-) -> tuple[Float[np.ndarray, "B T"], list[list[Interval]], Bool[np.ndarray, "B T"]]:
-    """Returns relevance over time, the candidate intervals cut from it, and the groups inside them."""
+class Searched(NamedTuple):
+    """Relevance over time, the candidate intervals cut from it, and the groups inside them."""
+
+    relevance: Float[np.ndarray, "B T"]
+    intervals: list[list[Interval]]
+    candidates: Bool[np.ndarray, "B T"]
+
+
+def _search(model: Qwen3VL, batch: Batch, seen: Seen) -> Searched:
+    """Returns where the evidence of each question is looked for."""
     relevance = np.asarray(_relevance(model, batch, seen))
     valid, times = batch["dense_length"] > 0, batch["dense_times"]
     found = [candidate_intervals(r[v], t[v]) for r, v, t in zip(relevance, valid, times, strict=True)]
-    return relevance, found, np.stack([interval_mask(f, t) for f, t in zip(found, times, strict=True)])
+    inside = [interval_mask(f, t) for f, t in zip(found, times, strict=True)]
+    return Searched(relevance, found, np.stack(inside))
 
 
 def _with_proposals(
-    model: Qwen3VL, requests: Sequence[Request], batch: Batch, seen: Seen, box_step: int
+    model: Qwen3VL,
+    requests: Sequence[Request],
+    batch: Batch,
+    seen: Seen,
+    searched: Searched,
+    box_step: int,
 ) -> list[str]:
     """Returns the prompts with the question's proposals after it: the best, and others that are likely."""
-    *_, candidates = _searched(model, batch, seen)
-    estimate = jax.tree.map(np.asarray, _propose(model, batch, seen, candidates))
+    estimate = jax.tree.map(np.asarray, _propose(model, batch, seen, searched.candidates))
     prompts = []
     for row, request in enumerate(requests):
         order = np.argsort(-estimate.confidence[row])
@@ -207,9 +217,10 @@ def _grounded(
     out: Generated,
     batch: Batch,
     seen: Seen,
+    searched: Searched,
 ) -> list[Response]:
     """Returns the responses with relevance over time, and an estimate for each of their mentions."""
-    relevance, found, candidates = _searched(model, batch, seen)
+    relevance, found, candidates = searched
     valid, times = batch["dense_length"] > 0, batch["dense_times"]
     mentions = [mention_positions(processor.tokenizer, r.tokens) for r in responses]
     index = np.full((len(responses), 1, bucket(max(1, *map(len, mentions)))), -1, np.int32)

@@ -160,6 +160,9 @@ def test_a_row_with_evidence(setting, clip):
     small = dataclasses.replace(rows, evidence=dataclasses.replace(SHAPE, groups=70))
     with pytest.raises(UserError, match="75 frame pairs of 16 patches, more than the 70 x 16"):
         small.map(clip)
+    crowded = dataclasses.replace(rows, evidence=dataclasses.replace(SHAPE, questions=2))
+    with pytest.raises(UserError, match="3 questions in its row, .* raise config.evidence_shape.questions"):
+        crowded.map(clip)
     few = dataclasses.replace(rows, evidence=dataclasses.replace(SHAPE, question_length=2))
     with pytest.raises(
         UserError, match="tokens in its question, .* raise config.evidence_shape.question_length"
