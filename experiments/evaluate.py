@@ -6,6 +6,7 @@ and the generations. `experiments.synthetic_eval` says how the synthetic world i
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import tempfile
@@ -23,6 +24,7 @@ from data_pipelines.stgr import write_text
 from experiments import cli, synthetic_eval
 from o3jax import api
 from o3jax.errors import UserError
+from o3jax.prompts.feedback import FEEDBACK
 
 _BENCHMARK = flags.DEFINE_string("benchmark", "synthetic", "What to evaluate on.")
 _MODEL_PATH = flags.DEFINE_string("model_path", "o3-tiny", "A model folder, or the embedded model.")
@@ -35,6 +37,12 @@ _SPLIT = flags.DEFINE_string("split", "test", "synthetic: train, val or test.")
 _SEED = flags.DEFINE_integer("seed", 0, "synthetic: another seed makes other clips.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Questions that are answered at a time.", lower_bound=1)
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Where a response is cut off.", lower_bound=1)
+_FEEDBACK = flags.DEFINE_enum(
+    "feedback",
+    None,
+    FEEDBACK,
+    "Whether the text is written from the evidence modules' proposals; None: as the model says.",
+)
 _OUT = flags.DEFINE_string("out", None, "The JSON file to write.")
 
 _ROWS = {  # of the first table: the metric, and how it is printed
@@ -78,7 +86,7 @@ def synthetic(console: Console) -> dict[str, Any]:
 
 
 def _synthetic(folder: Path, console: Console) -> dict[str, Any]:
-    model = api.load(_MODEL_PATH.value)
+    model = _load()
     count, began = _NUM_QUESTIONS.value, time.perf_counter()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("rendering clips", total=count)
@@ -126,6 +134,17 @@ def _synthetic(folder: Path, console: Console) -> dict[str, Any]:
     return result
 
 
+def _load() -> api.Model:
+    """Returns the model to evaluate, with the feedback that is asked for."""
+    model = api.load(_MODEL_PATH.value)
+    if _FEEDBACK.value is not None:
+        if model.config.evidence is None:
+            raise UserError(f"--feedback: {_MODEL_PATH.value} has no evidence modules; leave the flag out")
+        evidence = dataclasses.replace(model.config.evidence, feedback=_FEEDBACK.value)
+        model.backbone.config = dataclasses.replace(model.config, evidence=evidence)
+    return model
+
+
 BENCHMARKS: dict[str, Callable[[Console], dict[str, Any]]] = {"synthetic": synthetic}
 
 
@@ -152,6 +171,11 @@ def _print(result: dict[str, Any], console: Console) -> None:
         console.print(table)
         correlation = {name: _number(value) for name, value in head["error_correlation"].items()}
         console.print(f"correlation of their errors: {correlation}")
+        right = head["right_object"]
+        console.print(
+            f"evidence decoder where the text claims the right object ({right['N']} of "
+            f"{protocol['questions']}): m_tIoU {_number(right['m_tIoU'])}, m_vIoU {_number(right['m_vIoU'])}"
+        )
 
     compared = [name for name in others if name != "ceiling"]
     headings = ("N", "accuracy", "m_tIoU", "m_vIoU", *compared)

@@ -282,9 +282,13 @@ def head_metrics(scored: Sequence[Scored]) -> dict[str, Any]:
     """Returns the evidence decoder's figures; a text without a claim counts as 0 in the means of IoU.
 
     `error_correlation` is Pearson's, over the signed errors that both estimates have: of the interval's
-    ends, and of the time.
+    ends, and of the time. `right_object` has the means where the text claims the object that answers, about
+    which the decoder is asked: what is missing there to 1 is its own error, the rest is the text's.
     """
     heads = [s.head for s in scored if s.head]
+    right = [
+        s.head for s in scored if s.head and s.question.thing(s.parsed.claims[0].object) is s.question.target
+    ]
     ends = [abs(error) for h in heads for error in h.end_errors_s]
     points = [abs(h.point_error_s) for h in heads]
     both = [(s.point_error_s, s.head.point_error_s) for s in scored if s.head and s.point_error_s is not None]
@@ -304,6 +308,11 @@ def head_metrics(scored: Sequence[Scored]) -> dict[str, Any]:
         "point_error_median_s": statistics.median(points),
         "error_correlation": {"interval": _correlation(stated), "time": _correlation(both)},
         "confidence_mean": statistics.fmean(h.confidence for h in heads),
+        "right_object": {
+            "N": len(right),
+            "m_tIoU": statistics.fmean(h.t_iou for h in right) if right else None,
+            "m_vIoU": statistics.fmean(h.v_iou for h in right) if right else None,
+        },
     }
 
 

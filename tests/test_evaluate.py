@@ -386,6 +386,15 @@ def test_the_two_estimates_side_by_side():
     assert abs(head["error_correlation"]["time"] or 0.0) < 0.7
     shifted = [dataclasses.replace(s, point_error_s=2 * e) for s, e in zip(scored, late, strict=True)]
     assert synthetic_eval.head_metrics(shifted)["error_correlation"]["time"] == pytest.approx(1.0)
+    assert head["right_object"]["N"] == 6 and head["right_object"]["m_tIoU"] == head["m_tIoU"]
+    # The text claims another object: the decoder, asked about that one, counts for the first mean only.
+    other = next(thing for thing in questions[0].scene.objects if thing is not questions[0].target)
+    sample = questions[0].sample
+    text = templates.response(sample, 10).replace(
+        f"<obj>{sample.mentions[0].object}</obj>", f"<obj>{other.name(sample.language)}</obj>"
+    )
+    wrong = synthetic_eval.score(questions[0], text, [estimate(sample, 0.3)] * text.count("</obj>"))
+    assert synthetic_eval.head_metrics([*scored, wrong])["right_object"] == head["right_object"]
     silent = synthetic_eval.score(questions[0], "<think>nothing</think><answer>x</answer>")
     assert silent.head is None and "head" not in synthetic_eval.metrics([silent])
     assert synthetic_eval.metrics([*scored, silent])["head"]["m_tIoU"] == pytest.approx(sum(overlap) / 7)

@@ -1,0 +1,101 @@
+"""`python -m experiments.ablation --workdir=runs/ablation`: what each part of the evidence is worth.
+
+Trains and evaluates the cells of configs/ablation_tiny.py and prints a table. A run that is already in the
+folder is used again; one that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from configs.ablation_tiny import CELLS
+from experiments import cli
+from o3jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/ablation", "Folder of all runs.")
+_SOURCE = flags.DEFINE_string("source", "runs/questions_tiny/model", "The text-only model to start from.")
+_SEEDS = flags.DEFINE_multi_string(
+    "seeds", ["full=0,1,2", "prompt=0,1,2"], "Seeds of a cell, CELL=N,...; the others have seed 0."
+)
+_NUM_QUESTIONS = flags.DEFINE_integer("num_questions", 200, "Test questions of an evaluation.")
+
+_COLUMNS = {
+    "accuracy": ("accuracy",),
+    "text m_tIoU": ("m_tIoU",),
+    "head m_tIoU": ("head", "m_tIoU"),
+    "text m_vIoU": ("m_vIoU",),
+    "head m_vIoU": ("head", "m_vIoU"),
+    "head interval error, s": ("head", "time_error_mean_s"),
+    "head moment error, s": ("head", "point_error_mean_s"),
+    "correlation, interval": ("head", "error_correlation", "interval"),
+}
+
+
+def run(cell: str, seed: int) -> dict[str, Any]:
+    """Returns the metrics of a cell's model, after training and evaluating it where that is not done."""
+    folder = Path(_WORKDIR.value) / f"{cell}_{seed}"
+    result = folder / "evaluation.json"
+    if not result.exists():
+        command("sft", f"--config=configs/ablation_tiny.py:{cell}", f"--config.seed={seed}",
+                f"--config.model_name_or_path={_SOURCE.value}", f"--workdir={folder}")  # fmt: skip
+        command("evaluate", f"--model_path={folder / 'model'}", f"--num_questions={_NUM_QUESTIONS.value}",
+                f"--data_root={Path(_WORKDIR.value) / 'questions'}", f"--out={result}")  # fmt: skip
+    return json.loads(result.read_text(encoding="utf-8"))["metrics"]
+
+
+def command(name: str, *arguments: str) -> None:
+    """Runs one of the commands of this project; it prints its own progress and mistakes.
+
+    Raises:
+        UserError: if it fails.
+    """
+    if subprocess.run([sys.executable, "-m", f"experiments.{name}", *arguments]).returncode:
+        raise UserError(f"experiments.{name} failed, see above; the same command goes on from there")
+
+
+def seeds_of(cell: str) -> list[int]:
+    """Returns the seeds that the flags name for a cell."""
+    named = dict(text.partition("=")[::2] for text in _SEEDS.value)
+    if unknown := [name for name in named if name not in CELLS]:
+        raise UserError(f"--seeds names the cell '{unknown[0]}'; there is {', '.join(CELLS)}")
+    try:
+        return [int(seed) for seed in named.get(cell, "0").split(",")]
+    except ValueError:
+        raise UserError(f"--seeds={cell}={named[cell]} is wrong; write numbers, as in {cell}=0,1,2") from None
+
+
+def entry(values: Sequence[float | None]) -> str:
+    """Returns the mean of some seeds' values with their range, or the only one."""
+    if None in values:
+        return "-"
+    mean = f"{statistics.fmean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f}-{max(values):.3f})"
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    rows = []
+    for cell in CELLS:
+        found = [run(cell, seed) for seed in seeds_of(cell)]
+        rows.append([cell, *(entry([_at(metrics, path) for metrics in found]) for path in _COLUMNS.values())])
+    print(f"| cell | {' | '.join(_COLUMNS)} |\n|{'---|' * (1 + len(_COLUMNS))}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def _at(metrics: Any, path: Sequence[str]) -> float | None:
+    for name in path:
+        metrics = None if metrics is None else metrics.get(name)
+    return metrics
+
+
+if __name__ == "__main__":
+    cli.run(main)
