@@ -4,9 +4,9 @@
 variable-rate files name a constant rate, edit lists hide coded frames, streams start late, cut-off files
 keep their full length in the header. So only the timestamps of decoded frames are trusted.
 
-Not closed here: a decoder bug set off by hostile bits, and the time that a long file takes. Whoever decodes
-files from strangers should also limit the process (memory, time). Not noticed here: flipped bits that
-still decode, and a cut-off MPEG-TS or live mkv, which nowhere says how long it should have been.
+Not closed here: a decoder bug set off by hostile bits, and the time that a long file takes. Files from
+strangers are read through `data_pipelines.safety`, in a process with `Limits`. Not noticed here: flipped bits
+that still decode, and a cut-off MPEG-TS or live mkv, which nowhere says how long it should have been.
 """
 
 import bisect
@@ -14,6 +14,7 @@ import math
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,46 +42,93 @@ class VideoError(UserError):
     """A video that cannot be read as asked: one sentence with the file and the reason."""
 
 
-def local_file(path: str | os.PathLike[str]) -> Path:
-    """Returns the absolute path of a regular, readable file that is not a playlist or text.
+@dataclass(frozen=True)
+class Limits:
+    """What one file may ask for. What its header says counts, and so does what is then found in it.
 
-    FFmpeg never sees the caller's string: an absolute path cannot name a protocol.
+    Attributes:
+      max_duration_s: seconds from its first frame to its end.
+      max_pixels: of a coded frame, with its width rounded up to 64 as decoders do.
+      max_frames: of the file by its header, and those decoded in one reading.
+      max_bytes: size of the file.
+      max_decode_s: seconds on the clock for one reading; only a guarded reader can hold to it.
+      max_memory_bytes: address space of the reading process; likewise.
     """
+
+    max_duration_s: float = 4 * 3600.0
+    max_pixels: int = MAX_PIXELS
+    max_frames: int = 1_000_000
+    max_bytes: int = 16 * 2**30
+    max_decode_s: float = 60.0
+    max_memory_bytes: int = 4 * 2**30
+
+
+# Of this process. One's own files may be long and large; only the pixels are limited.
+_limits = Limits(max_duration_s=math.inf, max_frames=sys.maxsize, max_bytes=sys.maxsize)
+
+
+def set_limits(limits: Limits) -> None:
+    """Makes `limits` those of every file that this process opens from now on."""
+    global _limits
+    _limits = limits
+
+
+def refuse_protocol(path: str) -> None:
+    """VideoError for what FFmpeg would take for a URL or a protocol of its own."""
+    if re.match(r"[A-Za-z][\w+.-]+(:|,,)", path):
+        raise VideoError(
+            f"{path} looks like a URL or protocol; only local files are read "
+            "(put ./ before the name of a file that has a colon)."
+        )
+
+
+def find_file(path: str | os.PathLike[str]) -> Path:
+    """Returns the absolute path, without links, of what exists there; VideoError if nothing does."""
     try:
         text = os.fsdecode(path)
     except TypeError:
-        raise VideoError(f"path must be a file name, not {path!r}.") from None
-    if re.match(r"[A-Za-z][\w+.-]+(:|,,)", text):
-        raise VideoError(
-            f"{text} looks like a URL or protocol; only local files are read "
-            "(put ./ before the name of a file that has a colon)."
-        )
+        raise VideoError(f"path must be a file name, not {path!r:.200}.") from None
+    refuse_protocol(text)
     if not text:
-        raise VideoError("path is empty; name a video file.")
+        raise VideoError("path is empty; name a file.")
     try:
-        resolved = Path(text).resolve(strict=True)
-        mode = resolved.stat().st_mode
-        head = b""
-        if stat.S_ISREG(mode):  # opening a pipe would wait for ever
-            with resolved.open("rb") as file:
-                head = file.read(512)
+        return Path(text).resolve(strict=True)
     except (FileNotFoundError, NotADirectoryError):
-        raise VideoError(f"{path} does not exist; check the path of the video.") from None
+        raise VideoError(f"{path} does not exist; check the path.") from None
     except PermissionError:
         raise VideoError(f"{path} may not be read; check its permissions.") from None
     except (OSError, RuntimeError, ValueError) as error:  # I/O errors, loops of links, NUL in the name
         raise VideoError(f"{text!r} cannot be read ({error}).") from None
-    if stat.S_ISDIR(mode):
-        raise VideoError(f"{path} is a directory; name a video file.")
-    if not stat.S_ISREG(mode):
+
+
+def local_file(path: str | os.PathLike[str], limits: Limits | None = None) -> Path:
+    """Returns the absolute path of a regular, readable file that is not a playlist, text or too large.
+
+    FFmpeg never sees the caller's string: an absolute path cannot name a protocol. Without `limits` those of
+    the process count.
+    """
+    resolved = find_file(path)
+    try:
+        found = resolved.stat()
+        head = b""
+        if stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+            with resolved.open("rb") as file:
+                head = file.read(512)
+    except OSError as error:
+        raise VideoError(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise VideoError(f"{path} is a directory; name a file.")
+    if not stat.S_ISREG(found.st_mode):
         raise VideoError(f"{path} is a device, pipe or socket; only regular files are read.")
     if not head:
         raise VideoError(f"{path} is empty (0 bytes).")
+    if found.st_size > (most := (limits or _limits).max_bytes):
+        raise VideoError(f"{path} has {found.st_size} bytes; the limit max_bytes is {most}.")
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith(PLAYLIST_STARTS) or b"<mpd" in start:
         raise VideoError(f"{path} is a playlist that points at other files; name the video file itself.")
     if not re.search(rb"[^\t\n\r\x0c\x1b -~\x80-\xff]", head):
-        raise VideoError(f"{path} is a text file, not a video.")
+        raise VideoError(f"{path} is a text file, not a video or picture.")
     return resolved
 
 
@@ -91,7 +139,7 @@ def open_container(path: Path) -> av.container.InputContainer:
             str(path),
             # Opening decodes a little to learn the format: without this limit a 16000 x 16000 picture in a
             # file of 1 MB takes 600 MB of memory before its size can be asked for.
-            options={"max_pixels": str(MAX_PIXELS)},
+            options={"max_pixels": str(_limits.max_pixels)},
             # The containers on this list open no other files; playlists would, also with the protocol list.
             container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"},
         )
@@ -129,6 +177,7 @@ class VideoFile:
         self.slanted = False
         self.read_error = False
         self._promised_end: float | None = None  # by the header, if the file ends before it
+        self._zero = math.inf  # when the first frame is shown, by the file's clock
         self._frame_s = 0.0  # duration of the last frame
         self._reached = -math.inf  # end of the last packet of any track, by the file's clock
         self._whole_until = math.inf
@@ -143,7 +192,7 @@ class VideoFile:
             if first is None:
                 raise VideoError(
                     f"{self.path}: no frame could be decoded; it is damaged or has frames of more than "
-                    f"{MAX_PIXELS} pixels."
+                    f"{_limits.max_pixels} pixels."
                 )
             self._current, self._next = first, None
             self.first = first.frame
@@ -152,6 +201,7 @@ class VideoFile:
             # Containers round timestamps to their ticks (1 ms in mkv): without half a tick of tolerance a
             # 30 fps file read at 30 fps repeats frames. AVI's ticks are whole frames, and exact.
             self.tolerance = min(float(self.stream.time_base) / 2, 5e-4) + 1e-6
+            self._check_extent(self.stream.frames, self._declared_end() or 0.0)
         except BaseException:
             self.close()
             raise
@@ -173,12 +223,12 @@ class VideoFile:
             codec = self.stream.codec_context
             if codec is None:
                 raise VideoError(f"{self.path}: there is no decoder for its video track.")
-            if codec.width * codec.height > MAX_PIXELS:
+            if codec.width * codec.height > _limits.max_pixels:
                 raise VideoError(
                     f"{self.path}: frames of {codec.width} x {codec.height} pixels are refused; "
-                    f"the limit is {MAX_PIXELS} pixels."
+                    f"the limit is {_limits.max_pixels} pixels."
                 )
-            codec.options = {"max_pixels": str(MAX_PIXELS)}
+            codec.options = {"max_pixels": str(_limits.max_pixels)}
             codec.thread_count = 0 if self.threads == "auto" else self.threads
             codec.thread_type = "NONE" if self.threads == 1 else "AUTO"
         except BaseException:
@@ -260,6 +310,7 @@ class VideoFile:
                 continue
             for frame in frames:
                 self.decoded += 1
+                self._check_extent(self.decoded)
                 held.discard(frame.pts)
                 stamp = frame.dts if self._is_avi else frame.pts
                 if stamp is None and self._is_avi and last > -math.inf:
@@ -268,6 +319,7 @@ class VideoFile:
                     self.untimed += 1
                     continue
                 start = float(stamp * base)
+                self._check_extent(end=start)
                 if start <= last:
                     self.backwards += 1
                     continue
@@ -281,7 +333,7 @@ class VideoFile:
                     and last > -math.inf
                 ):
                     self._lose(last + self._frame_s)  # in a damaged file a gap is a frame that never came out
-                if frame.is_corrupt or frame.width * frame.height > MAX_PIXELS or not whole:
+                if frame.is_corrupt or frame.width * frame.height > _limits.max_pixels or not whole:
                     if not sought:
                         intact = False
                         self._lose(start)
@@ -293,6 +345,18 @@ class VideoFile:
         newest = float(self._position * base)
         if not sought and last < newest <= self._whole_until:  # a threaded decoder may give up without a word
             self._lose(newest)
+
+    def _check_extent(self, frames: int = 0, end: float = 0.0) -> None:
+        """VideoError if the file has too many frames, or ends too late by its own clock."""
+        if frames > _limits.max_frames:
+            raise VideoError(
+                f"{self.path} has {frames} frames or more; the limit max_frames is {_limits.max_frames}."
+            )
+        if end - self._zero > _limits.max_duration_s:
+            raise VideoError(
+                f"{self.path} lasts {end - self._zero:.0f} s or more; "
+                f"the limit max_duration_s is {_limits.max_duration_s:g} s."
+            )
 
     def _lose(self, start: float) -> None:
         i = bisect.bisect_left(self.lost, start)
@@ -430,6 +494,7 @@ class VideoFile:
                         if packet.pts is not None and not packet.is_discard:
                             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
                             packets += 1
+                            self._check_extent(packets, end)
                 except av.FFmpegError:
                     self.read_error = True
             self._scan = (end - self._zero, packets)

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from o3jax import video, video_file
 from o3jax.video import VideoError, probe, read_video
-from o3jax.video_file import MAX_PIXELS, VideoFile, local_file, open_container
-from tests.videos import Fixture, draw, read_number, silence, write_video
+from o3jax.video_file import MAX_PIXELS, Limits, VideoFile, local_file, open_container
+from tests.videos import Fixture, draw, huge_pictures, read_number, silence, write_video
 
 MS = Fraction(1, 1000)
 TICK = Fraction(1, 90000)
@@ -377,26 +377,6 @@ def test_a_header_that_promises_ten_hours_is_not_believed(made, tmp_path, monkey
 # Bad input
 
 
-def huge_pictures(path: Path, in_header: bool) -> Path:
-    """Writes JPEG frames that claim 16000 x 16000 pixels, as the container's header then may or may not."""
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("mjpeg", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuvj420p"
-        for i in range(3):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(draw(i)).reformat(format="yuvj420p")))
-    data = path.read_bytes()
-    pictures = b"\xff\xc0\x00\x11\x08"  # the JPEG marker before height and width
-    entry = data[data.index(b"stsd") + 16 :][:4] + bytes(6) + b"\0\1"
-    at = data.index(entry) + 4 + 8 + 16
-    assert data[at : at + 4] == struct.pack(">HH", 160, 96) and data.count(pictures) == 3
-    if in_header:
-        data = data[:at] + struct.pack(">HH", 16000, 16000) + data[at + 4 :]
-    path.write_bytes(
-        data.replace(pictures + struct.pack(">HH", 96, 160), pictures + struct.pack(">HH", 16000, 16000))
-    )
-    return path
-
-
 def bad_files(folder: Path, made: Callable[[str], Fixture]) -> dict[str, tuple[Path | str, str]]:
     """Returns, for each kind of bad input, the path and what the sentence about it says."""
     good = made("cfr25.mp4").path
@@ -489,7 +469,7 @@ def test_a_file_with_a_colon_in_its_name_is_read_by_its_path(made, tmp_path, mon
 
 
 def test_frames_above_the_limit_are_refused_by_the_header(made, monkeypatch):
-    monkeypatch.setattr(video_file, "MAX_PIXELS", 160 * 96 - 1)
+    monkeypatch.setattr(video_file, "_limits", Limits(max_pixels=160 * 96 - 1))
     with pytest.raises(VideoError, match=r"frames of 160 x 96 pixels are refused; the limit is 15359 pixels"):
         read_video(made("cfr25.mp4").path)
 
@@ -499,7 +479,7 @@ def test_frames_that_grow_above_the_limit_are_not_decoded(tmp_path, monkeypatch)
     large = write_video(tmp_path / "b.ts", every(3600, 25, start=90000), TICK, container_options=AS_STORED)
     path = tmp_path / "grown.ts"
     path.write_bytes(small.path.read_bytes() + large.path.read_bytes())
-    monkeypatch.setattr(video_file, "MAX_PIXELS", 64 * 128)
+    monkeypatch.setattr(video_file, "_limits", Limits(max_pixels=64 * 128))
     clip = read_video(path)
     assert clip.frames.shape[1:] == (64, 128, 3) and len(clip.frames) > 20
     assert numbers(clip) == np.rint(clip.times_s * 25).tolist()

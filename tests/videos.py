@@ -6,6 +6,7 @@ on the left and blue on the right. The list of timestamps given to the writer is
 it never passes through the reader.
 """
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -143,3 +144,23 @@ def silence(stream: av.AudioStream, seconds: float) -> list[av.Packet]:
         frame.sample_rate, frame.pts, frame.time_base = 48000, start, Fraction(1, 48000)
         packets += stream.encode(frame)
     return packets + stream.encode(None)
+
+
+def huge_pictures(path: Path, in_header: bool) -> Path:
+    """Writes JPEG frames that claim 16000 x 16000 pixels, as the container's header then may or may not."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuvj420p"
+        for i in range(3):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(draw(i)).reformat(format="yuvj420p")))
+    data = path.read_bytes()
+    pictures = b"\xff\xc0\x00\x11\x08"  # the JPEG marker before height and width
+    entry = data[data.index(b"stsd") + 16 :][:4] + bytes(6) + b"\0\1"
+    at = data.index(entry) + 4 + 8 + 16
+    assert data[at : at + 4] == struct.pack(">HH", 160, 96) and data.count(pictures) == 3
+    if in_header:
+        data = data[:at] + struct.pack(">HH", 16000, 16000) + data[at + 4 :]
+    path.write_bytes(
+        data.replace(pictures + struct.pack(">HH", 96, 160), pictures + struct.pack(">HH", 16000, 16000))
+    )
+    return path
