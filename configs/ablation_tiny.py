@@ -25,7 +25,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     )
     c.row_length = 832
     c.per_device_train_batch_size = 3
-    c.max_steps = 200
+    c.max_steps = 400
     c.warmup_steps = 30
     match arg:
         case "full":

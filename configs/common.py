@@ -16,13 +16,20 @@ def sft() -> ConfigDict:
     c.model_name_or_path = ""  # a Hugging Face folder
     c.data_path = ""  # a dataset folder, synthetic:LEVEL or captions:LEVEL
     c.split = "train"  # of the synthetic world
+    # Weights of a data set's sources, by name or pattern ("*" is the rest); empty: as many as there are.
+    c.mixture = ConfigDict()
     c.max_rejected_share = 0.05  # of a dataset folder's records; more stops the run before training
+    c.max_failed_share = 0.05  # of the clips that were to be read; more stops the run, saved
+    c.num_workers = 0  # processes that read and decode; 0 is a thread of the training process
+    c.frames = ConfigDict()  # see FramesConfig; empty is Qwen3-VL's own sampling and video tokens
     c.video = ConfigDict()  # what to change in the model's own VideoConfig (fps, max_frames, ...)
     c.prompt_style = "open_o3"
     c.box_step = 1  # coordinates are multiples of this in 0-1000
     c.full_text_loss = False  # labels on the prompt too, not only on the response
 
-    # What a row is padded to; what does not fit is an error.
+    # What a row is padded to; what does not fit is an error. Several clips of a data set may share a row,
+    # each a segment of its own, with the numbers of rows of their own; `evidence_shape` is the row's too.
+    c.clips_per_row = 1
     c.questions_per_row = 1
     c.row_length = 4096  # tokens
     c.row_groups = 8  # frame pairs

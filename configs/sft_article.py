@@ -24,6 +24,9 @@ def get_config() -> ConfigDict:
     c.row_length = 8192
     c.row_groups = 32
     c.row_patches = 512
+    # A clip to a row, as the batch is told in clips. Where clips are short, `clips_per_row` = 4 with
+    # `evidence_shape.questions` = 4 does the same with a quarter of the rows.
+    c.num_workers = 8
 
     # Clips of up to three minutes at up to 30 frames per second.
     c.evidence = ConfigDict(

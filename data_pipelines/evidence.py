@@ -118,22 +118,24 @@ class OpenCandidates(grain.transforms.RandomMap):
 
     `relevance_inside` [Q, T] are the groups in a true interval, `relevance_known` [Q, T] the groups of
     questions whose intervals are known; `true_candidates` [Q, T] the groups that the decoder may search:
-    the true intervals, opened by up to `jitter_s` at each side, or all where none is known.
+    the true intervals, opened by up to `jitter_s` at each side, or all where none is known; of a question's
+    own clip alone.
     """
 
     jitter_s: float = 0.5
 
     def random_map(self, row: Row, rng: np.random.Generator) -> Row:
         valid = row["dense_length"] > 0
-        times = row["dense_times"][valid]
         inside = np.zeros((len(row["true_intervals"]), len(valid)), bool)
         opened, known = inside.copy(), inside.copy()
-        for q, intervals in enumerate(row["true_intervals"]):
+        for q, (intervals, clip) in enumerate(zip(row["true_intervals"], row["question_clip"], strict=True)):
+            own = valid & (row["dense_clip"] == clip)
+            times = row["dense_times"][own]
             intervals = intervals[~np.isnan(intervals[:, 0])]
             moved = intervals + rng.uniform(0, self.jitter_s, intervals.shape) * [-1, 1]
-            inside[q, valid] = interval_mask(intervals, times)
-            opened[q, valid] = interval_mask(moved, times) if len(moved) else True
-            known[q, valid] = len(intervals) > 0
+            inside[q, own] = interval_mask(intervals, times)
+            opened[q, own] = interval_mask(moved, times) if len(moved) else True
+            known[q, own] = len(intervals) > 0
         out = {key: value for key, value in row.items() if key != "true_intervals"}
         return out | {
             "relevance_inside": inside,

@@ -9,31 +9,46 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from data_pipelines.sample import TEMPORAL_MCQ_TASK, TEMPORAL_TASK, VISUAL_TASK, Sample
-from data_pipelines.stgr import Record, RecordError, check_box, from_article, from_stgr, read_list
+from data_pipelines.published import RecordError, checked_size
+from data_pipelines.safety import GuardedReader, Limits, inside, read_image
+from data_pipelines.sample import VISUAL_TASK, Candidate, Sample
+from data_pipelines.stgr import Record, check_box, from_article, from_stgr, read_list
 from o3jax.errors import UserError
 from o3jax.prompts import coords
-from o3jax.video import VideoError, probe
+from o3jax.video import VideoInfo, probe
 
-# How a file of this name is read, and which fields hold the times, boxes and reasoning of a sample.
-_FORMATS = {
-    "stgr.json": (lambda record, _: from_stgr(record), ("key_frames", "key_items", "reasoning_process")),
-    "annotations.json": (from_article, ("timestamps", "bboxes", "reasoning")),
-}
+
+class _Format(NamedTuple):
+    """How records are read, and which of their fields hold times, boxes, reasoning and told intervals."""
+
+    read: Callable[[Record, str], Sample]
+    times: str
+    boxes: str
+    reasoning: str
+    intervals: str
+
+
+_STGR = _Format(lambda r, _: from_stgr(r), "key_frames", "key_items", "reasoning_process", "answer")
+_PUBLISHED = _STGR._replace(read=lambda r, _: from_stgr(r, in_published_tree=True))
+_ARTICLE = _Format(from_article, "timestamps", "bboxes", "reasoning", "timestamps")
+_BUILT = _Format(lambda r, _: r, "mentions", "mentions", "reasoning", "intervals")
+# Where a folder has its annotations, the first of these that is there.
+_PLACES = ("stgr.json", "annotations.json", "json_data/STGR-SFT.json")
 
 # Texts tell times in tenths of a second, so one that is right may lie this far behind the end.
 END_TOLERANCE_S = 0.1
 
+_DEFAULT = Limits()
 _TIME = re.compile(r"<t>([^<]*)</t>")
 _BOX = re.compile(r"<box>([^<]*)</box>")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL_TOKEN = re.compile(r"<\|\w{1,40}\|>")
-# What the published data write an interval as: between tags, or as the bare answer `[start, end]`.
 _INTERVAL = re.compile(r"<t>([^<]*)</t>\s{0,4}(?:s|秒)?\s{0,4}(?:to|-|到|至)\s{0,4}<t>([^<]*)</t>")
-_BARE_INTERVAL = re.compile(r"\[([^][,]*),([^][,]*)\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,82 +64,214 @@ class Reject:
     field: str
     task: str
     source: str
+    missing: bool = False  # a file that the record names does not exist
 
 
-def index_folder(folder: str | Path) -> tuple[list[Sample], list[Reject]]:
-    """Returns the usable samples of a dataset folder, and what is wrong with its other records, in order.
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What `read_index` found: usable samples and unusable records, both in order, and the videos.
 
-    The folder holds `stgr.json` (published records) or `annotations.json` (the article's). A record is
-    rejected if it has unknown, missing or wrong fields, reversed or empty boxes or intervals, a box
-    outside the frame, a time outside the video, or no readable video. Each video is opened once, for
-    its duration.
+    `root` is the folder that the samples' paths are relative to; `media` holds what was probed of each
+    readable video, by its path as the samples have it.
+    """
+
+    root: Path
+    samples: list[Sample]
+    rejects: list[Reject]
+    media: dict[str, VideoInfo]
+
+
+def index_folder(path: str | Path, limits: Limits = _DEFAULT) -> tuple[list[Sample], list[Reject]]:
+    """Returns the samples and rejects of `read_index`."""
+    index = read_index(path, limits)
+    return index.samples, index.rejects
+
+
+def read_index(path: str | Path, limits: Limits = _DEFAULT) -> Index:
+    """Returns the usable samples of a data set, and what is wrong with its other records, in order.
+
+    A record is rejected if it has unknown, missing or wrong fields, reversed or empty boxes or intervals,
+    a box outside the frame, a time outside the video, or names a video, image or key frame that is not
+    readable inside the folder and `limits`. Each file is opened once, in a process that may crash.
+
+    Args:
+        path: one annotation file, or the folder that holds it: `stgr.json` (our own), `annotations.json`
+            (the article's), `json_data/STGR-SFT.json` (published; name `json_data/STGR-RL.json` for the
+            other one), or what `tfds_builders.write` made of any. Files that begin with `stgr` or
+            `annotations` are read as these.
 
     Raises:
         UserError: if there is no annotation file, or it is no JSON list.
     """
-    folder = Path(folder)
-    path = next((p for name in _FORMATS if (p := folder / name).is_file()), None)
-    if path is None:
-        raise UserError(f"{folder} has neither {' nor '.join(_FORMATS)}: make one with experiments.data")
-    videos = _Videos(folder)
+    path = Path(path)
+    if any(path.glob("o3_*/*/dataset_info.json")):
+        return _index_built(path, limits)
+    file = path if path.is_file() else next((p for name in _PLACES if (p := path / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{path} has neither {' nor '.join(_PLACES)}: make one with experiments.data")
+    form, root = _format(file), data_root(path)
     samples, rejects = [], []
-    for number, record in enumerate(read_list(path)):
-        name = f"{path.stem}-{number}"
-        try:
-            samples.append(_read(record, name, path.name, videos))
-        except RecordError as error:
-            rejects.append(_reject(record, name, error))
-    return samples, rejects
-
-
-class _Videos:
-    """The durations of a folder's videos, each file opened once."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.known: dict[str, float | VideoError] = {}
-
-    def duration(self, path: str) -> float:
-        """Returns the seconds of a video; RecordError if it cannot be read."""
-        if path not in self.known:
+    with closing(_Media(root, limits)) as media:
+        for number, record in enumerate(read_list(file)):
+            name = f"{file.stem}-{number}"
             try:
-                self.known[path] = probe(self.folder / path).duration_s
-            except VideoError as error:
-                self.known[path] = error
-        found = self.known[path]
-        if isinstance(found, VideoError):
-            raise RecordError("video_path", f"field 'video_path': {found}")
+                samples.append(_read(record, name, form, media))
+            except RecordError as error:
+                rejects.append(_reject(record, name, error))
+    return Index(root, samples, rejects, media.videos)
+
+
+def data_root(path: str | Path) -> Path:
+    """Returns the folder that the paths of a data set's samples are relative to, for its folder or file."""
+    path = Path(path)
+    if not path.is_file():
+        return path
+    folder = path.resolve().parent
+    return folder.parent if folder.name == "json_data" else path.parent
+
+
+def _format(file: Path) -> _Format:
+    if file.resolve().parent.name == "json_data":
+        return _PUBLISHED
+    for start, form in (("stgr", _STGR), ("annotations", _ARTICLE)):
+        if file.name.startswith(start) and file.suffix == ".json":
+            return form
+    raise UserError(
+        f"{file}: its name does not tell what its records are; call it stgr*.json or annotations*.json, or "
+        "put published files into a folder json_data"
+    )
+
+
+def _index_built(folder: Path, limits: Limits) -> Index:
+    """Returns the same of a folder that `tfds_builders.write` made, perhaps elsewhere: nothing is trusted."""
+    from data_pipelines import tfds_builders  # its library is slow to load
+
+    samples, rejects = [], []
+    with closing(_Media(folder, limits)) as media:
+        for number, sample in enumerate(tfds_builders.read(folder)):
+            record = dataclasses.asdict(sample)
+            try:
+                _check_characters(record)
+                _check(sample, _BUILT, media)
+                samples.append(sample)
+            except RecordError as error:
+                rejects.append(_reject(record, f"{folder.name}-{number}", error))
+    return Index(folder, samples, rejects, media.videos)
+
+
+class _MissingError(RecordError):
+    """A file that a record names does not exist."""
+
+
+class _Media:
+    """What a folder's media files are, each opened once."""
+
+    def __init__(self, folder: Path, limits: Limits):
+        self.folder = folder
+        self.videos: dict[str, VideoInfo] = {}
+        self._known: dict[tuple[Callable, str], Any] = {}
+        self._reader = GuardedReader(limits)
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def video(self, path: str) -> VideoInfo:
+        """Returns what a video says about itself; RecordError if it cannot be read."""
+        self.videos[path] = found = self._open(probe, path, "video_path")
+        return found
+
+    def image_size(self, path: str, field: str) -> tuple[int, int]:
+        """Returns the (width, height) of a picture; RecordError if it cannot be read."""
+        return self._open(_picture_size, path, field)
+
+    def _open(self, function: Callable[..., Any], path: str, field: str) -> Any:
+        key = function, path
+        if key not in self._known:
+            try:
+                self._known[key] = self._reader.run(function, inside(self.folder, path))
+            except UserError as error:
+                self._known[key] = error
+        found = self._known[key]
+        if isinstance(found, UserError):
+            kind = _MissingError if "does not exist" in str(found) else RecordError
+            raise kind(field, f"field {field!r}: {found}")
         return found
 
 
-def _read(record: Any, name: str, file: str, videos: _Videos) -> Sample:
+def _picture_size(path: Path) -> tuple[int, int]:
+    height, width, _ = read_image(path).shape
+    return width, height
+
+
+def _read(record: Any, name: str, form: _Format, media: _Media) -> Sample:
     """Returns the sample of a record; RecordError if it cannot be used."""
     if not isinstance(record, dict):
         raise RecordError("", f"the record must be an object with fields, not {record!r:.80}")
     _check_characters(record)
-    read, (times, boxes, reasoning) = _FORMATS[file]
-    sample = read(record, name)
+    sample = form.read(record, name)
     if "mentions" in record:
-        times = boxes = "mentions"
+        form = form._replace(times="mentions", boxes="mentions")
+    elif sample.task == VISUAL_TASK:  # its mentions are those of its texts
+        form = form._replace(times="answer", boxes="answer")
+    if "intervals" in record:
+        form = form._replace(intervals="intervals")
+    _check(sample, form, media)
+    return sample
+
+
+def _check(sample: Sample, form: _Format, media: _Media) -> None:
+    """RecordError if a sample is wrong on paper."""
     for field in ("question", "answer"):
         if not getattr(sample, field).strip():
             raise RecordError(field, f"field {field!r} is empty; fill it")
     if sample.task == VISUAL_TASK:
-        raise RecordError("task", "field 'task': questions about an image cannot be used yet, only videos")
+        _check_image(sample, media)
+        end = None
+    else:
+        end = _end(sample, media)
+    _check_evidence(sample, form, end)
+    for candidate in sample.candidates:
+        inner = ("candidates",) * 4
+        _check_evidence(candidate, _Format(form.read, *inner), end, "candidates")
+    for frame in sample.key_frames:
+        _check_time(frame.time, end, "key_frames")
+        if frame.path is not None:
+            media.image_size(frame.path, "key_frames")
 
-    end = _end(sample, videos)
-    for mention in sample.mentions:
+
+def _check_evidence(
+    told: Sample | Candidate, form: _Format, end: float | None, answer: str = "answer"
+) -> None:
+    """RecordError if times, boxes or texts of a sample or candidate are wrong."""
+    for mention in told.mentions:
         if mention.time is not None:
-            _check_time(mention.time, end, times)
+            _check_time(mention.time, end, form.times)
         for box in mention.boxes:
-            _check_area(box, boxes)
-    # The article's record has no field of intervals; the reader takes them from the answer's text.
-    for start, stop in sample.intervals if "intervals" in record else ():
-        _check_interval(start, stop, end, "intervals")
-    bare = sample.task in (TEMPORAL_TASK, TEMPORAL_MCQ_TASK)
-    _check_text(sample.reasoning, end, reasoning, _INTERVAL)
-    _check_text(sample.answer, end, "answer", _INTERVAL, *[_BARE_INTERVAL] * bare)
-    return sample
+            _check_area(box, form.boxes)
+    if form.intervals == "intervals":
+        _check_intervals(told, end, form.intervals)
+    _check_text(told.reasoning, end, form.reasoning)
+    _check_text(told.answer, end, answer)
+    _check_intervals(told, end, form.intervals)
+
+
+def _check_intervals(told: Sample | Candidate, end: float | None, field: str) -> None:
+    for start, stop in told.intervals:
+        _check_interval(start, stop, end, field)
+
+
+def _check_image(sample: Sample, media: _Media) -> None:
+    """RecordError if the image of visual QA cannot be read or has another size than the record says."""
+    if sample.image_path is None:
+        raise RecordError("image_path", "field 'image_path' is missing; add it")
+    checked_size(sample.image_size)
+    size = media.image_size(sample.image_path, "image_path")
+    if size != sample.image_size:
+        raise RecordError(
+            "image_size",
+            f"field 'image_size' is {list(sample.image_size)}, but the image is {size[0]} pixels wide and "
+            f"{size[1]} high; write the size of the original and its pixels in the boxes",
+        )
 
 
 def _check_characters(record: Record) -> None:
@@ -141,9 +288,18 @@ def _check_characters(record: Record) -> None:
             )
 
 
-def _end(sample: Sample, videos: _Videos) -> float:
+def _end(sample: Sample, media: _Media) -> float:
     """Returns the seconds at which the video ends: by its file, and by the record if that is earlier."""
-    end = videos.duration(sample.video_path)
+    if sample.video_path is None:
+        raise RecordError("video_path", "field 'video_path' is missing; add it")
+    info = media.video(sample.video_path)
+    if sample.image_size not in (None, (info.width, info.height)):
+        raise RecordError(
+            "image_size",
+            f"field 'image_size' is {list(sample.image_size)}, but the video is {info.width} pixels wide and "
+            f"{info.height} high; write its size and boxes in its pixels, or leave it out and write 0-1",
+        )
+    end = info.duration_s
     if sample.duration is None:
         return end
     if sample.duration == 0:
@@ -151,29 +307,30 @@ def _end(sample: Sample, videos: _Videos) -> float:
     return min(end, sample.duration)
 
 
-def _check_text(text: str, end: float, field: str, *intervals: re.Pattern[str]) -> None:
+def _check_text(text: str, end: float | None, field: str) -> None:
     """RecordError if the text tells a wrong box, interval or time; what cannot be read is not a claim."""
     for content in _BOX.findall(text):
         if (box := coords.parse_box(content)) is not None:
             _check_area(check_box(box, field), field)
-    for pattern in intervals:
-        for pair in pattern.findall(text):
-            start, stop = map(coords.parse_number, pair)
-            if start is not None and stop is not None:
-                _check_interval(start, stop, end, field)
+    for pair in _INTERVAL.findall(text):
+        start, stop = map(coords.parse_number, pair)
+        if start is not None and stop is not None:
+            _check_interval(start, stop, end, field)
     for content in _TIME.findall(text):
         if (time := coords.parse_number(content)) is not None:
             _check_time(time, end, field)
 
 
-def _check_time(time: float, end: float, field: str) -> None:
+def _check_time(time: float, end: float | None, field: str) -> None:
+    if end is None:
+        raise RecordError(field, f"field {field!r} tells the time {time:g} s, but an image has no time")
     if not 0 <= time <= end + END_TOLERANCE_S:
         raise RecordError(
             field, f"field {field!r} tells the time {time:g} s, but the video goes from 0 to {end:.2f} s"
         )
 
 
-def _check_interval(start: float, stop: float, end: float, field: str) -> None:
+def _check_interval(start: float, stop: float, end: float | None, field: str) -> None:
     _check_time(start, end, field)
     _check_time(stop, end, field)
     if start > stop:
@@ -194,7 +351,10 @@ def _reject(record: Any, name: str, error: RecordError) -> Reject:
         value = record.get(field) if isinstance(record, dict) else None
         return _printable(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
-    return Reject(told("id") or name, str(error), _printable(error.field), told("task"), told("source"))
+    missing = isinstance(error, _MissingError)
+    return Reject(
+        told("id") or name, str(error), _printable(error.field), told("task"), told("source"), missing
+    )
 
 
 def _printable(text: str) -> str:

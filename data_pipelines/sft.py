@@ -1,13 +1,14 @@
-"""Supervised batches: clips with questions -> rows of static shape, through Grain.
+"""Supervised rows: clips with questions -> arrays of static shape.
 
-A row holds one video once and all questions about it behind it: each question is a branch that
-reads the video and itself, at the positions that it would have alone, so a row equals its questions
-asked one by one.
+A clip is a video once and its questions behind it: each question is a branch that reads the video and
+itself, at the positions that it would have alone. Several clips may share a row, each a segment. Either
+way a row equals its questions asked one by one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from data_pipelines.evidence import EvidenceShape, check_room, interval_of, mentions_of, targets
+from data_pipelines.frames import FramePlan, FramesConfig, plan_frames, read_frames
+from data_pipelines.index import Index
+from data_pipelines.packing import Needs, Room
+from data_pipelines.safety import GuardedReader, inside, read_image
 from data_pipelines.sample import Sample
 from data_pipelines.synthetic import FPS, Scene, make_scene, scene_seed
 from data_pipelines.video import read_video
@@ -24,55 +29,80 @@ from o3jax.errors import UserError
 from o3jax.models.config import Config, EvidenceConfig
 from o3jax.prompts import templates
 from o3jax.prompts.collate import collate
-from o3jax.prompts.dense import dense_size, dense_stream, read_dense, visual_places
+from o3jax.prompts.dense import dense_rate, dense_size, dense_stream, read_dense, visual_places
 from o3jax.prompts.feedback import Proposal, made_up, with_proposals
 from o3jax.prompts.image import resize_image
 from o3jax.prompts.mentions import mention_positions
 from o3jax.prompts.processor import Medium, Processor
-from o3jax.video import probe
+from o3jax.video import VideoInfo, probe
 
 IGNORE = -100
 Row = dict[str, np.ndarray]
+_ERROR_BYTES = 300
+# Of a row, what only the host reads: which clips it holds, and why one of them could not be read.
+LEDGER_KEYS = ("clip_number", "clip_error")
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """Questions about one video, and where its frames come from: a file, or a scene to render."""
+    """Questions about one video or image, and where it comes from: a file, or a scene to render."""
 
     samples: tuple[Sample, ...]
     video: Path | Scene
     pairs: tuple[int, ...] | None = None  # of the sampled frame pairs, only these
+    info: VideoInfo | None = None  # of a video file, where it is known already
+    number: int = 0  # in its data set
+    root: Path | None = None  # the data set's folder, which pictures of key frames are in
+
+    @property
+    def is_image(self) -> bool:
+        return any(sample.image_path is not None for sample in self.samples)
+
+    def about(self) -> Scene | VideoInfo | None:
+        """Returns what is known of the video before it is read; None for an image."""
+        if isinstance(self.video, Scene):
+            return self.video
+        return None if self.is_image else self.info or probe(self.video)
 
     def frames(self, processor: Processor) -> tuple[UInt8[np.ndarray, "T H W 3"], dict[str, Any]]:
         """Returns the frames that the processor samples of the video, and their metadata."""
-        if isinstance(self.video, Scene):
-            fps, total = FPS, self.video.frame_count
-        else:
-            info = probe(self.video)
-            # Presented at a constant rate, so that an index is a time also at a variable rate.
-            fps, total = FPS, max(1, int(info.duration_s * FPS + 1e-6))
-        indices = processor.sample_indices(total, fps)
-        if self.pairs is not None:
-            indices = np.concatenate([indices[2 * pair : 2 * pair + 2] for pair in self.pairs])
-        times = indices / fps
-        if isinstance(self.video, Scene):
-            frames = self.video.render(times)
-        else:
-            frames = read_video(self.video, times_s=times).frames
-        return frames, {"fps": fps, "frames_indices": indices}
+        plan = plan_frames(self.samples, self.about(), processor, FramesConfig(), pairs=self.pairs)
+        times = np.array([frame.time_s for frame in plan.frames])
+        scene = isinstance(self.video, Scene)
+        frames = self.video.render(times) if scene else read_video(self.video, times_s=times).frames
+        return frames, {"fps": FPS, "frames_indices": np.rint(times * FPS).astype(np.int64)}
+
+    def dense_plan(self, c: EvidenceConfig, factor: int) -> tuple[Float[np.ndarray, " n"], tuple[int, int]]:
+        """Returns the times of the dense stream's frames and their (height, width); an image is one frame."""
+        if self.is_image:
+            width, height = self.samples[0].image_size
+            return np.zeros(1), dense_size(height, width, c, factor)
+        about = self.about()
+        if isinstance(about, Scene):
+            return np.arange(about.frame_count) / FPS, dense_size(*about.size, c, factor)
+        rate = dense_rate(about.fps or c.dense_fps, c)
+        count = max(1, math.ceil(about.duration_s * rate - 1e-6))
+        return np.arange(count) / rate, dense_size(about.height, about.width, c, factor)
 
     def dense(
-        self, processor: Processor, c: EvidenceConfig
+        self, processor: Processor, c: EvidenceConfig, reader: GuardedReader | None = None
     ) -> tuple[UInt8[np.ndarray, "n h w 3"], Float[np.ndarray, " n"]]:
         """Returns all frames of the dense stream, small, and their times in seconds."""
         factor = processor.video_config.factor
+        times, size = self.dense_plan(c, factor)
+        run = reader.run if reader else _call
         if isinstance(self.video, Scene):
-            times = np.arange(self.video.frame_count) / FPS
             frames = self.video.render(times)
-            size = dense_size(*frames.shape[1:3], c, factor)
-            return np.stack([resize_image(frame, size) for frame in frames]), times
-        clip = read_dense(self.video, c, factor)
-        return clip.frames, clip.times_s
+        elif self.is_image:
+            frames = run(read_image, self.video)[None]
+        else:
+            clip = run(read_dense, self.video, c, factor)
+            return clip.frames[: len(times)], clip.times_s[: len(times)]
+        return np.stack([resize_image(frame, size) for frame in frames]), times
+
+
+def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
 
 
 class SyntheticClips:
@@ -86,23 +116,25 @@ class SyntheticClips:
 
     def __getitem__(self, index: int) -> Clip:
         scene = make_scene(scene_seed(self.split, int(index), self.seed), self.level, self.questions)
-        return Clip(tuple(scene.samples()), scene)
+        return Clip(tuple(scene.samples()), scene, number=int(index))
 
 
 class FolderClips:
-    """The clips of a dataset folder, from the usable samples that `index.index_folder` returns.
+    """The clips of a data set that `index.read_index` read.
 
-    Questions of one task about one video share a row, up to `questions` of them.
+    Questions of one task about one video or image share a clip, up to `questions` of them.
     """
 
-    def __init__(self, folder: str | Path, samples: Sequence[Sample], questions: int):
+    def __init__(self, index: Index, questions: int):
         grouped: dict[tuple[str, str], list[Sample]] = {}
-        for sample in samples:
-            grouped.setdefault((sample.video_path or "", sample.task), []).append(sample)
-        self.clips = []
+        for sample in index.samples:
+            grouped.setdefault((sample.video_path or sample.image_path, sample.task), []).append(sample)
+        self.clips: list[Clip] = []
         for (path, _), together in grouped.items():
+            file, info = inside(index.root, path), index.media.get(path)
             for at in range(0, len(together), questions):
-                self.clips.append(Clip(tuple(together[at : at + questions]), Path(folder) / path))
+                some = tuple(together[at : at + questions])
+                self.clips.append(Clip(some, file, info=info, number=len(self.clips), root=index.root))
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -113,16 +145,40 @@ class FolderClips:
 
 @dataclasses.dataclass(frozen=True)
 class RowShape:
-    """What rows are padded to: tokens, frame groups, patches of a group."""
+    """What rows are padded to: tokens, frame groups, patches of a group, clips."""
 
     length: int
     groups: int
     patches: int
+    clips: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A clip's frames as they will be, and its tokens: all that is known without decoding."""
+
+    frames: FramePlan
+    prefix: list[int]  # everything up to the end of the video
+    prompts: list[list[int]]  # what follows it, of each question
+    responses: list[list[int]]
+
+    @property
+    def length(self) -> int:
+        return len(self.prefix) + sum(map(len, self.prompts + self.responses))
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """The pixels of a clip, or zeros and why they could not be read."""
+
+    media: Sequence[Medium]
+    dense: tuple[UInt8[np.ndarray, "n h w 3"], Float[np.ndarray, " n"]] | None
+    error: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class MakeRow(grain.transforms.Map):
-    """Clip -> row."""
+    """Clips -> row."""
 
     processor: Processor
     config: Config
@@ -131,9 +187,61 @@ class MakeRow(grain.transforms.Map):
     box_step: int = 1
     evidence: EvidenceShape | None = None  # for a model that has evidence modules
     full_text: bool = False  # labels on the prompt too
+    frames: FramesConfig = FramesConfig()
+    reader: GuardedReader = dataclasses.field(default_factory=GuardedReader)
 
-    def map(self, clip: Clip) -> Row:
-        """Returns the row of a clip: the model's batch arrays without their batch axis, and `labels`.
+    def write(self, clip: Clip) -> Written:
+        """Returns the tokens of a clip, without decoding."""
+        p = self.processor
+        plan = plan_frames(clip.samples, clip.about(), p, self.frames, pairs=clip.pairs)
+        kind = "image" if clip.is_image else "video"
+        prompts = [
+            p.apply_chat_template(templates.messages(self._question(s), self.style, s.task, kind))
+            for s in clip.samples
+        ]
+        ids = [p.tokenizer(plan.expand(prompt, p))["input_ids"] for prompt in prompts]
+        split = 1 + max(i for i, t in enumerate(ids[0]) if t == self.config.vision_end_token_id)
+        if any(one[:split] != ids[0][:split] for one in ids):
+            raise ValueError("questions of one clip must share everything up to the end of the video")
+        end = p.tokenizer.eos_token
+        responses = [
+            p.tokenizer(templates.response(s, self.box_step) + end)["input_ids"] for s in clip.samples
+        ]
+        return Written(plan, ids[0][:split], [one[split:] for one in ids], responses)
+
+    def needs(self, clip: Clip) -> Needs:
+        """Returns what a clip takes of a row.
+
+        Raises:
+            UserError: if it has more of something than any row has room for.
+        """
+        written = self.write(clip)
+        if written.frames.patches > self.shape.patches:
+            raise UserError(
+                f"{clip.samples[0].id} has frames of {written.frames.patches} patches, more than the "
+                f"{self.shape.patches} of a row: raise config.row_patches or lower the pixels of a frame"
+            )
+        tokens, groups = written.length, written.frames.groups
+        if self.evidence is None:
+            return Needs(tokens, groups, len(clip.samples))
+        self._questions([clip], [written], [""], [[0] * len(clip.samples)])
+        video = self.processor.video_config
+        times, (height, width) = clip.dense_plan(self.config.evidence, video.factor)
+        grid = height // video.patch_size, width // video.patch_size
+        if grid[0] * grid[1] > self.evidence.patches:
+            raise UserError(
+                f"{clip.samples[0].id} has dense frames of {grid[0] * grid[1]} patches, more than the "
+                f"{self.evidence.patches} of a row: raise config.evidence_shape.patches"
+            )
+        return Needs(tokens, groups, len(clip.samples), -(-len(times) // video.temporal_patch_size), grid)
+
+    def room(self) -> Room:
+        """Returns what a row has."""
+        s, e = self.shape, self.evidence
+        return Room(s.length, s.groups, e.questions if e else None, e.groups if e else None, s.clips)
+
+    def map(self, clips: Clip | Sequence[Clip]) -> Row:
+        """Returns the row of one or more clips: the model's arrays without a batch axis, and `labels`.
 
         `labels[s]` is the token that position s must predict: inside responses only, or, as in the
         published cold start, every token but padding and the video's. Branches then differ in what
@@ -141,61 +249,113 @@ class MakeRow(grain.transforms.Map):
         they begin alike. With an evidence shape there are also the dense stream and what
         `data_pipelines.evidence.targets` returns.
 
+        A clip that cannot be read keeps its place: zeros instead of frames, and nothing to learn.
+        `clip_number` [clips] and `clip_error` (UTF-8) are for the ledger, see LEDGER_KEYS.
+
         Raises:
-            UserError: if the clip does not fit the row shape.
+            UserError: if the clips do not fit the row shape.
         """
-        p, shape = self.processor, self.shape
-        medium = p.read_video(*clip.frames(p))
-        texts = [
-            p.apply_chat_template(templates.messages(self._question(s), self.style, s.task))
-            for s in clip.samples
-        ]
-        prompts = [p.tokenizer(p.expand([text], videos=[medium])[0])["input_ids"] for text in texts]
-        end = p.tokenizer.eos_token
-        responses = [
-            p.tokenizer(templates.response(s, self.box_step) + end)["input_ids"] for s in clip.samples
-        ]
-        split = 1 + max(i for i, t in enumerate(prompts[0]) if t == self.config.vision_end_token_id)
-        prefix = prompts[0][:split]
-        total = split + sum(len(a) - split + len(b) for a, b in zip(prompts, responses, strict=True))
-        if total > shape.length:
+        clips = (clips,) if isinstance(clips, Clip) else clips
+        written = [self.write(clip) for clip in clips]
+        self._check(clips, written)
+        read = [self._read(clip, one) for clip, one in zip(clips, written, strict=True)]
+        errors = [one.error for one in read]
+        row, starts = self._text(written, read)
+        row["clip_number"] = np.full(self.shape.clips, -1, np.int32)
+        row["clip_error"] = np.zeros((self.shape.clips, _ERROR_BYTES), np.uint8)
+        for at, (clip, error) in enumerate(zip(clips, errors, strict=True)):
+            told = error.encode()[:_ERROR_BYTES]
+            row["clip_number"][at] = clip.number
+            row["clip_error"][at, : len(told)] = np.frombuffer(told, np.uint8)
+        if self.evidence is not None:
+            row |= self._streams(written, read) | self._questions(clips, written, errors, starts)
+        return row
+
+    def _check(self, clips: Sequence[Clip], written: Sequence[Written]) -> None:
+        total = sum(one.length for one in written)
+        if total > self.shape.length:
             raise UserError(
-                f"{clip.samples[0].id} needs {total} tokens, more than the {shape.length} of a row: "
+                f"{clips[0].samples[0].id} needs {total} tokens, more than the {self.shape.length} of a row: "
                 "raise config.row_length or lower config.questions_per_row"
             )
-        inputs = {
-            "input_ids": np.array([prefix]),
-            "pixel_values_videos": medium.patches,
-            "video_grid_thw": np.array([medium.grid]),
-        }
-        sizes = {"length": shape.length, "groups": shape.groups, "patches": shape.patches}
-        row = {key: value[0] for key, value in collate(inputs, self.config, **sizes).items()}
-        first = row.pop("next_position")
-        row["branch_ids"] = np.zeros(shape.length, np.int32)
-        row["labels"] = np.full(shape.length, IGNORE, np.int32)
-        at, starts = split, []
-        for branch, (prompt, response) in enumerate(zip(prompts, responses, strict=True), start=1):
-            if prompt[:split] != prefix:
-                raise ValueError("questions of one row must share everything up to the end of the video")
-            tokens = np.array(prompt[split:] + response, np.int32)
-            stop, answer = at + len(tokens), at + len(prompt) - split
-            row["input_ids"][at:stop] = tokens
-            row["segment_ids"][at:stop] = 1
-            row["branch_ids"][at:stop] = branch
-            row["positions"][:, at:stop] = first + np.arange(len(tokens))
-            labelled = at if self.full_text else answer - 1
-            row["labels"][labelled : stop - 1] = tokens[labelled + 1 - at :]
-            starts.append(answer)
-            at = stop
-        if self.full_text:
-            following = np.array(prefix[1:])
-            video = following == self.config.video_token_id
-            row["labels"][: split - 1] = np.where(video, IGNORE, following)
-            if len(begun := {prompt[split] for prompt in prompts}) == 1:
-                row["labels"][split - 1] = begun.pop()
         if self.evidence is not None:
-            row |= self._evidence(clip, medium, responses, starts)
-        return row
+            count = sum(len(clip.samples) for clip in clips)
+            check_room(
+                clips[0].samples[0], count, self.evidence.questions, "questions in its row", "questions"
+            )
+
+    def _read(self, clip: Clip, written: Written) -> Read:
+        """Returns the clip's pixels; zeros of the same shape where it cannot be read."""
+        c, p = self.config, self.processor
+        dense = None
+        try:
+            media = read_frames(written.frames, clip.video, self.reader, p, root=clip.root)
+            if self.evidence is not None:
+                dense = clip.dense(p, c.evidence, self.reader)
+            return Read(media, dense)
+        except UserError as error:  # VideoError is one
+            media = [
+                m._replace(patches=np.zeros((math.prod(m.grid), c.vision.patch_dim), np.uint8))
+                for m in written.frames.media
+            ]
+            if self.evidence is not None:
+                times, size = clip.dense_plan(c.evidence, p.video_config.factor)
+                dense = np.zeros((len(times), *size, 3), np.uint8), times
+            return Read(media, dense, str(error) or type(error).__name__)
+
+    def _text(self, written: Sequence[Written], read: Sequence[Read]) -> tuple[Row, list[list[int]]]:
+        """Returns the arrays of the language model, and of each clip the first slots of its responses."""
+        shape = self.shape
+        joined = np.concatenate([np.array(one.prefix, np.int32) for one in written])
+        inputs: dict[str, np.ndarray] = {"input_ids": joined[None]}
+        for kind, values, grids in (
+            ("image", "pixel_values", "image_grid_thw"),
+            ("video", "pixel_values_videos", "video_grid_thw"),
+        ):
+            media = [m for w, r in zip(written, read, strict=True) if w.frames.kind == kind for m in r.media]
+            if media:
+                inputs[values] = np.concatenate([medium.patches for medium in media])
+                inputs[grids] = np.array([medium.grid for medium in media])
+        flat = collate(inputs, self.config, groups=shape.groups, patches=shape.patches)
+        flat = {key: value[0] for key, value in flat.items()}
+        positions, visual = flat.pop("positions"), flat.pop("visual_index")
+        row = {k: v for k, v in flat.items() if k not in ("input_ids", "segment_ids", "next_position")}
+        for key, fill in (("input_ids", 0), ("segment_ids", 0), ("branch_ids", 0), ("labels", IGNORE)):
+            row[key] = np.full(shape.length, fill, np.int32)
+        row["positions"] = np.zeros((3, shape.length), np.int32)
+        row["visual_index"] = np.full(shape.length, -1, np.int32)
+        at, source, starts = 0, 0, []
+        for segment, (one, pixels) in enumerate(zip(written, read, strict=True), start=1):
+            begin, split = at, at + len(one.prefix)
+            here, there = slice(at, split), slice(source, source + len(one.prefix))
+            row["input_ids"][here] = one.prefix
+            row["positions"][:, here] = positions[:, there] - positions[:, [source]]
+            row["visual_index"][here] = visual[there]
+            first = row["positions"][0, split - 1] + 1
+            at, source = split, there.stop
+            starts.append([])
+            for branch, (prompt, response) in enumerate(
+                zip(one.prompts, one.responses, strict=True), start=1
+            ):
+                tokens = np.array(prompt + response, np.int32)
+                stop, answer = at + len(tokens), at + len(prompt)
+                row["input_ids"][at:stop] = tokens
+                row["branch_ids"][at:stop] = branch
+                row["positions"][:, at:stop] = first + np.arange(len(tokens))
+                labelled = at if self.full_text else answer - 1
+                row["labels"][labelled : stop - 1] = tokens[labelled + 1 - at :]
+                starts[-1].append(answer)
+                at = stop
+            row["segment_ids"][begin:at] = segment
+            if self.full_text:
+                following = np.array(one.prefix[1:])
+                pads = np.isin(following, (self.config.video_token_id, self.config.image_token_id))
+                row["labels"][begin : split - 1] = np.where(pads, IGNORE, following)
+                if len(begun := {prompt[0] for prompt in one.prompts}) == 1:
+                    row["labels"][split - 1] = begun.pop()
+            if pixels.error:
+                row["labels"][begin:at] = IGNORE
+        return row, starts
 
     def _question(self, sample: Sample) -> str:
         """Returns what the language model is asked: with proposals, where it will be given them."""
@@ -209,51 +369,79 @@ class MakeRow(grain.transforms.Map):
         ]
         return with_proposals(sample.question, made_up(truth, sample.id, duration), self.box_step)
 
-    def _evidence(self, clip: Clip, medium: Medium, responses: list[list[int]], starts: list[int]) -> Row:
-        """Returns the arrays that only the evidence modules read; `starts` are the responses' first slots."""
+    def _streams(self, written: Sequence[Written], read: Sequence[Read]) -> Row:
+        """Returns the dense stream of all clips, and when and where their visual tokens are."""
         p, shape, c = self.processor, self.evidence, self.config
-        check_room(clip.samples[0], len(clip.samples), shape.questions, "questions in its row", "questions")
-        frames, times = clip.dense(p, c.evidence)
-        row = dense_stream(
-            frames, times, p.video_config, c.vision, groups=shape.groups, patches=shape.patches
+        window = c.evidence.window_s
+        if len(written) > 1 and not math.isfinite(window):
+            raise UserError(
+                "clips cannot share a row if evidence.window_s has no end: set config.clips_per_row=1"
+            )
+        merge, patches, parts, clock = c.vision.spatial_merge_size, self.shape.patches, [], 0.0
+        for number, (one, pixels) in enumerate(zip(written, read, strict=True), start=1):
+            part = dense_stream(*pixels.dense, p.video_config, c.vision, patches=shape.patches)
+            times = [(frame.time_s,) for frame in one.frames.frames] or [(0.0,)]
+            places = [
+                visual_places(m.times_s or t, m.grid, merge, groups=m.grid[0], patches=patches)
+                for m, t in zip(one.frames.media, times, strict=False)
+            ]
+            part |= {key: np.concatenate([place[key] for place in places]) for key in places[0]}
+            for stream in ("dense", "visual"):
+                part[f"{stream}_clip"] = np.full(len(part[f"{stream}_times"]), number, np.int32)
+                part[f"{stream}_clock"] = part[f"{stream}_times"] + np.float32(clock)
+            clock = max(part["dense_clock"].max(), part["visual_clock"].max()) + window + 1
+            parts.append(part)
+        row = {key: parts[0].pop(key) for key in ("dense_cells", "dense_grid")}
+        for part in parts[1:]:
+            if (part.pop("dense_grid") != row["dense_grid"]).any():
+                raise ValueError("clips of one row must have dense frames of one size")
+        for key in parts[0]:
+            size = self.shape.groups if key.startswith("visual") else shape.groups
+            row[key] = _padded(np.concatenate([part[key] for part in parts]), size)
+        return row
+
+    def _questions(
+        self,
+        clips: Sequence[Clip],
+        written: Sequence[Written],
+        errors: Sequence[str],
+        starts: Sequence[Sequence[int]],
+    ) -> Row:
+        """Returns what is asked, where the mentions are, and what is true (nothing after an error)."""
+        p, shape = self.processor, self.evidence
+        row = {
+            "question_ids": np.full((shape.questions, shape.question_length), -1, np.int32),
+            "mention_index": np.full((shape.questions, shape.mentions), -1, np.int32),
+            "question_clip": np.zeros(shape.questions, np.int32),
+        }
+        samples, mentions = [], []
+        for number, (clip, one, error, begins) in enumerate(
+            zip(clips, written, errors, starts, strict=True), start=1
+        ):
+            for sample, ids, start in zip(clip.samples, one.responses, begins, strict=True):
+                q = len(samples)
+                asked = p.tokenizer(sample.question)["input_ids"]
+                found = mention_positions(p.tokenizer, ids)
+                for count, room, what, field in (
+                    (q + 1, shape.questions, "questions in its row", "questions"),
+                    (len(asked), shape.question_length, "tokens in its question", "question_length"),
+                    (len(found), shape.mentions, "mentions", "mentions"),
+                ):
+                    check_room(sample, count, room, what, field)
+                row["question_ids"][q, : len(asked)] = asked
+                row["mention_index"][q, : len(found)] = start + np.array(found, np.int32)
+                row["question_clip"][q] = number
+                response = templates.response(sample, self.box_step)
+                known = [None] * len(found) if error else mentions_of(sample, response, len(found))
+                samples.append(dataclasses.replace(sample, intervals=()) if error else sample)
+                mentions.append(known)
+        return row | targets(samples, mentions, shape)
+
+
+def _padded(x: np.ndarray, size: int) -> np.ndarray:
+    if len(x) > size:
+        raise UserError(
+            f"the clips of a row have {len(x)} dense frame pairs, more than the {size} of a row: "
+            "raise config.evidence_shape.groups"
         )
-        sizes = {"groups": self.shape.groups, "patches": self.shape.patches}
-        row |= visual_places(medium.times_s, medium.grid, c.vision.spatial_merge_size, **sizes)
-        row["question_ids"] = np.full((shape.questions, shape.question_length), -1, np.int32)
-        row["mention_index"] = np.full((shape.questions, shape.mentions), -1, np.int32)
-        mentions = []
-        for q, (sample, ids, start) in enumerate(zip(clip.samples, responses, starts, strict=True)):
-            asked = p.tokenizer(sample.question)["input_ids"]
-            found = mention_positions(p.tokenizer, ids)
-            for count, room, what, field in (
-                (len(asked), shape.question_length, "tokens in its question", "question_length"),
-                (len(found), shape.mentions, "mentions", "mentions"),
-            ):
-                check_room(sample, count, room, what, field)
-            row["question_ids"][q, : len(asked)] = asked
-            row["mention_index"][q, : len(found)] = start + np.array(found, np.int32)
-            response = templates.response(sample, self.box_step)
-            mentions.append(mentions_of(sample, response, len(found)))
-        return row | targets(clip.samples, mentions, shape)
-
-
-def make_dataset(
-    clips: Sequence[Clip],
-    transforms: Sequence[grain.transforms.Map | grain.transforms.RandomMap],
-    *,
-    batch_size: int,
-    seed: int,
-    shuffle: bool,
-) -> grain.IterDataset:
-    """Returns an endless, deterministic stream of batches, every array with a leading batch axis.
-
-    `transforms` make a row of a clip, one after the other.
-
-    Its iterator's state can be saved and restored; reading happens in a background thread.
-    """
-    data = grain.MapDataset.source(clips).seed(seed)
-    if shuffle:
-        data = data.shuffle()
-    data = data.repeat().apply(list(transforms)).batch(batch_size, drop_remainder=True)
-    # The library buffers 500 elements by default: 500 batches of video would fill the memory.
-    return data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+    return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))

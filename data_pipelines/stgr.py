@@ -2,11 +2,19 @@
 
 STGR record: `id, source, task, question, answer, video_path | image_path, image_size, key_frames
 [{idx, time, path}], key_items {str(idx): {name: [[x1, y1, x2, y2], ..]}}, reasoning_process`, boxes in
-0-1 of the frame, `idx` the frame number at 25 fps. Ours add `duration`, `intervals`, `language`, `kind`
-and, only where key frames cannot express the evidence, `mentions`; records without them are read too.
+0-1 of the frame, in the texts of visual QA in pixels of `image_size`. Where media lie and how answers are
+spelled: `published.py`. Our own `stgr.json` adds `duration`, `intervals`, `language`, `kind`,
+`candidates` and, only where key items cannot express the evidence, `mentions`; its paths are relative to
+its folder, those of key frames to `kfs/` (or to the folder, behind `./`), and `idx` counts 25 a second.
 
-The article's record: `video_path, question, answer, timestamps, bboxes`, one box in 0-1 of the frame
-(or null) for each timestamp; optional `reasoning` and `objects`, one name for each timestamp.
+The article's record: `video_path, question, answer, timestamps, bboxes`, one box (or null) for each
+timestamp, in 0-1 of the frame or, where the record has `image_size` [width, height], in pixels of it.
+A timestamp is 12.3, "00:03:21", or a stretch of time: [201, 205] or "00:03:21-00:03:25", whose middle
+becomes the mention's time and which becomes an interval. Optional: `reasoning`, `objects` (one name for
+each timestamp), `intervals`, and for reinforcement learning `candidates`: a list of {answer, timestamps,
+bboxes, preference, reasoning, objects, intervals}, the last three optional. `preference` is a number,
+higher is better. A record with candidates may leave out answer, timestamps, bboxes and so on: it has those
+of the most preferred one.
 """
 
 from __future__ import annotations
@@ -19,100 +27,239 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.sample import ST_TASK, TASKS, TEMPORAL_TASK, VISUAL_TASK, Box, Interval, Mention, Sample
+from data_pipelines import published
+from data_pipelines.published import RecordError
+from data_pipelines.sample import (
+    ST_TASK,
+    TASKS,
+    TEMPORAL_TASK,
+    VISUAL_TASK,
+    Box,
+    Candidate,
+    Interval,
+    KeyFrame,
+    Mention,
+    Sample,
+)
 from o3jax.errors import UserError
 from o3jax.prompts import coords, grammar
 
 Record = dict[str, Any]
 
-_FPS = 25.0  # what `idx` of a key frame counts
 _CHINESE = re.compile("[\u4e00-\u9fff]")
-_STGR_FIELDS = (
+_PUBLISHED_FIELDS = (
     *("id", "source", "task", "question", "answer", "video_path", "image_path", "image_size"),
-    *("key_frames", "key_items", "reasoning_process"),  # so far the published fields, then ours
-    *("duration", "intervals", "language", "kind", "mentions"),
+    *("key_frames", "key_items", "reasoning_process"),
 )
-_ARTICLE_FIELDS = ("video_path", "question", "answer", "timestamps", "bboxes", "reasoning", "objects")
+_STGR_FIELDS = (*_PUBLISHED_FIELDS, "duration", "intervals", "language", "kind", "mentions", "candidates")
+_EVIDENCE_FIELDS = ("answer", "timestamps", "bboxes", "reasoning", "objects", "intervals")
+_ARTICLE_FIELDS = ("video_path", "question", *_EVIDENCE_FIELDS, "image_size", "candidates")
+_CLOCK = re.compile(r"(?:(\d{1,3}):)?(\d{1,2}):(\d{2}(?:\.\d{1,6})?)")
 _ANY = object()  # as a default: the field must be there
 _WORDS = {str: "a string", list: "a list", dict: "an object", int: "an integer"}
 
 
-class RecordError(UserError):
-    """What is wrong with one record, in one sentence; `field` is the field of the record to mend."""
-
-    def __init__(self, field: str, sentence: str):
-        super().__init__(sentence)
-        self.field = field
-
-
 def to_stgr(sample: Sample) -> Record:
-    """Returns the sample as a record of the published format; `from_stgr` gives it back unchanged."""
-    key_frames, key_items = [], {}
-    stem = Path(sample.video_path or sample.image_path or sample.id).stem
-    for mention in sample.mentions:
-        if mention.time is not None:
-            idx = coords.frame_index(mention.time, _FPS)
-            frame = {"idx": idx, "time": mention.time, "path": f"{stem}_{idx}.jpg"}
-            if frame not in key_frames:
-                key_frames.append(frame)
-            names = key_items.setdefault(str(idx), {})
-            names.setdefault(mention.object, []).extend(list(box) for box in mention.boxes)
-    record: Record = {"id": sample.id, "source": sample.source, "task": sample.task}
-    record |= {"question": sample.question, "answer": sample.answer}
+    """Returns the sample as a record of our own `stgr.json`; `from_stgr` gives it back unchanged.
+
+    Only boxes in the texts of visual QA are rounded, to whole pixels.
+    """
+    record = _published_fields(sample, published.OWN)
+    record |= {
+        "answer": _written(sample.answer, sample),
+        "reasoning_process": _written(sample.reasoning, sample),
+    }
     for field in ("video_path", "image_path", "duration"):
         if getattr(sample, field) is not None:
             record[field] = getattr(sample, field)
-    if sample.image_size is not None:
-        record["image_size"] = list(sample.image_size)
-    record |= {"key_frames": key_frames, "key_items": key_items, "reasoning_process": sample.reasoning}
     record |= {"intervals": [list(i) for i in sample.intervals], "language": sample.language}
     record["kind"] = sample.kind
-    if _read_key_items(record) != sample.mentions:
-        record["mentions"] = [
-            {"object": m.object, "time": m.time, "boxes": [list(box) for box in m.boxes]}
-            for m in sample.mentions
+    if _mentions(record, sample.reasoning, sample.answer) != sample.mentions:
+        record["mentions"] = [_mention_record(m) for m in sample.mentions]
+    if sample.candidates:
+        record["candidates"] = [
+            {
+                "answer": _written(c.answer, sample),
+                "preference": c.preference,
+                "reasoning_process": _written(c.reasoning, sample),
+                "mentions": [_mention_record(m) for m in c.mentions],
+                "intervals": [list(i) for i in c.intervals],
+            }
+            for c in sample.candidates
         ]
     return record
 
 
-def from_stgr(record: Record) -> Sample:
+def to_published(sample: Sample, stage: published.Stage) -> Record:
+    """Returns the sample as a record of the published SFT or RL file, which has no reasoning.
+
+    Duration, kind, candidates and intervals beside the answer's have no place in it and are left out, as
+    are mentions that are on no key frame.
+
+    Raises:
+        RecordError: if a path is not where the published tree has that source's media.
+    """
+    roots = published.roots(sample.source, sample.task)
+    record = _published_fields(sample, roots)
+    record["answer"] = _written(published.write_answer(sample, stage), sample)
+    name = "image_path" if sample.task == VISUAL_TASK else "video_path"
+    record[name] = _below(getattr(sample, name) or "", roots.media, name)
+    if stage == "sft":
+        record["reasoning_process"] = _written(sample.reasoning, sample)
+    if sample.task == VISUAL_TASK:
+        del record["key_frames"], record["key_items"]
+    return record
+
+
+def _published_fields(sample: Sample, roots: published.Roots) -> Record:
+    """Returns what both kinds of STGR records have in common; texts with boxes are not among it."""
+    key_items: dict[str, dict[str, list]] = {}
+    for mention in sample.mentions:
+        if (frame := next((k for k in sample.key_frames if k.time == mention.time), None)) is not None:
+            names = key_items.setdefault(str(frame.index), {})
+            names.setdefault(mention.object, []).extend(list(box) for box in mention.boxes)
+    record: Record = {"id": sample.id, "source": sample.source, "task": sample.task}
+    record |= {"question": sample.question, "answer": ""}
+    if sample.image_size is not None:
+        record["image_size"] = list(sample.image_size)
+    record["key_frames"] = []
+    for frame in sample.key_frames:
+        entry = {"idx": frame.index, "time": frame.time}
+        if frame.path is not None and roots is published.OWN:
+            rest = frame.path.removeprefix(roots.key_frames)
+            own = frame.path.startswith(roots.key_frames) and not rest.startswith("./")
+            entry["path"] = rest if own else "./" + frame.path
+        elif frame.path is not None:
+            entry["path"] = _below(frame.path, roots.key_frames, "key_frames")
+        record["key_frames"].append(entry)
+    return record | {"key_items": key_items}
+
+
+def _below(path: str, folder: str, field: str) -> str:
+    if not path.startswith(folder):
+        raise RecordError(
+            field, f"field {field!r}: the published tree has it in {folder}, not at {path!r:.200}"
+        )
+    return path.removeprefix(folder)
+
+
+def _written(text: str, sample: Sample) -> str:
+    """Returns a text of the sample as records have it."""
+    return published.to_pixels(text, sample.image_size) if sample.task == VISUAL_TASK else text
+
+
+def _mention_record(mention: Mention) -> Record:
+    return {"object": mention.object, "time": mention.time, "boxes": [list(box) for box in mention.boxes]}
+
+
+def from_stgr(record: Record, in_published_tree: bool = False) -> Sample:
     """Returns the sample that a published record, or one of `to_stgr`, describes.
+
+    Args:
+        in_published_tree: the record's paths are relative to the folders of its source, it has only the
+            published fields, and its key frames must have pictures, its temporal answers an interval.
 
     Raises:
         RecordError: if a field is missing, unknown or is not what the format asks for.
     """
-    _known(record, _STGR_FIELDS)
-    task = _field(record, "task", str)
+    _known(record, _PUBLISHED_FIELDS if in_published_tree else _STGR_FIELDS)
+    task, source = _field(record, "task", str), _field(record, "source", str)
     if task not in TASKS:
         raise RecordError("task", f"field 'task' must be one of {', '.join(TASKS)}, not {task!r:.80}")
-    _field(record, "image_path" if task == VISUAL_TASK else "video_path", str)
+    roots = published.roots(source, task) if in_published_tree else published.OWN
+    visual = task == VISUAL_TASK
+    _field(record, "image_path" if visual else "video_path", str)
     question = _field(record, "question", str)
-    size = _field(record, "image_size", list, None)
-    if size is not None and not (len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
+    language = _language(record, question)
+    size = _size(record)
+    if visual and in_published_tree:
+        published.checked_size(size)
+
+    def text(value: str, field: str) -> str:
+        return published.from_pixels(value, size, field) if visual else value
+
+    answer, told = published.read_answer(text(_field(record, "answer", str), "answer"), task, language)
+    if in_published_tree and task.startswith(TEMPORAL_TASK) and not told:
         raise RecordError(
-            "image_size", f"field 'image_size' must be [width, height] in pixels, not {size!r:.80}"
+            "answer",
+            "field 'answer' of a temporal question needs an interval, [start, end] in seconds (behind the "
+            f"letter and a new line in multiple choice), not {answer!r:.80}",
         )
+    reasoning = text(_field(record, "reasoning_process", str, ""), "reasoning_process")
     if "mentions" in record:
         mentions = tuple(_read_mention(item) for item in _field(record, "mentions", list))
     else:
-        mentions = _read_key_items(record)
+        mentions = _mentions(record, reasoning, answer)
+    key_frames = tuple(_key_frame(frame, roots) for frame in _field(record, "key_frames", list, []))
+    if in_published_tree and any(frame.path is None for frame in key_frames):
+        raise RecordError("key_frames", "field 'key_frames': field 'path' is missing; add it")
     duration = record.get("duration")
+    intervals = _field(record, "intervals", list, None)
+    paths = {
+        name: None if (path := _field(record, name, str, None)) is None else roots.media + path
+        for name in ("video_path", "image_path")
+    }
     return Sample(
         id=str(_field(record, "id", (str, int))),
-        source=_field(record, "source", str),
+        source=source,
         task=task,
         question=question,
-        answer=_field(record, "answer", str),
-        video_path=_field(record, "video_path", str, None),
-        image_path=_field(record, "image_path", str, None),
-        image_size=None if size is None else tuple(size),
+        answer=answer,
+        **paths,
+        image_size=size,
         duration=None if duration is None else _time(duration, "duration"),
-        reasoning=_field(record, "reasoning_process", str, ""),
+        reasoning=reasoning,
         mentions=mentions,
-        intervals=tuple(_interval(i) for i in _field(record, "intervals", list, [])),
-        language=_language(record, question),
+        intervals=told if intervals is None else tuple(_interval(i) for i in intervals),
+        key_frames=key_frames,
+        candidates=tuple(_read_candidate(item, text) for item in _field(record, "candidates", list, [])),
+        language=language,
         kind=_field(record, "kind", str, ""),
     )
+
+
+def _key_frame(frame: Record, roots: published.Roots) -> KeyFrame:
+    """Returns a key frame whose fields `_mentions` or this has checked."""
+    index, time, path = _key_frame_fields(frame)
+    if path is not None:
+        rooted = roots is not published.OWN or not path.startswith("./")
+        path = roots.key_frames + path if rooted else path[2:]
+    return KeyFrame(index, time, path)
+
+
+def _read_candidate(item: Any, text: Callable[[str, str], str]) -> Candidate:
+    """Returns a candidate of our own record; `text` gives its texts with boxes in 0-1."""
+    item = _candidate(item, ("answer", "preference", "reasoning_process", "mentions", "intervals"))
+    return Candidate(
+        answer=text(_field(item, "answer", str, inside="candidates"), "candidates"),
+        preference=_preference(item),
+        reasoning=text(_field(item, "reasoning_process", str, "", inside="candidates"), "candidates"),
+        mentions=tuple(
+            _read_mention(mention, "candidates")
+            for mention in _field(item, "mentions", list, [], inside="candidates")
+        ),
+        intervals=tuple(
+            _interval(i, "candidates") for i in _field(item, "intervals", list, [], inside="candidates")
+        ),
+    )
+
+
+def _candidate(item: Any, fields: Sequence[str]) -> Record:
+    if not isinstance(item, dict):
+        raise RecordError(
+            "candidates", "field 'candidates' must be a list of objects with answer and preference"
+        )
+    _known(item, fields, "candidates")
+    return item
+
+
+def _preference(item: Record) -> float:
+    value = _field(item, "preference", (int, float), inside="candidates")
+    if not abs(value) <= sys.float_info.max:
+        raise RecordError(
+            "candidates", f"field 'candidates': field 'preference' is {value!r:.40}; write a number"
+        )
+    return float(value)
 
 
 def to_article(sample: Sample) -> Record:
@@ -120,27 +267,38 @@ def to_article(sample: Sample) -> Record:
 
     A mention without a time has no place in it and is left out, as are source, task and kind.
     """
+    record: Record = {"video_path": sample.video_path, "question": sample.question}
+    record |= _claims_record(sample)
+    if sample.candidates:
+        record["candidates"] = [_claims_record(c) | {"preference": c.preference} for c in sample.candidates]
+    return record
+
+
+def _claims_record(told: Sample | Candidate) -> Record:
     claims = [
         (mention.time, list(box) if box else None, mention.object)
-        for mention in sample.mentions
+        for mention in told.mentions
         if mention.time is not None
         for box in (mention.boxes or (None,))
     ]
-    return {
-        "video_path": sample.video_path,
-        "question": sample.question,
-        "answer": sample.answer,
+    record = {
+        "answer": told.answer,
         "timestamps": [time for time, _, _ in claims],
         "bboxes": [box for _, box, _ in claims],
         "objects": [name for _, _, name in claims],
-        "reasoning": sample.reasoning,
+        "reasoning": told.reasoning,
     }
+    if told.intervals != grammar.parse(told.answer, coords.NORMALISED).intervals:
+        record["intervals"] = [list(interval) for interval in told.intervals]
+    return record
 
 
 def from_article(record: Record, sample_id: str) -> Sample:
     """Returns the sample that a record of the article's format describes.
 
-    An answer that only tells times makes it a temporal question, any other one spatio-temporal.
+    An answer that only tells times, also as a bare [start, end] or "00:03:21-00:03:25", makes it a temporal
+    question, any other one spatio-temporal. Intervals are the field's, else the stretches among the
+    timestamps, else the answer's.
 
     Args:
         sample_id: the record has none of its own.
@@ -149,19 +307,18 @@ def from_article(record: Record, sample_id: str) -> Sample:
         RecordError: if a field is missing, unknown or is not what the format asks for.
     """
     _known(record, _ARTICLE_FIELDS)
-    times = [_time(t, "timestamps") for t in _field(record, "timestamps", list)]
-    boxes = [b if b is None else _box(b, "bboxes") for b in _field(record, "bboxes", list)]
-    names = _field(record, "objects", list, ["object"] * len(times))
-    for field, values in (("bboxes", boxes), ("objects", names)):
-        if len(values) != len(times):
-            raise RecordError(
-                field,
-                f"field {field!r} must have one entry for each of the {len(times)} timestamps, "
-                f"but has {len(values)}",
-            )
-    if not all(isinstance(name, str) for name in names):
-        raise RecordError("objects", f"field 'objects' must be a list of names, not {names!r:.80}")
-    question, answer = _field(record, "question", str), _field(record, "answer", str)
+    question = _field(record, "question", str)
+    language, size = _language(record, question), _size(record)
+    candidates = []
+    for item in _field(record, "candidates", list, []):
+        item = _candidate(item, (*_EVIDENCE_FIELDS, "preference"))
+        answer, mentions, intervals, reasoning = _read_claims(item, size, language, "candidates")
+        candidates.append(Candidate(answer, _preference(item), reasoning, mentions, intervals))
+    if candidates and not any(name in record for name in _EVIDENCE_FIELDS):
+        best = max(candidates, key=lambda c: c.preference)
+        answer, mentions, intervals, reasoning = best.answer, best.mentions, best.intervals, best.reasoning
+    else:
+        answer, mentions, intervals, reasoning = _read_claims(record, size, language)
     said = grammar.parse(answer, coords.NORMALISED)
     return Sample(
         id=sample_id,
@@ -170,14 +327,62 @@ def from_article(record: Record, sample_id: str) -> Sample:
         question=question,
         answer=answer,
         video_path=_field(record, "video_path", str),
-        reasoning=_field(record, "reasoning", str, ""),
-        mentions=tuple(
-            Mention(name, time, () if box is None else (box,))
-            for name, time, box in zip(names, times, boxes, strict=True)
-        ),
-        intervals=said.intervals,
-        language=_language(record, question),
+        image_size=size,
+        reasoning=reasoning,
+        mentions=mentions,
+        intervals=intervals,
+        candidates=tuple(candidates),
+        language=language,
     )
+
+
+def _read_claims(
+    record: Record, size: tuple[int, int] | None, language: str, inside: str = ""
+) -> tuple[str, tuple[Mention, ...], tuple[Interval, ...], str]:
+    """Returns answer, mentions, intervals and reasoning of an article's record or candidate."""
+    spans = [_span(t, "timestamps", inside) for t in _field(record, "timestamps", list, inside=inside)]
+    given = _field(record, "bboxes", list, inside=inside)
+    boxes = [b if b is None else _article_box(b, size, inside) for b in given]
+    names = _field(record, "objects", list, ["object"] * len(spans), inside=inside)
+    for field, values in (("bboxes", boxes), ("objects", names)):
+        if len(values) != len(spans):
+            raise RecordError(
+                inside or field,
+                f"{_at(inside)}field {field!r} must have one entry for each of the {len(spans)} timestamps, "
+                f"but has {len(values)}",
+            )
+    if not all(isinstance(name, str) for name in names):
+        raise RecordError(
+            inside or "objects", f"{_at(inside)}field 'objects' must be a list of names, not {names!r:.80}"
+        )
+    answer = _field(record, "answer", str, inside=inside).strip()
+    stretch = _clock_stretch(answer)
+    answer, told = published.read_answer(
+        f"[{stretch[0]}, {stretch[1]}]" if stretch else answer, TEMPORAL_TASK, language
+    )
+    mentions = tuple(
+        Mention(
+            name, span if isinstance(span, float) else (span[0] + span[1]) / 2, () if box is None else (box,)
+        )
+        for name, span, box in zip(names, spans, boxes, strict=True)
+    )
+    listed = _field(record, "intervals", list, None, inside=inside)
+    stretches = tuple(span for span in spans if not isinstance(span, float))
+    if listed is None:
+        intervals = stretches or told
+    else:
+        intervals = tuple(_interval(i, inside or "intervals") for i in listed)
+    return answer, mentions, intervals, _field(record, "reasoning", str, "", inside=inside)
+
+
+def _article_box(value: Any, size: tuple[int, int] | None, inside: str) -> Box:
+    """Returns a box in 0-1; it was in pixels where the record has the size of the picture."""
+    field = inside or "bboxes"
+    if size is None:
+        return _box(value, field)
+    _check_four_numbers(value, field)
+    published.check_pixels(value, size, field)
+    return coords.convert(value, coords.Space(*size), coords.NORMALISED)
 
 
 def load_stgr(path: str | os.PathLike) -> list[Sample]:
@@ -243,39 +448,48 @@ def _load(path: Path, read: Callable[[Record, str], Sample]) -> list[Sample]:
     return samples
 
 
-def _read_key_items(record: Record) -> tuple[Mention, ...]:
-    """Returns the mentions that key frames and their items describe, in their order."""
+def _mentions(record: Record, reasoning: str, answer: str) -> tuple[Mention, ...]:
+    """Returns the mentions that key frames and their items describe, in their order.
+
+    Of visual QA, those that its texts make, with boxes in 0-1: nothing reads its key items.
+    """
     items = _field(record, "key_items", dict, {})
+    if record.get("task") == VISUAL_TASK:
+        claims = [c for text in (reasoning, answer) for c in grammar.parse(text, coords.NORMALISED).claims]
+        return tuple(dict.fromkeys(Mention(c.object, None, c.boxes) for c in claims))
     mentions, seen = [], set()
     for frame in _field(record, "key_frames", list, []):
-        if not isinstance(frame, dict):
-            raise RecordError("key_frames", "field 'key_frames' must be a list of objects with idx and time")
-        _known(frame, ("idx", "time", "path"), "key_frames")
-        time = _time(_field(frame, "time", (int, float), inside="key_frames"), "time", "key_frames")
-        idx = str(_field(frame, "idx", int, inside="key_frames"))
-        _field(frame, "path", str, None, inside="key_frames")
+        index, time, _ = _key_frame_fields(frame)
+        idx = str(index)
         seen.add(idx)
         for name, boxes in _field(items, idx, dict, {}, inside="key_items").items():
             mentions.append(Mention(name, time, _boxes(boxes, "key_items")))
-    # Published questions about an image have items without key frames; nothing reads them.
-    if record.get("task") != VISUAL_TASK and (lost := [idx for idx in items if idx not in seen]):
+    if lost := [idx for idx in items if idx not in seen]:
         raise RecordError(
             "key_items", f"field 'key_items' has boxes for frame {lost[0]!r:.80}, which 'key_frames' lacks"
         )
     return tuple(mentions)
 
 
-def _read_mention(item: Any) -> Mention:
+def _key_frame_fields(frame: Any) -> tuple[int, float, str | None]:
+    """Returns idx, time and path of a key frame."""
+    if not isinstance(frame, dict):
+        raise RecordError("key_frames", "field 'key_frames' must be a list of objects with idx and time")
+    _known(frame, ("idx", "time", "path"), "key_frames")
+    time = _time(_field(frame, "time", (int, float), inside="key_frames"), "time", "key_frames")
+    index = _field(frame, "idx", int, inside="key_frames")
+    return index, time, _field(frame, "path", str, None, inside="key_frames")
+
+
+def _read_mention(item: Any, field: str = "mentions") -> Mention:
     if not isinstance(item, dict):
-        raise RecordError(
-            "mentions", "field 'mentions' must be a list of objects with object, time and boxes"
-        )
-    _known(item, ("object", "time", "boxes"), "mentions")
+        raise RecordError(field, f"field {field!r} must have mentions, objects with object, time and boxes")
+    _known(item, ("object", "time", "boxes"), field)
     time = item.get("time")
     return Mention(
-        _field(item, "object", str, inside="mentions"),
-        None if time is None else _time(time, "mentions"),
-        _boxes(item.get("boxes", []), "mentions"),
+        _field(item, "object", str, inside=field),
+        None if time is None else _time(time, field),
+        _boxes(item.get("boxes", []), field),
     )
 
 
@@ -326,15 +540,53 @@ def _time(value: Any, field: str, inside: str = "") -> float:
     return float(value)
 
 
-def _interval(value: Any) -> Interval:
+def _interval(value: Any, field: str = "intervals") -> Interval:
     if not isinstance(value, list) or len(value) != 2:
-        raise RecordError("intervals", f"field 'intervals' must hold pairs [start, end], not {value!r:.80}")
-    start, end = (_time(v, "intervals") for v in value)
+        raise RecordError(field, f"field {field!r} must hold pairs [start, end], not {value!r:.80}")
+    start, end = (_time(v, field) for v in value)
     if start > end:
-        raise RecordError(
-            "intervals", f"field 'intervals' has an interval that ends before it starts: {value!r:.80}"
-        )
+        raise RecordError(field, f"field {field!r} has an interval that ends before it starts: {value!r:.80}")
     return start, end
+
+
+def _span(value: Any, field: str, inside: str) -> float | Interval:
+    """Returns the time, or the stretch of it, that an entry of `timestamps` tells."""
+    if isinstance(value, list):
+        return _interval(value, inside or field)
+    if isinstance(value, str):
+        found = _clock_stretch(value) or _clock(value)
+        if found is None:
+            raise RecordError(
+                inside or field,
+                f"{_at(inside)}field {field!r} needs times in seconds, as 12.3, [201, 205], "
+                f'"00:03:21" or "00:03:21-00:03:25", not {value!r:.80}',
+            )
+        return found if isinstance(found, float) else _interval(list(found), inside or field)
+    return _time(value, field, inside)
+
+
+def _clock_stretch(text: str) -> Interval | None:
+    """Returns the seconds of "00:03:21-00:03:25"; None where the text is anything else."""
+    parts = [_clock(part) for part in text.split("-")] if len(text) <= 60 else []
+    return tuple(parts) if len(parts) == 2 and None not in parts else None
+
+
+def _clock(text: str) -> float | None:
+    """Returns the seconds of "00:03:21", "3:21" or "0:03:21.5"; None where the text is anything else."""
+    found = _CLOCK.fullmatch(text.strip())
+    if found is None:
+        return None
+    hours, minutes, seconds = int(found[1] or 0), int(found[2]), float(found[3])
+    return 3600.0 * hours + 60 * minutes + seconds if minutes < 60 and seconds < 60 else None
+
+
+def _size(record: Record) -> tuple[int, int] | None:
+    size = _field(record, "image_size", list, None)
+    if size is not None and not (len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
+        raise RecordError(
+            "image_size", f"field 'image_size' must be [width, height] in pixels, not {size!r:.80}"
+        )
+    return None if size is None else tuple(size)
 
 
 def _boxes(values: Any, field: str) -> tuple[Box, ...]:
@@ -344,9 +596,13 @@ def _boxes(values: Any, field: str) -> tuple[Box, ...]:
 
 
 def _box(value: Any, field: str) -> Box:
+    _check_four_numbers(value, field)
+    return check_box(value, field)
+
+
+def _check_four_numbers(value: Any, field: str) -> None:
     if not (isinstance(value, list) and len(value) == 4 and all(type(v) in (int, float) for v in value)):
         raise RecordError(field, f"field {field!r} needs boxes [x1, y1, x2, y2], not {value!r:.80}")
-    return check_box(value, field)
 
 
 def check_box(value: Sequence[float], field: str) -> Box:

@@ -18,7 +18,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from data_pipelines.grounding import FramePairs, MakeGroundingRow
-from data_pipelines.sft import RowShape, make_dataset
+from data_pipelines.pipeline import Pipeline
+from data_pipelines.sft import RowShape
 from data_pipelines.synthetic import COLORS, SHAPES, make_scene, scene_seed
 from experiments import cli
 from experiments.train_loop import Workdir, micro_batches, open_mesh, train
@@ -118,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
     shape = RowShape(0, config.pairs_per_clip, config.row_patches)
     clips = FramePairs(processor, config.level, config.pairs_per_clip, config.seed + 1)
     rows = MakeGroundingRow(processor, model.config, shape)
-    dataset = make_dataset(clips, [rows], batch_size=config.train_batch_size, seed=config.seed, shuffle=False)
+    pipeline = Pipeline(clips, [rows], batch_size=config.train_batch_size, seed=config.seed)
     schedule = learning_rate(
         config.lr_scheduler_type, config.learning_rate, config.max_steps, config.warmup_steps
     )
@@ -134,10 +135,10 @@ def main(argv: Sequence[str]) -> None:
     prepare = functools.partial(micro_batches, steps=1, mesh=mesh)
     with use_mesh(mesh):
         state = replicate_scalars(init_state(grounded, optimizer), mesh)
-        state = train(state, step, dataset, prepare, workdir, config)
+        state = train(state, step, pipeline, prepare, workdir, config)
     if int(state.step) < config.max_steps:
         return
-    model.vision = rescaled(state.model.tower, next(iter(dataset)))
+    model.vision = rescaled(state.model.tower, next(pipeline.open()))
     token = processor.tokenizer.convert_tokens_to_ids
     folder = workdir.path / "model"
     shutil.rmtree(folder, ignore_errors=True)

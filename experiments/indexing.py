@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from data_pipelines.index import index_folder
-from data_pipelines.sample import Sample
+from data_pipelines.index import Index, read_index
 from data_pipelines.stgr import write_text
 from experiments.train_loop import Workdir
 from o3jax.errors import UserError
 
 
-def usable_samples(folder: str, workdir: Workdir, max_rejected_share: float) -> tuple[list[Sample], str]:
-    """Returns the usable samples of a dataset folder, and a note of how many records were rejected.
+def usable_samples(folder: str, workdir: Workdir, max_rejected_share: float) -> tuple[Index, str]:
+    """Returns the index of a data set, and a note of how many records were rejected.
 
     `WORKDIR/rejected.jsonl` lists these, one a line; it is empty where all can be used.
 
@@ -23,7 +22,8 @@ def usable_samples(folder: str, workdir: Workdir, max_rejected_share: float) -> 
     """
     if not 0 <= max_rejected_share <= 1:
         raise UserError(f"config.max_rejected_share is {max_rejected_share:g}; write a share from 0 to 1")
-    samples, rejects = index_folder(folder)
+    index = read_index(folder)
+    samples, rejects = index.samples, index.rejects
     report, total = workdir.path / "rejected.jsonl", len(samples) + len(rejects)
     text = "".join(json.dumps(dataclasses.asdict(r), ensure_ascii=False) + "\n" for r in rejects)
     resumed = workdir.manager.latest_step() is not None and report.exists()
@@ -41,4 +41,4 @@ def usable_samples(folder: str, workdir: Workdir, max_rejected_share: float) -> 
         )
     if not samples:
         raise UserError(f"{folder} has no usable sample: add records to it")
-    return samples, f"rejected {len(rejects)}"
+    return index, f"rejected {len(rejects)}"

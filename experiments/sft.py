@@ -17,8 +17,11 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from data_pipelines.evidence import EvidenceShape, OpenCandidates
+from data_pipelines.frames import FramesConfig
 from data_pipelines.grounding import FramePairs
-from data_pipelines.sft import Clip, FolderClips, MakeRow, RowShape, SyntheticClips, make_dataset
+from data_pipelines.packing import PlannedRows, check_fit, fingerprint, padding, plan_rows
+from data_pipelines.pipeline import Pipeline
+from data_pipelines.sft import Clip, FolderClips, MakeRow, RowShape, SyntheticClips
 from experiments import cli
 from experiments.indexing import usable_samples
 from experiments.train_loop import Workdir, micro_batches, open_mesh, train
@@ -57,17 +60,12 @@ def open_clips(config: ConfigDict, processor: Processor, workdir: Workdir) -> tu
         if kind == "captions":
             return FramePairs(processor, int(level), config.row_groups, config.seed), ""
         return SyntheticClips(config.split, int(level), config.questions_per_row, config.seed), ""
-    samples, note = usable_samples(config.data_path, workdir, config.max_rejected_share)
-    return FolderClips(config.data_path, samples, config.questions_per_row), note
+    index, note = usable_samples(config.data_path, workdir, config.max_rejected_share)
+    return FolderClips(index, config.questions_per_row), note
 
 
-def total_steps(config: ConfigDict, clips: Sequence[Clip], batch_size: int) -> int:
-    """Returns how many steps the run has: as many as named, or enough for all epochs.
-
-    Raises:
-        UserError: unless exactly one of `max_steps` and `num_train_epochs` is set, or if there are epochs
-            of the endless synthetic world.
-    """
+def check_length(config: ConfigDict, clips: Sequence[Clip]) -> None:
+    """Raises a UserError unless the config says how long the run is, in the one way that its data allow."""
     steps, epochs = config.max_steps, config.num_train_epochs
     if (steps > 0) == (epochs > 0):
         raise UserError(
@@ -78,7 +76,39 @@ def total_steps(config: ConfigDict, clips: Sequence[Clip], batch_size: int) -> i
         raise UserError(
             f"config.num_train_epochs is {epochs:g}, but {config.data_path} has no end: set config.max_steps"
         )
-    return steps if steps > 0 else math.ceil(len(clips) * epochs / batch_size)
+
+
+def plan(
+    config: ConfigDict, clips: Sequence[Clip], rows: MakeRow, batch_size: int
+) -> tuple[Sequence, dict, int]:
+    """Returns the rows of the run, the facts that their order depends on, and the number of steps.
+
+    The synthetic world is endless and already in random order: each of its clips is a row.
+    """
+    check_length(config, clips)
+    facts = {"seed": config.seed, "data": str(config.data_path)}
+    if not isinstance(clips, FolderClips):
+        return clips, facts, config.max_steps
+    needs, room = [rows.needs(clip) for clip in clips.clips], rows.room()
+    ids = [clip.samples[0].id for clip in clips.clips]
+    check_fit(ids, needs, room)
+    sources = [clip.samples[0].source for clip in clips.clips]
+    planned = plan_rows(
+        needs,
+        sources,
+        room,
+        seed=config.seed,
+        mixture=dict(config.mixture),
+        epochs=config.num_train_epochs,
+        least=config.max_steps * batch_size,
+    )
+    clips_each = sum(map(len, planned)) / len(planned)
+    waste = ", ".join(f"{share:.1%} of the {name}" for name, share in padding(planned, needs, room).items())
+    print(f"{len(planned)} rows of {clips_each:.1f} clips; padding is {waste}", flush=True)
+    asked = [[sample.id for sample in clip.samples] for clip in clips.clips]
+    facts["data"] = fingerprint(asked, [dataclasses.astuple(need) for need in needs])
+    facts["rows"] = fingerprint(room.counts(), dict(config.mixture))
+    return PlannedRows(clips.clips, planned), facts, config.max_steps or math.ceil(len(planned) / batch_size)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -100,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
     mesh = open_mesh(config)
     replicas = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps * replicas
-    config.max_steps = total_steps(config, clips, batch_size)
+    check_length(config, clips)
     model = load_weights(source, config_from_hf(source), dtype=jnp.float32, mesh=mesh)
 
     if config.evidence is not None and model.evidence is None:
@@ -111,7 +141,7 @@ def main(argv: Sequence[str]) -> None:
         evidence = dataclasses.replace(model.config.evidence, feedback=config.feedback)
         model.config = dataclasses.replace(model.config, evidence=evidence)
 
-    shape = RowShape(config.row_length, config.row_groups, config.row_patches)
+    shape = RowShape(config.row_length, config.row_groups, config.row_patches, config.clips_per_row)
     targets = EvidenceShape(**config.evidence_shape) if joint else None
     rows = MakeRow(
         processor,
@@ -121,11 +151,17 @@ def main(argv: Sequence[str]) -> None:
         config.box_step,
         targets,
         full_text=config.full_text_loss,
+        frames=FramesConfig(**config.frames),
     )
-    transforms = [rows, OpenCandidates()] if joint else [rows]
-    # The synthetic world is endless and already in random order.
-    shuffle = isinstance(clips, FolderClips)
-    dataset = make_dataset(clips, transforms, batch_size=batch_size, seed=config.seed, shuffle=shuffle)
+    planned, facts, config.max_steps = plan(config, clips, rows, batch_size)
+    pipeline = Pipeline(
+        planned,
+        [rows, OpenCandidates()] if joint else [rows],
+        batch_size=batch_size,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        facts=facts,
+    )
 
     times, integers = number_tokens(processor.tokenizer)
     kinds = ((times, config.soften_times), (integers, config.soften_coordinates))
@@ -160,7 +196,7 @@ def main(argv: Sequence[str]) -> None:
     prepare = functools.partial(micro_batches, steps=config.gradient_accumulation_steps, mesh=mesh)
     state = replicate_scalars(init_state(model, optimizer, frozen), mesh)
     with use_mesh(mesh):
-        state = train(state, step, dataset, prepare, workdir, config, note)
+        state = train(state, step, pipeline, prepare, workdir, config, note, lambda n: clips[n].samples[0].id)
 
     folder = workdir.path / "model"
     shutil.rmtree(folder, ignore_errors=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import einops
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -22,6 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
+from data_pipelines.pipeline import Pipeline
+from data_pipelines.sft import LEDGER_KEYS
 from o3jax.errors import UserError
 from o3jax.sft.state import Metrics, TrainState
 from o3jax.sharding import batch_sharding, make_mesh
@@ -40,7 +41,10 @@ class Workdir:
     """
 
     # May differ between a run and its continuation.
-    FREE_FIELDS = ("log_every", "save_every", "stop_at_step", "max_rejected_share")
+    FREE_FIELDS = (
+        *("log_every", "save_every", "stop_at_step", "num_workers"),
+        *("max_rejected_share", "max_failed_share"),
+    )
 
     def __init__(self, path: str | Path, config: ConfigDict):
         self.path = Path(path).absolute()
@@ -62,28 +66,48 @@ class Workdir:
                 )
         _replace(known, json.dumps(new, indent=2) + "\n")
 
-    def save(self, state: TrainState, iterator: grain.DatasetIterator) -> None:
+    def save(self, state: TrainState, position: Position) -> None:
         """Saves state and data position under the state's step; returns when the checkpoint is complete."""
         step = int(state.step)
         if step in self.manager.all_steps():
             return
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(_flat(state)), data=grain.checkpoint.CheckpointSave(iterator)
+            state=ocp.args.StandardSave(_flat(state)), data=ocp.args.JsonSave(dataclasses.asdict(position))
         )
         self.manager.save(step, args=args)
         self.manager.wait_until_finished()
 
-    def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-        """Returns the newest saved state, and moves the iterator to it; `state` itself if none is saved."""
+    def restore(self, state: TrainState, start: Position) -> tuple[TrainState, Position]:
+        """Returns the newest saved state and where its data stopped; what was given if none is saved.
+
+        Raises:
+            UserError: if the data are not those of the saved state: the position would mean other samples.
+        """
         step = self.manager.latest_step()
         if step is None:
-            return state
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(_flat(state)), data=grain.checkpoint.CheckpointRestore(iterator)
-        )
+            return state, start
+        data = self.manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
+        changed = [name for name, fact in start.facts.items() if data["facts"].get(name) != fact]
+        if changed:
+            raise UserError(
+                f"{self.path} was trained with {changed[0]} {data['facts'].get(changed[0])}, which now is "
+                f"{start.facts[changed[0]]}, so its order of samples cannot be continued: put that back as "
+                "it was, or give another --workdir"
+            )
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(_flat(state)))
         saved = self.manager.restore(step, args=args)["state"]
         structure = jax.tree.structure(state)
-        return jax.tree.unflatten(structure, [saved[name] for name in _flat(state)])
+        restored = jax.tree.unflatten(structure, [saved[name] for name in _flat(state)])
+        return restored, Position(**data)
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where in its data a run is; the next batch starts at row `rows`."""
+
+    rows: int = 0
+    clips: int = 0  # that were in these rows
+    facts: Mapping[str, str | int] = dataclasses.field(default_factory=dict)  # of `Pipeline`
 
 
 def _replace(path: Path, text: str) -> None:
@@ -132,6 +156,41 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
+class Ledger:
+    """Which samples could not be read, in WORKDIR/failed.jsonl; they were in their rows, masked."""
+
+    LEAST = 100  # clips that a share is of, at least: one bad file among the first is no reason to stop
+
+    def __init__(self, workdir: Path, step: int, clips: int, names: Callable[[int], str]):
+        path = workdir / "failed.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        _replace(path, "".join(line + "\n" for line in kept))
+        self.path, self.clips, self.failed, self._names = path, clips, len(kept), names
+
+    def take(self, step: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the batch without what only the ledger reads, which is written down."""
+        if not all(key in batch for key in LEDGER_KEYS):
+            return batch
+        numbers, errors = (batch[key].reshape(-1, *batch[key].shape[2:]) for key in LEDGER_KEYS)
+        self.clips += int((numbers >= 0).sum())
+        bad = np.flatnonzero(errors[:, 0])
+        if len(bad):
+            with self.path.open("a", encoding="utf-8") as file:
+                for at in bad:
+                    error = errors[at].tobytes().rstrip(b"\0").decode("utf-8", "ignore")
+                    line = {"step": step, "id": self._names(int(numbers[at])), "error": error}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self.failed += len(bad)
+        return {key: value for key, value in batch.items() if key not in LEDGER_KEYS}
+
+    def note(self) -> str:
+        return f"failed {self.failed}" if self.failed else ""
+
+    def is_over(self, share: float) -> bool:
+        return self.failed > share * max(self.clips, self.LEAST)
+
+
 @dataclasses.dataclass
 class Clock:
     """Where the time goes between two lines of the log."""
@@ -166,27 +225,33 @@ def micro_batches(batch: Mapping[str, np.ndarray], steps: int, mesh: Mesh) -> di
 def train(
     state: TrainState,
     step_fn: StepFn,
-    dataset: grain.IterDataset,
+    pipeline: Pipeline,
     prepare: Callable[[Any], Mapping[str, np.ndarray]],
     workdir: Workdir,
     config: ConfigDict,
     note: str = "",
+    names: Callable[[int], str] = str,
 ) -> TrainState:
     """Returns the state after `config.max_steps` steps, continuing from the workdir's checkpoint.
 
     Args:
         state: the state before the first step.
         step_fn: a jitted step that donates its state.
-        dataset: batches; the iterator's position is part of every checkpoint.
+        pipeline: batches; the position in it is part of every checkpoint.
         prepare: host batch -> what `step_fn` takes.
         workdir: where everything is kept.
         config: log_every, save_every, max_steps, and stop_at_step (0: none) to end a run early as if
             it had been preempted.
         note: stands on every progress line, such as how many records were rejected.
+        names: what a clip is called by its number.
+
+    Raises:
+        UserError: if more clips than the share `config.max_failed_share` cannot be read; the state is saved.
     """
-    iterator = iter(dataset)
-    state = workdir.restore(state, iterator)
+    state, start = workdir.restore(state, Position(facts=dict(pipeline.facts)))
     step = first = int(state.step)
+    iterator = pipeline.open(start.rows)
+    ledger = Ledger(workdir.path, step, start.clips, names)
     if first:
         print(f"resuming {workdir.path} from step {first}", flush=True)
     log = MetricsLog(workdir.path, step)
@@ -198,23 +263,35 @@ def train(
     stopping = False
     try:
         while step < last and not stopping:
-            state, metrics = step_fn(state, prepare(clock.next(iterator)))
+            batch = ledger.take(step + 1, clock.next(iterator))
+            state, metrics = step_fn(state, prepare(batch))
             window.append(metrics)
             step += 1
+            failing = ledger.is_over(config.get("max_failed_share", 1.0))
             stopping = stop["now"]  # read once: a signal that comes later ends the next step, which saves
-            saving = step % config.save_every == 0 or step == last or stopping
+            saving = step % config.save_every == 0 or step == last or stopping or failing
             if step % config.log_every == 0 or saving:
                 # Before a checkpoint too: a step that is not repeated must not be missing in the log.
                 values = log.write(step, window)
                 elapsed = time.perf_counter() - clock.started
                 rate, waited = len(window) / elapsed, clock.waited / elapsed
-                _print_progress(step, config.max_steps, values, rate, waited, note)
+                told = "  ".join(filter(None, (note, ledger.note())))
+                _print_progress(step, config.max_steps, values, rate, waited, told)
                 window, clock = [], Clock()
             if saving:
-                workdir.save(state, iterator)
+                rows = start.rows + (step - first) * pipeline.batch_size
+                workdir.save(state, Position(rows, ledger.clips, dict(pipeline.facts)))
+            if failing:
+                raise UserError(
+                    f"{ledger.failed} of {ledger.clips} clips could not be read, more than the share "
+                    f"config.max_failed_share={config.max_failed_share:g}; step {step} is saved: mend what "
+                    f"{ledger.path} names, or raise the share"
+                )
     finally:
         signal.signal(signal.SIGTERM, previous)
         log.close()
+        if hasattr(iterator, "close"):
+            iterator.close()
     if stopping:
         print(f"stopped by SIGTERM at step {step}; saved, the same --workdir continues", flush=True)
         sys.exit(0)

@@ -104,6 +104,7 @@ def test_mistakes_are_named():
 
 
 SPAN = {"dense_length": np.array([4] * 50 + [0] * 3), "dense_times": np.append(np.arange(50) / 5, [0, 0, 0])}
+SPAN["dense_clip"] = np.array([1] * 50 + [0] * 3)
 
 
 @settings(max_examples=100, deadline=None)
@@ -112,9 +113,9 @@ def test_what_training_may_search_holds_the_truth(truth, seed, jitter_s):
     given_intervals = np.full((2, 5, 2), np.nan, np.float32)
     for i, interval in enumerate(truth):
         given_intervals[0, i] = interval
-    row = SPAN | {"true_intervals": given_intervals}
+    row = SPAN | {"true_intervals": given_intervals, "question_clip": np.array([1, 1])}
     out = OpenCandidates(jitter_s).random_map(row, np.random.default_rng(seed))
-    assert "true_intervals" not in out and not any(out[k][:, 50:].any() for k in out if k not in SPAN)
+    assert "true_intervals" not in out and not any(out[k][:, 50:].any() for k in out if k not in row)
     times = SPAN["dense_times"][:50]
     inside, opened = out["relevance_inside"][0, :50], out["true_candidates"][0, :50]
     assert (inside == interval_mask(truth, times)).all()
@@ -130,7 +131,7 @@ def test_what_training_may_search_holds_the_truth(truth, seed, jitter_s):
 
 def test_borders_move_and_the_same_seed_moves_them_alike():
     def searched(seed):
-        row = SPAN | {"true_intervals": np.array([[[4.0, 5.0]]], np.float32)}
+        row = SPAN | {"true_intervals": np.array([[[4.0, 5.0]]], np.float32), "question_clip": np.array([1])}
         return OpenCandidates(3.0).random_map(row, np.random.default_rng(seed))["true_candidates"].tolist()
 
     assert searched(1) == searched(1) and len({str(searched(seed)) for seed in range(5)}) == 5
@@ -148,3 +149,17 @@ def test_a_mask_holds_the_times_inside_and_loses_no_interval(signal, intervals):
     assert all(mask[(times >= a) & (times <= b)].all() for a, b in intervals)
     assert mask.any() == bool(intervals)
     assert interval_mask([(0.0, 1.0)], np.array([])).shape == (0,)
+
+
+def test_a_question_searches_its_own_clip_alone():
+    row = SPAN | {
+        "true_intervals": np.array([[[1.0, 2.0]], [[np.nan, np.nan]]], np.float32),
+        "question_clip": np.array([2, 1]),
+        "dense_clip": np.array([1] * 20 + [2] * 30 + [0] * 3),
+        "dense_times": np.concatenate([np.arange(20) / 5, np.arange(30) / 5, np.zeros(3)]),
+    }
+    out = OpenCandidates(0.0).random_map(row, np.random.default_rng(0))
+    # 1.0 to 2.0 s of the second clip are its groups 5 to 10.
+    assert np.flatnonzero(out["true_candidates"][0]).tolist() == list(range(25, 31))
+    assert np.flatnonzero(out["relevance_known"][0]).tolist() == list(range(20, 50))
+    assert np.flatnonzero(out["true_candidates"][1]).tolist() == list(range(20))

@@ -7,7 +7,9 @@ import functools
 import importlib
 import json
 import math
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
+from configs.ablation_tiny import CELLS
 from data_pipelines.evidence import EvidenceShape, OpenCandidates
-from data_pipelines.sft import FolderClips, MakeRow, RowShape
+from data_pipelines.frames import FramesConfig, plan_frames
+from data_pipelines.index import Index
+from data_pipelines.packing import Needs, Room
+from data_pipelines.sample import ST_TASK, VISUAL_TASK, Sample
+from data_pipelines.sft import Clip, FolderClips, MakeRow, RowShape
 from experiments.bench_gpu_table import EIGHT_B
 from experiments.train_loop import Workdir
 from o3jax.api import model_folder
@@ -25,16 +32,17 @@ from o3jax.hf import config_from_hf
 from o3jax.models.config import EvidenceConfig, TextConfig, VisionConfig
 from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
 from o3jax.prompts.dense import dense_rate, dense_size
-from o3jax.prompts.image import VideoConfig, video_size
+from o3jax.prompts.image import ImageConfig, VideoConfig, video_size
 from o3jax.prompts.processor import load_processor
 from o3jax.sft.evidence import EvidenceWeights
 from o3jax.sft.joint import joint_counts, joint_loss
 from o3jax.sft.lora import LoRA, adapted_loss
 from o3jax.sft.loss import text_loss, token_counts
 from o3jax.sft.state import init_state, learning_rate, make_optimizer
+from o3jax.video import VideoInfo
 from tests.commands import ROOT, command, run_command
 
-ARGUMENTS = {"sft_tiny": ("captions", "questions", "evidence", "feedback")}
+ARGUMENTS = {"sft_tiny": ("captions", "questions", "evidence", "feedback"), "ablation_tiny": CELLS}
 CONFIGS = [
     (path.stem, argument)
     for path in sorted((ROOT / "configs").glob("*_*.py"))
@@ -50,7 +58,7 @@ def load(name: str, argument: str | None = None) -> ConfigDict:
 
 
 def test_all_of_them_are_here():
-    assert {name for name, _ in CONFIGS} == {"ground_tiny", "sft_tiny", *LARGE}
+    assert {name for name, _ in CONFIGS} == {"ground_tiny", "sft_tiny", "ablation_tiny", *LARGE}
 
 
 def test_the_grounding_config_describes_a_model():
@@ -79,7 +87,16 @@ def sft_parts(c: ConfigDict, rank: int = 0) -> tuple:
         config = dataclasses.replace(config, evidence=evidence)
     shape = RowShape(c.row_length, c.row_groups, c.row_patches)
     targets = EvidenceShape(**c.evidence_shape) if c.evidence else None
-    rows = MakeRow(processor, config, shape, c.prompt_style, c.box_step, targets, c.full_text_loss)
+    rows = MakeRow(
+        processor,
+        config,
+        shape,
+        c.prompt_style,
+        c.box_step,
+        targets,
+        c.full_text_loss,
+        FramesConfig(**c.frames),
+    )
     row = rows.map(clips[0])
     weights = dict(c.loss)
     named = {name: weights.pop(name) for name in ("evidence_weight", "candidate_low")}
@@ -155,7 +172,9 @@ def test_the_published_numbers():
     devices = math.prod(c.mesh.values())
     assert (devices, c.per_device_train_batch_size * c.gradient_accumulation_steps * devices) == (8, 8)
     assert (c.learning_rate, c.num_train_epochs, c.questions_per_row) == (1e-6, 1, 1)
-    assert (c.video.fps, c.video.min_frames, c.video.max_frames) == (2.0, 4, 16)
+    f = FramesConfig(**c.frames)
+    assert (f.layout, f.stage, f.timestamps, f.key_frames) == ("images", "sft", "released", "released")
+    assert (f.fps, f.min_frames, f.max_frames, c.max_rejected_share) == (2.0, 4, 16, 0.05)
     assert (c.prompt_style, c.full_text_loss, c.evidence) == ("open_o3_sft", True, None)
     assert (c.optimizer, c.weight_decay, c.adam_b2, c.max_grad_norm) == ("adamw", 0.0, 0.999, 5.0)
     assert (c.lr_scheduler_type, c.warmup_steps) == ("linear", 0)
@@ -173,7 +192,21 @@ ASPECTS = [
 ]
 
 
-@pytest.mark.parametrize("name", LARGE)
+def test_published_frames_fit_a_row():
+    c, processor = load("sft_open_o3"), load_processor(model_folder("o3-tiny"))
+    processor.video_config, processor.image_config = VideoConfig(), ImageConfig()
+    sample = Sample("s", "source", ST_TASK, "?", "x", image_path="x.jpg", image_size=(640, 480))
+    for height, width in ASPECTS:
+        info = VideoInfo(100.0, 30.0, 3000, width, height, "h264", 0)
+        plan = plan_frames([sample], info, processor, FramesConfig(**c.frames))
+        assert plan.groups == 16 and plan.groups + 5 <= c.row_groups and plan.patches <= c.row_patches
+        assert c.row_groups * (plan.patches // 4 + 16) <= c.row_length - 1800, (height, width)
+        asked = dataclasses.replace(sample, task=VISUAL_TASK, image_size=(width, height))
+        plan = plan_frames([asked], None, processor, FramesConfig(**c.frames))
+        assert plan.groups == 1 and plan.patches <= c.row_patches
+
+
+@pytest.mark.parametrize("name", ["sft_article"])
 def test_every_usual_video_fits_a_row(name):
     c = load(name)
     video = dataclasses.replace(VideoConfig(), **c.video)
@@ -200,11 +233,15 @@ def test_every_usual_video_fits_a_row(name):
     ("rows", "batch", "epochs", "steps"), [(31_166, 8, 1, 3896), (30_000, 32, 10, 9375), (5, 8, 0.5, 1)]
 )
 def test_epochs_become_steps(rows, batch, epochs, steps):
-    c = ConfigDict({"max_steps": 0, "num_train_epochs": float(epochs), "data_path": "folder"})
-    clips = FolderClips("", [], 1)
-    clips.clips = [None] * rows
+    c = common.sft()
+    c.num_train_epochs = float(epochs)
+    clips = FolderClips(Index(Path(), [], [], {}), 1)
+    clips.clips = [Clip((Sample("s", "source", "task", "?", "x"),), Path("x.mp4"))] * rows
+    maker = SimpleNamespace(
+        needs=lambda clip: Needs(10, 1), room=lambda: Room(15, 4, None, None, c.clips_per_row)
+    )
     with command("sft", "--config=configs/sft_tiny.py", "--workdir=unused") as sft:
-        assert sft.total_steps(c, clips, batch) == steps
+        assert sft.plan(c, clips, maker, batch)[2] == steps
 
 
 # --- the article's recipe, small ---
@@ -216,7 +253,7 @@ from configs import common, sft_article
 def get_config():
     c = sft_article.get_config()
     c.model_name_or_path, c.data_path = {model!r}, {data!r}
-    c.video = ConfigDict()
+    c.video, c.num_workers = ConfigDict(), 0
     c.row_length, c.row_groups, c.row_patches = 640, 3, 16
     c.evidence.update(
         hidden_size=16, num_heads=2, dense_pixels=32 * 32, temporal_layers=1, decoder_layers=1
@@ -244,7 +281,7 @@ def small(video_model, clip, tmp_path) -> Path:
     """The article's config for a tiny model on one device, and 8 records: two steps of four micro-batches."""
     data = tmp_path / "data"
     data.mkdir()
-    (data / "clip.mp4").symlink_to(clip)
+    shutil.copy(clip, data / "clip.mp4")
     (data / "annotations.json").write_text(json.dumps([RECORD] * 8))
     path = tmp_path / "small.py"
     path.write_text(SMALL.format(model=str(video_model), data=str(data)))

@@ -44,7 +44,7 @@ class DenseStream:
 
     features: Float[Array, "B T P D"]
     times: Float[Array, "B T"]  # seconds; mean time of each frame pair
-    valid: Bool[Array, "B T"]
+    valid: Bool[Array, "R T"]  # which groups may be read, by each video or by each of its questions
     cells: Float[Array, "B P 2"]  # centre (x, y) of each cell, in [0, 1] of the frame
     cell_valid: Bool[Array, "B P"]
 
@@ -57,7 +57,7 @@ class VisualStream:
     tokens: Float[Array, "B Tv Pv D"]
     times: Float[Array, "B Tv"]  # seconds; mean time of each frame pair
     centres: Float[Array, "B Tv Pv 2"]  # centre (x, y) of each token, in [0, 1] of the frame
-    valid: Bool[Array, "B Tv Pv"]
+    valid: Bool[Array, "R Tv Pv"]  # as in `DenseStream`
 
 
 @jax.tree_util.register_dataclass
@@ -213,8 +213,8 @@ class QuestionEncoder(nnx.Module):
         at = linear(time_features(dense.times).astype(question.dtype), self.time_in[...])
         named = jnp.einsum("bqd,btd->bqt", scaled, at, preferred_element_type=jnp.float32)
         logits = pooled + named + self.relevance_bias[...].astype(jnp.float32)
-        logits = jnp.where(dense.valid[:, None], logits, NEVER)
-        return logits.reshape(len(question), -1)
+        logits = logits.reshape(len(question), -1)
+        return jnp.where(repeated(dense.valid, len(question)), logits, NEVER)
 
 
 class DecoderLayers(nnx.Module):

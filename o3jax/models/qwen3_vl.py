@@ -16,6 +16,12 @@ about one video are consecutive):
     question_ids   int32 [B, Q, Sq]: the question's tokens, -1 is padding
     mention_index  int32 [B, Q, M]: where in the row each mention's state is, -1 is padding
 
+and, where a row holds several videos, each a segment of its own:
+
+    question_clip  int32 [B, Q], dense_clip [B, Td], visual_clip [B, T]: of which video each is, 1 and up
+    dense_clock [B, Td], visual_clock [B, T]: the times of all videos one after the other, further apart
+    than the temporal window reaches
+
 Grids are data: one compiled program serves every set of grids that is padded to the same shapes.
 """
 
@@ -33,7 +39,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from o3jax.models.attention import Mask, attention
 from o3jax.models.config import Config, EvidenceConfig
-from o3jax.models.evidence import DenseStream, Estimate, EvidenceDecoder, QuestionEncoder, VisualStream
+from o3jax.models.evidence import (
+    DenseStream,
+    Estimate,
+    EvidenceDecoder,
+    QuestionEncoder,
+    VisualStream,
+    repeated,
+)
 from o3jax.models.layers import Initializer
 from o3jax.models.temporal import Injection, TemporalEncoder
 from o3jax.models.text import TextDecoder, visual_rows
@@ -93,14 +106,17 @@ class Qwen3VL(nnx.Module):
         if self.evidence.injection is not None:
             by_pair = self.evidence.injection(
                 by_pair,
-                visual.times,
+                batch.get("visual_clock", visual.times),
                 visual.centres,
                 dense.features,
-                dense.times,
+                batch.get("dense_clock", dense.times),
                 dense.valid,
                 batch["dense_grid"],
             )
             tokens = rearrange(by_pair, "b t p d -> b (t p) d")
+        if "question_clip" in batch:
+            dense = dataclasses.replace(dense, valid=_own(batch, "dense_clip", dense.valid))
+            visual = dataclasses.replace(visual, valid=_own(batch, "visual_clip", visual.valid))
         return Seen(tokens, taps, dense, visual)
 
     def _dense(self, batch: Batch, kernel: str, remat: str) -> DenseStream:
@@ -108,7 +124,8 @@ class Qwen3VL(nnx.Module):
         tokens = self._dense_tokens(batch, kernel)
         size = chunk_size(valid.shape[1])
         chunk = size if size < valid.shape[1] and np.isfinite(self.config.evidence.window_s) else None
-        features = self.evidence.temporal(tokens, batch["dense_times"], valid, chunk=chunk, remat=remat)
+        clock = batch.get("dense_clock", batch["dense_times"])
+        features = self.evidence.temporal(tokens, clock, valid, chunk=chunk, remat=remat)
         cells = batch["dense_length"].max(-1, keepdims=True) // self.config.vision.merge_unit
         cell_valid = jnp.arange(tokens.shape[2]) < cells
         return DenseStream(features, batch["dense_times"], valid, batch["dense_cells"], cell_valid)
@@ -201,6 +218,14 @@ class Qwen3VL(nnx.Module):
 def chunk_size(groups: int) -> int:
     """Returns how many frame pairs of a dense stream are processed at a time: few and equal parts."""
     return -(-groups // -(-groups // DENSE_CHUNK))
+
+
+def _own(batch: Batch, clips: str, valid: Bool[Array, "B T *dims"]) -> Bool[Array, "R T *dims"]:
+    """Returns what each question may read: what is valid and of its own video."""
+    own = batch["question_clip"][:, :, None] == batch[clips][:, None]
+    own = rearrange(own, "b q t -> (b q) t")
+    valid = repeated(valid, len(own))
+    return valid & own.reshape(*own.shape, *[1] * (valid.ndim - 2))
 
 
 def causal_mask(batch: Batch) -> Mask:

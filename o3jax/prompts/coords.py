@@ -27,7 +27,8 @@ class Space:
 
     width: float
     height: float
-    step: int = 0  # 0: floats, not rounded
+    step: int = 0  # 0: floats
+    decimals: int = 3  # of the floats in a text
 
     def __post_init__(self) -> None:
         if not (self.width > 0 and self.height > 0):
@@ -35,6 +36,7 @@ class Space:
 
 
 NORMALISED = Space(1, 1)
+FINE = Space(1, 1, decimals=6)  # for boxes that come from pixels, so that they find back to them
 
 
 def per_mille(step: int = 1) -> Space:
@@ -96,8 +98,8 @@ def parse_box(text: str) -> Box | None:
 
 
 def format_box(box: Box, space: Space) -> str:
-    """Returns `[x1,y1,x2,y2]` for a box that is already in `space`: ints, or floats of 3 decimals."""
-    return "[" + ",".join(str(int(v)) if space.step else f"{v:.3f}" for v in box) + "]"
+    """Returns `[x1,y1,x2,y2]` for a box that is already in `space`: ints, or floats."""
+    return "[" + ",".join(str(int(v)) if space.step else f"{v:.{space.decimals}f}" for v in box) + "]"
 
 
 def rewrite_boxes(text: str, source: Space, target: Space) -> str:

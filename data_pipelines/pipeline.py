@@ -1,0 +1,58 @@
+"""Rows -> batches, read ahead by threads or worker processes, from any position.
+
+The stream is a pure function of the row's number: no row is skipped, and what is random in a row is drawn
+for its number. So workers and hosts may change, and to resume is to slice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+from absl import flags
+
+Transform = grain.transforms.Map | grain.transforms.RandomMap
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """An endless stream of batches that can be opened anywhere.
+
+    Attributes:
+      rows: what the first transform takes, by the row's number.
+      transforms: make a row of arrays, one after the other.
+      batch_size: rows of a batch, over all hosts.
+      seed: of what is random in a row.
+      num_workers: processes that make batches; 0 makes them in a thread of this one.
+      process_index, process_count: this host, and how many share each batch, row by row.
+      facts: what decides which row has which number, by name; kept in checkpoints and compared.
+    """
+
+    rows: Sequence[Any]
+    transforms: Sequence[Transform]
+    batch_size: int
+    seed: int
+    num_workers: int = 0
+    process_index: int = 0
+    process_count: int = 1
+    facts: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
+
+    def open(self, position: int = 0) -> grain.DatasetIterator:
+        """Returns an iterator over the batches from row `position` on; arrays have a leading batch axis."""
+        if self.batch_size % self.process_count:
+            raise ValueError(f"{self.process_count} hosts cannot share a batch of {self.batch_size} rows")
+        data = grain.MapDataset.source(self.rows).seed(self.seed).apply(list(self.transforms))
+        data = data[position + self.process_index :: self.process_count]
+        data = data.batch(self.batch_size // self.process_count, drop_remainder=True)
+        # The library buffers 500 elements by default: 500 batches of video would fill the memory.
+        ahead = 4 if not self.num_workers else 1
+        stream = data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead))
+        if self.num_workers:
+            if not flags.FLAGS.is_parsed():  # the library reads flags of its own when it starts processes
+                flags.FLAGS.mark_as_parsed()
+            stream = stream.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=self.num_workers, per_worker_buffer_size=2)
+            )
+        return iter(stream)
