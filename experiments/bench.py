@@ -296,7 +296,7 @@ def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-_NAMES = ("forward", "train", "decode1", "decode8", "vision", "compile")
+_NAMES = ("forward", "train", "decode1", "decode8", "vision", "compile", "readers", "pipeline")
 _ONLY = flags.DEFINE_list("only", list(_NAMES), f"Which parts to run: {','.join(_NAMES)}.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed pairs of every task.", lower_bound=1)
 _THREADS = flags.DEFINE_integer("threads", 2, "Threads, and CPU cores, for both sides.", lower_bound=1)
@@ -317,8 +317,28 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     cli.use_compilation_cache()
     console = Console(width=150)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
+        if "readers" in _ONLY.value:
+            from experiments.bench_readers import measure_readers, show_readers
+
+            reader_rows = measure_readers(Path(scratch), min(_ROUNDS.value, 5))
+            show_readers(reader_rows, console)
+            if _OUT.value:
+                Path(_OUT.value).with_suffix(".readers.json").write_text(
+                    json.dumps(reader_rows, indent=2) + "\n"
+                )
+        if "pipeline" in _ONLY.value:
+            from experiments.bench_pipeline import measure as measure_pipeline
+
+            figures = measure_pipeline(min(_ROUNDS.value, 5))
+            console.print(figures)
+            if _OUT.value:
+                Path(_OUT.value).with_suffix(".pipeline.json").write_text(
+                    json.dumps(figures, indent=2) + "\n"
+                )
+        if set(_ONLY.value) <= {"readers", "pipeline"}:
+            return
         folder = Path(scratch) / "model"
         count = write_folder(SMALL, folder)
         about = versions() | {"parameters": f"{count / 1e6:.1f} M"}
