@@ -430,14 +430,14 @@ def make_dataset(
         raise UserError(f"count must be at least 1, not {count}")
     make_scene(scene_seed(split, 0, seed), level)  # refuses wrong arguments before a folder exists
     out = Path(out_dir)
-    _claim_folder(out, {"world": "synthetic", "split": split, "count": count, "level": level, "seed": seed})
+    claim_folder(out, {"world": "synthetic", "split": split, "count": count, "level": level, "seed": seed})
     samples = []
     for index in range(count):
         scene = make_scene(scene_seed(split, index, seed), level)
         video = out / "videos" / f"{scene.id}.mp4"
         if not video.exists():
             for sample in scene.samples():
-                _write_key_frames(out / "kfs", scene, sample)
+                write_key_frames(out, scene, sample)
             write_video(scene, video)
         samples += scene.samples()
         on_clip()
@@ -446,8 +446,10 @@ def make_dataset(
     return samples
 
 
-def _claim_folder(out: Path, made_from: dict[str, str | int]) -> None:
-    """Creates the folder, or checks that it holds this very data set or nothing."""
+def claim_folder(
+    out: Path, made_from: dict[str, str | int], inside: Sequence[str] = ("videos", "kfs")
+) -> None:
+    """Creates the folder with those inside it, or checks that it holds this very data set or nothing."""
     marker = out / "dataset.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -464,11 +466,11 @@ def _claim_folder(out: Path, made_from: dict[str, str | int]) -> None:
         raise UserError(f"{out} is not empty and holds no synthetic data set; choose another folder")
     else:
         stgr.write_text(marker, json.dumps(made_from) + "\n")
-    for folder in ("videos", "kfs"):
+    for folder in inside:
         (out / folder).mkdir(exist_ok=True)
 
 
-def _write_key_frames(folder: Path, scene: Scene, sample: Sample) -> None:
-    """Writes the frames that the sample's published record names, as seen at the evidence times."""
-    for key_frame in stgr.to_stgr(sample)["key_frames"]:
-        Image.fromarray(scene.render([key_frame["time"]])[0]).save(folder / key_frame["path"], quality=95)
+def write_key_frames(folder: Path, scene: Scene, sample: Sample) -> None:
+    """Writes the sample's key frames, whose paths are relative to the folder, from the scene."""
+    for key_frame in sample.key_frames:
+        Image.fromarray(scene.render([key_frame.time])[0]).save(folder / key_frame.path, quality=95)

@@ -12,9 +12,9 @@ import math
 import random
 from typing import TYPE_CHECKING
 
-from data_pipelines.sample import MCQ_TASK, ST_TASK, TEMPORAL_TASK, Interval, Mention, Sample
+from data_pipelines.sample import MCQ_TASK, ST_TASK, TEMPORAL_TASK, Interval, KeyFrame, Mention, Sample
 from o3jax.errors import UserError
-from o3jax.prompts.coords import NORMALISED
+from o3jax.prompts.coords import NORMALISED, frame_index
 from o3jax.prompts.grammar import render_claim, render_interval, render_time
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ def _sample(scene: Scene, kind: str, language: str) -> Sample:
     rng = random.Random(f"{scene.level}/{scene.seed}/{kind}")
     question, answer, evidence = _ASK[kind](scene, language, rng)
     task = {"interval": TEMPORAL_TASK, "appears": TEMPORAL_TASK, "mcq": MCQ_TASK}.get(kind, ST_TASK)
+    numbers = {e.time: frame_index(e.time, scene.fps) for e in evidence}
     return Sample(
         id=f"{scene.id}-{kind}-{language}",
         source=f"synthetic-l{scene.level}",
@@ -171,6 +172,7 @@ def _sample(scene: Scene, kind: str, language: str) -> Sample:
         reasoning=_reasoning(scene, evidence, language),
         mentions=tuple(Mention(e.thing.name(language), e.time, (e.thing.box(e.time),)) for e in evidence),
         intervals=tuple(e.interval for e in evidence),
+        key_frames=tuple(KeyFrame(i, t, f"kfs/{scene.id}_{i}.jpg") for t, i in numbers.items()),
         language=language,
         kind=kind,
     )

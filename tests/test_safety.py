@@ -394,6 +394,8 @@ def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     hostile.good_videos(folder)
+    (folder / "kfs").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "kfs" / "a.jpg")
     (tmp_path / "good.mp4").write_bytes((folder / "good.mp4").read_bytes())
     (folder / "link.mp4").symlink_to(tmp_path / "good.mp4")
     (folder / "list.m3u8").write_text("#EXTM3U\n#EXTINF:3,\ngood.mp4\n")

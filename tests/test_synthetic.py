@@ -550,8 +550,11 @@ def test_a_published_record_without_our_fields_is_read():
     assert stgr.from_stgr(published() | {"question": "锅盖之后发生什么?"}).language == "zh"
     record = published() | {"task": VISUAL_TASK, "image_path": "1.jpg", "image_size": [640, 480]}
     del record["key_frames"], record["video_path"]
+    record["reasoning_process"] = "The <obj>man</obj><box>[160, 120, 320, 240]</box> lifts it."
     sample = stgr.from_stgr(record)
-    assert (sample.image_size, sample.mentions) == ((640, 480), ())
+    assert sample.image_size == (640, 480) and sample.mentions == (
+        Mention("man", None, ((0.25,) * 2 + (0.5,) * 2,)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -588,7 +591,7 @@ def test_a_wrong_field_is_named(change, words, tmp_path):
     [
         ({"time": [1]}, "unknown field 'time'"),
         ({"timestamps": None}, "field 'timestamps' is missing"),
-        ({"timestamps": ["0:03"]}, "'timestamps' needs times in seconds"),
+        ({"timestamps": ["soon"]}, "'timestamps' needs times in seconds"),
         ({"timestamps": [1.0, 2.0]}, "'bboxes' must have one entry for each of the 2 timestamps, but has 1"),
         ({"bboxes": [[10, 20, 30, 40]]}, "divide pixels by the width and height"),
         ({"objects": ["a", "b"]}, "'objects' must have one entry"),

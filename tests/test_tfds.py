@@ -210,7 +210,8 @@ def test_a_built_folder_from_elsewhere_is_not_trusted(made, tmp_path, monkeypatc
     bad = [dataclasses.replace(good, id="out", video_path="../a.mp4")]
     bad += [dataclasses.replace(good, id="box", mentions=(Mention("x", 1.0, ((0.5, 0.2, 0.5, 0.8),)),))]
     bad += [dataclasses.replace(good, id="late", intervals=((1.0, 99.0),))]
-    monkeypatch.setattr(tfds_builders, "media", lambda sample: [good.video_path])
+    own = list(tfds_builders.media(good))
+    monkeypatch.setattr(tfds_builders, "media", lambda sample: own)
     tfds_builders.write(tmp_path / "out", made, {"train": [bad[0], good, *bad[1:]]})
     samples, rejects = index_folder(tmp_path / "out")
     assert samples == [good]
