@@ -14,10 +14,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.published import RecordError, checked_size
+from data_pipelines.fields import Record, RecordError, check_box
+from data_pipelines.published import checked_size
 from data_pipelines.safety import GuardedReader, Limits, inside, read_image
 from data_pipelines.sample import VISUAL_TASK, Candidate, Sample
-from data_pipelines.stgr import Record, check_box, from_article, from_stgr, read_list
+from data_pipelines.stgr import from_article, from_stgr, read_list
 from o3jax.errors import UserError
 from o3jax.prompts import coords
 from o3jax.video import VideoInfo, probe

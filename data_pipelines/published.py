@@ -16,8 +16,8 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
+from data_pipelines.fields import RecordError
 from data_pipelines.sample import TEMPORAL_MCQ_TASK, TEMPORAL_TASK, VISUAL_TASK, Interval, Sample
-from o3jax.errors import UserError
 from o3jax.prompts import coords, grammar
 
 Stage = Literal["sft", "rl"]
@@ -26,14 +26,6 @@ _BOX = re.compile(r"<box>([^<]*)</box>")
 _PAIR = re.compile(r"\[([^][,]{1,30}),([^][,]{1,30})\]")
 _CHOICE = re.compile(r"([A-Z])\n(\[[^][]{1,62}\])")
 _OPTION = re.compile(r"(.{1,90})\nCorrect Option: ([A-Z])")
-
-
-class RecordError(UserError):
-    """What is wrong with one record, in one sentence; `field` is the field of the record to mend."""
-
-    def __init__(self, field: str, sentence: str):
-        super().__init__(sentence)
-        self.field = field
 
 
 class Roots(NamedTuple):

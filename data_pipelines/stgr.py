@@ -21,14 +21,29 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipelines import published
-from data_pipelines.published import RecordError
+from data_pipelines.fields import (
+    Record,
+    RecordError,
+    box_of,
+    boxes_of,
+    check_four_numbers,
+    clock_stretch,
+    interval_of,
+    known,
+    language_of,
+    read_field,
+    read_mention,
+    size_of,
+    span_of,
+    time_of,
+    within,
+)
 from data_pipelines.sample import (
     ST_TASK,
     TASKS,
@@ -44,9 +59,6 @@ from data_pipelines.sample import (
 from o3jax.errors import UserError
 from o3jax.prompts import coords, grammar
 
-Record = dict[str, Any]
-
-_CHINESE = re.compile("[\u4e00-\u9fff]")
 _PUBLISHED_FIELDS = (
     *("id", "source", "task", "question", "answer", "video_path", "image_path", "image_size"),
     *("key_frames", "key_items", "reasoning_process"),
@@ -54,9 +66,6 @@ _PUBLISHED_FIELDS = (
 _STGR_FIELDS = (*_PUBLISHED_FIELDS, "duration", "intervals", "language", "kind", "mentions", "candidates")
 _EVIDENCE_FIELDS = ("answer", "timestamps", "bboxes", "reasoning", "objects", "intervals")
 _ARTICLE_FIELDS = ("video_path", "question", *_EVIDENCE_FIELDS, "image_size", "candidates")
-_CLOCK = re.compile(r"(?:(\d{1,3}):)?(\d{1,2}):(\d{2}(?:\.\d{1,6})?)")
-_ANY = object()  # as a default: the field must be there
-_WORDS = {str: "a string", list: "a list", dict: "an object", int: "an integer"}
 
 
 def to_stgr(sample: Sample) -> Record:
@@ -162,59 +171,59 @@ def from_stgr(record: Record, in_published_tree: bool = False) -> Sample:
     Raises:
         RecordError: if a field is missing, unknown or is not what the format asks for.
     """
-    _known(record, _PUBLISHED_FIELDS if in_published_tree else _STGR_FIELDS)
-    task, source = _field(record, "task", str), _field(record, "source", str)
+    known(record, _PUBLISHED_FIELDS if in_published_tree else _STGR_FIELDS)
+    task, source = read_field(record, "task", str), read_field(record, "source", str)
     if task not in TASKS:
         raise RecordError("task", f"field 'task' must be one of {', '.join(TASKS)}, not {task!r:.80}")
     roots = published.roots(source, task) if in_published_tree else published.OWN
     visual = task == VISUAL_TASK
-    _field(record, "image_path" if visual else "video_path", str)
-    question = _field(record, "question", str)
-    language = _language(record, question)
-    size = _size(record)
+    read_field(record, "image_path" if visual else "video_path", str)
+    question = read_field(record, "question", str)
+    language = language_of(record, question)
+    size = size_of(record)
     if visual and in_published_tree:
         published.checked_size(size)
 
     def text(value: str, field: str) -> str:
         return published.from_pixels(value, size, field) if visual else value
 
-    answer, told = published.read_answer(text(_field(record, "answer", str), "answer"), task, language)
+    answer, told = published.read_answer(text(read_field(record, "answer", str), "answer"), task, language)
     if in_published_tree and task.startswith(TEMPORAL_TASK) and not told:
         raise RecordError(
             "answer",
             "field 'answer' of a temporal question needs an interval, [start, end] in seconds (behind the "
             f"letter and a new line in multiple choice), not {answer!r:.80}",
         )
-    reasoning = text(_field(record, "reasoning_process", str, ""), "reasoning_process")
+    reasoning = text(read_field(record, "reasoning_process", str, ""), "reasoning_process")
     if "mentions" in record:
-        mentions = tuple(_read_mention(item) for item in _field(record, "mentions", list))
+        mentions = tuple(read_mention(item) for item in read_field(record, "mentions", list))
     else:
         mentions = _mentions(record, reasoning, answer)
-    key_frames = tuple(_key_frame(frame, roots) for frame in _field(record, "key_frames", list, []))
+    key_frames = tuple(_key_frame(frame, roots) for frame in read_field(record, "key_frames", list, []))
     if in_published_tree and any(frame.path is None for frame in key_frames):
         raise RecordError("key_frames", "field 'key_frames': field 'path' is missing; add it")
     duration = record.get("duration")
-    intervals = _field(record, "intervals", list, None)
+    intervals = read_field(record, "intervals", list, None)
     paths = {
-        name: None if (path := _field(record, name, str, None)) is None else roots.media + path
+        name: None if (path := read_field(record, name, str, None)) is None else roots.media + path
         for name in ("video_path", "image_path")
     }
     return Sample(
-        id=str(_field(record, "id", (str, int))),
+        id=str(read_field(record, "id", (str, int))),
         source=source,
         task=task,
         question=question,
         answer=answer,
         **paths,
         image_size=size,
-        duration=None if duration is None else _time(duration, "duration"),
+        duration=None if duration is None else time_of(duration, "duration"),
         reasoning=reasoning,
         mentions=mentions,
-        intervals=told if intervals is None else tuple(_interval(i) for i in intervals),
+        intervals=told if intervals is None else tuple(interval_of(i) for i in intervals),
         key_frames=key_frames,
-        candidates=tuple(_read_candidate(item, text) for item in _field(record, "candidates", list, [])),
+        candidates=tuple(_read_candidate(item, text) for item in read_field(record, "candidates", list, [])),
         language=language,
-        kind=_field(record, "kind", str, ""),
+        kind=read_field(record, "kind", str, ""),
     )
 
 
@@ -231,15 +240,15 @@ def _read_candidate(item: Any, text: Callable[[str, str], str]) -> Candidate:
     """Returns a candidate of our own record; `text` gives its texts with boxes in 0-1."""
     item = _candidate(item, ("answer", "preference", "reasoning_process", "mentions", "intervals"))
     return Candidate(
-        answer=text(_field(item, "answer", str, inside="candidates"), "candidates"),
+        answer=text(read_field(item, "answer", str, inside="candidates"), "candidates"),
         preference=_preference(item),
-        reasoning=text(_field(item, "reasoning_process", str, "", inside="candidates"), "candidates"),
+        reasoning=text(read_field(item, "reasoning_process", str, "", inside="candidates"), "candidates"),
         mentions=tuple(
-            _read_mention(mention, "candidates")
-            for mention in _field(item, "mentions", list, [], inside="candidates")
+            read_mention(mention, "candidates")
+            for mention in read_field(item, "mentions", list, [], inside="candidates")
         ),
         intervals=tuple(
-            _interval(i, "candidates") for i in _field(item, "intervals", list, [], inside="candidates")
+            interval_of(i, "candidates") for i in read_field(item, "intervals", list, [], inside="candidates")
         ),
     )
 
@@ -249,12 +258,12 @@ def _candidate(item: Any, fields: Sequence[str]) -> Record:
         raise RecordError(
             "candidates", "field 'candidates' must be a list of objects with answer and preference"
         )
-    _known(item, fields, "candidates")
+    known(item, fields, "candidates")
     return item
 
 
 def _preference(item: Record) -> float:
-    value = _field(item, "preference", (int, float), inside="candidates")
+    value = read_field(item, "preference", (int, float), inside="candidates")
     if not abs(value) <= sys.float_info.max:
         raise RecordError(
             "candidates", f"field 'candidates': field 'preference' is {value!r:.40}; write a number"
@@ -306,11 +315,11 @@ def from_article(record: Record, sample_id: str) -> Sample:
     Raises:
         RecordError: if a field is missing, unknown or is not what the format asks for.
     """
-    _known(record, _ARTICLE_FIELDS)
-    question = _field(record, "question", str)
-    language, size = _language(record, question), _size(record)
+    known(record, _ARTICLE_FIELDS)
+    question = read_field(record, "question", str)
+    language, size = language_of(record, question), size_of(record)
     candidates = []
-    for item in _field(record, "candidates", list, []):
+    for item in read_field(record, "candidates", list, []):
         item = _candidate(item, (*_EVIDENCE_FIELDS, "preference"))
         answer, mentions, intervals, reasoning = _read_claims(item, size, language, "candidates")
         candidates.append(Candidate(answer, _preference(item), reasoning, mentions, intervals))
@@ -326,7 +335,7 @@ def from_article(record: Record, sample_id: str) -> Sample:
         task=TEMPORAL_TASK if said.times and not said.claims else ST_TASK,
         question=question,
         answer=answer,
-        video_path=_field(record, "video_path", str),
+        video_path=read_field(record, "video_path", str),
         image_size=size,
         reasoning=reasoning,
         mentions=mentions,
@@ -340,23 +349,23 @@ def _read_claims(
     record: Record, size: tuple[int, int] | None, language: str, inside: str = ""
 ) -> tuple[str, tuple[Mention, ...], tuple[Interval, ...], str]:
     """Returns answer, mentions, intervals and reasoning of an article's record or candidate."""
-    spans = [_span(t, "timestamps", inside) for t in _field(record, "timestamps", list, inside=inside)]
-    given = _field(record, "bboxes", list, inside=inside)
+    spans = [span_of(t, "timestamps", inside) for t in read_field(record, "timestamps", list, inside=inside)]
+    given = read_field(record, "bboxes", list, inside=inside)
     boxes = [b if b is None else _article_box(b, size, inside) for b in given]
-    names = _field(record, "objects", list, ["object"] * len(spans), inside=inside)
+    names = read_field(record, "objects", list, ["object"] * len(spans), inside=inside)
     for field, values in (("bboxes", boxes), ("objects", names)):
         if len(values) != len(spans):
             raise RecordError(
                 inside or field,
-                f"{_at(inside)}field {field!r} must have one entry for each of the {len(spans)} timestamps, "
-                f"but has {len(values)}",
+                f"{within(inside)}field {field!r} must have one entry for each of the {len(spans)} "
+                f"timestamps, but has {len(values)}",
             )
     if not all(isinstance(name, str) for name in names):
         raise RecordError(
-            inside or "objects", f"{_at(inside)}field 'objects' must be a list of names, not {names!r:.80}"
+            inside or "objects", f"{within(inside)}field 'objects' must be a list of names, not {names!r:.80}"
         )
-    answer = _field(record, "answer", str, inside=inside).strip()
-    stretch = _clock_stretch(answer)
+    answer = read_field(record, "answer", str, inside=inside).strip()
+    stretch = clock_stretch(answer)
     answer, told = published.read_answer(
         f"[{stretch[0]}, {stretch[1]}]" if stretch else answer, TEMPORAL_TASK, language
     )
@@ -366,21 +375,21 @@ def _read_claims(
         )
         for name, span, box in zip(names, spans, boxes, strict=True)
     )
-    listed = _field(record, "intervals", list, None, inside=inside)
+    listed = read_field(record, "intervals", list, None, inside=inside)
     stretches = tuple(span for span in spans if not isinstance(span, float))
     if listed is None:
         intervals = stretches or told
     else:
-        intervals = tuple(_interval(i, inside or "intervals") for i in listed)
-    return answer, mentions, intervals, _field(record, "reasoning", str, "", inside=inside)
+        intervals = tuple(interval_of(i, inside or "intervals") for i in listed)
+    return answer, mentions, intervals, read_field(record, "reasoning", str, "", inside=inside)
 
 
 def _article_box(value: Any, size: tuple[int, int] | None, inside: str) -> Box:
     """Returns a box in 0-1; it was in pixels where the record has the size of the picture."""
     field = inside or "bboxes"
     if size is None:
-        return _box(value, field)
-    _check_four_numbers(value, field)
+        return box_of(value, field)
+    check_four_numbers(value, field)
     published.check_pixels(value, size, field)
     return coords.convert(value, coords.Space(*size), coords.NORMALISED)
 
@@ -453,17 +462,17 @@ def _mentions(record: Record, reasoning: str, answer: str) -> tuple[Mention, ...
 
     Of visual QA, those that its texts make, with boxes in 0-1: nothing reads its key items.
     """
-    items = _field(record, "key_items", dict, {})
+    items = read_field(record, "key_items", dict, {})
     if record.get("task") == VISUAL_TASK:
         claims = [c for text in (reasoning, answer) for c in grammar.parse(text, coords.NORMALISED).claims]
         return tuple(dict.fromkeys(Mention(c.object, None, c.boxes) for c in claims))
     mentions, seen = [], set()
-    for frame in _field(record, "key_frames", list, []):
+    for frame in read_field(record, "key_frames", list, []):
         index, time, _ = _key_frame_fields(frame)
         idx = str(index)
         seen.add(idx)
-        for name, boxes in _field(items, idx, dict, {}, inside="key_items").items():
-            mentions.append(Mention(name, time, _boxes(boxes, "key_items")))
+        for name, boxes in read_field(items, idx, dict, {}, inside="key_items").items():
+            mentions.append(Mention(name, time, boxes_of(boxes, "key_items")))
     if lost := [idx for idx in items if idx not in seen]:
         raise RecordError(
             "key_items", f"field 'key_items' has boxes for frame {lost[0]!r:.80}, which 'key_frames' lacks"
@@ -475,152 +484,7 @@ def _key_frame_fields(frame: Any) -> tuple[int, float, str | None]:
     """Returns idx, time and path of a key frame."""
     if not isinstance(frame, dict):
         raise RecordError("key_frames", "field 'key_frames' must be a list of objects with idx and time")
-    _known(frame, ("idx", "time", "path"), "key_frames")
-    time = _time(_field(frame, "time", (int, float), inside="key_frames"), "time", "key_frames")
-    index = _field(frame, "idx", int, inside="key_frames")
-    return index, time, _field(frame, "path", str, None, inside="key_frames")
-
-
-def _read_mention(item: Any, field: str = "mentions") -> Mention:
-    if not isinstance(item, dict):
-        raise RecordError(field, f"field {field!r} must have mentions, objects with object, time and boxes")
-    _known(item, ("object", "time", "boxes"), field)
-    time = item.get("time")
-    return Mention(
-        _field(item, "object", str, inside=field),
-        None if time is None else _time(time, field),
-        _boxes(item.get("boxes", []), field),
-    )
-
-
-def _known(record: Record, names: Sequence[str], inside: str = "") -> None:
-    if unknown := [name for name in record if name not in names]:
-        raise RecordError(
-            inside or unknown[0],
-            f"{_at(inside)}unknown field {unknown[0]!r:.80}; the fields are {', '.join(names)}",
-        )
-
-
-def _field(
-    record: Record, name: str, kind: type | tuple[type, ...], default: Any = _ANY, inside: str = ""
-) -> Any:
-    """Returns a field of the right type; a missing one, or null where optional, gives the default.
-
-    `inside` is the field of the whole record that `record` is a part of.
-    """
-    value = record.get(name)
-    if value is None and default is not _ANY:
-        return default
-    if value is None:
-        raise RecordError(inside or name, f"{_at(inside)}field {name!r} is missing; add it")
-    if not isinstance(value, kind) or isinstance(value, bool):
-        words = _WORDS[kind] if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
-        raise RecordError(inside or name, f"{_at(inside)}field {name!r} must be {words}, not {value!r:.80}")
-    return value
-
-
-def _at(inside: str) -> str:
-    return f"field {inside!r}: " if inside else ""
-
-
-def _language(record: Record, question: str) -> str:
-    language = _field(record, "language", str, "zh" if _CHINESE.search(question) else "en")
-    if language not in ("en", "zh"):
-        raise RecordError("language", f"field 'language' must be en or zh, not {language!r:.80}")
-    return language
-
-
-def _time(value: Any, field: str, inside: str = "") -> float:
-    # Integers in JSON have any length; this one no longer fits into a float.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
-        raise RecordError(
-            inside or field,
-            f"{_at(inside)}field {field!r} needs times in seconds from 0 on, not {value!r:.80}",
-        )
-    return float(value)
-
-
-def _interval(value: Any, field: str = "intervals") -> Interval:
-    if not isinstance(value, list) or len(value) != 2:
-        raise RecordError(field, f"field {field!r} must hold pairs [start, end], not {value!r:.80}")
-    start, end = (_time(v, field) for v in value)
-    if start > end:
-        raise RecordError(field, f"field {field!r} has an interval that ends before it starts: {value!r:.80}")
-    return start, end
-
-
-def _span(value: Any, field: str, inside: str) -> float | Interval:
-    """Returns the time, or the stretch of it, that an entry of `timestamps` tells."""
-    if isinstance(value, list):
-        return _interval(value, inside or field)
-    if isinstance(value, str):
-        found = _clock_stretch(value) or _clock(value)
-        if found is None:
-            raise RecordError(
-                inside or field,
-                f"{_at(inside)}field {field!r} needs times in seconds, as 12.3, [201, 205], "
-                f'"00:03:21" or "00:03:21-00:03:25", not {value!r:.80}',
-            )
-        return found if isinstance(found, float) else _interval(list(found), inside or field)
-    return _time(value, field, inside)
-
-
-def _clock_stretch(text: str) -> Interval | None:
-    """Returns the seconds of "00:03:21-00:03:25"; None where the text is anything else."""
-    parts = [_clock(part) for part in text.split("-")] if len(text) <= 60 else []
-    return tuple(parts) if len(parts) == 2 and None not in parts else None
-
-
-def _clock(text: str) -> float | None:
-    """Returns the seconds of "00:03:21", "3:21" or "0:03:21.5"; None where the text is anything else."""
-    found = _CLOCK.fullmatch(text.strip())
-    if found is None:
-        return None
-    hours, minutes, seconds = int(found[1] or 0), int(found[2]), float(found[3])
-    return 3600.0 * hours + 60 * minutes + seconds if minutes < 60 and seconds < 60 else None
-
-
-def _size(record: Record) -> tuple[int, int] | None:
-    size = _field(record, "image_size", list, None)
-    if size is not None and not (len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
-        raise RecordError(
-            "image_size", f"field 'image_size' must be [width, height] in pixels, not {size!r:.80}"
-        )
-    return None if size is None else tuple(size)
-
-
-def _boxes(values: Any, field: str) -> tuple[Box, ...]:
-    if not isinstance(values, list):
-        raise RecordError(field, f"field {field!r} must hold lists of boxes, not {values!r:.80}")
-    return tuple(_box(value, field) for value in values)
-
-
-def _box(value: Any, field: str) -> Box:
-    _check_four_numbers(value, field)
-    return check_box(value, field)
-
-
-def _check_four_numbers(value: Any, field: str) -> None:
-    if not (isinstance(value, list) and len(value) == 4 and all(type(v) in (int, float) for v in value)):
-        raise RecordError(field, f"field {field!r} needs boxes [x1, y1, x2, y2], not {value!r:.80}")
-
-
-def check_box(value: Sequence[float], field: str) -> Box:
-    """Returns four numbers as a box.
-
-    Raises:
-        RecordError: if it is reversed, or not inside the frame (0-1).
-    """
-    if not all(0 <= v <= 1 for v in value):
-        raise RecordError(
-            field,
-            f"field {field!r} needs boxes [x1, y1, x2, y2] in 0-1 of the frame, not {list(value)!r:.80}; "
-            "divide pixels by the width and height of the video",
-        )
-    if value[0] > value[2] or value[1] > value[3]:
-        raise RecordError(
-            field,
-            f"field {field!r} needs boxes [x1, y1, x2, y2] with x1 <= x2 and y1 <= y2, "
-            f"but {list(value)!r:.80} is reversed",
-        )
-    return tuple(float(v) for v in value)
+    known(frame, ("idx", "time", "path"), "key_frames")
+    time = time_of(read_field(frame, "time", (int, float), inside="key_frames"), "time", "key_frames")
+    index = read_field(frame, "idx", int, inside="key_frames")
+    return index, time, read_field(frame, "path", str, None, inside="key_frames")
