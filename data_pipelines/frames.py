@@ -311,8 +311,9 @@ def read_frames(
         return [
             plan.media[0]._replace(patches=media.patchify(media.resize_image(image, plan.size)[None], rules))
         ]
-    times = np.array([frame.time_s for frame in plan.frames if frame.path is None])
-    if isinstance(source, Scene):
+    drawn = isinstance(source, Scene)  # shows any moment: no pictures are needed
+    times = np.array([frame.time_s for frame in plan.frames if drawn or frame.path is None])
+    if drawn:
         decoded = source.render(times)
     else:
         decoded = reader.run(read_video, source, times_s=times).frames
@@ -323,7 +324,7 @@ def read_frames(
         return [plan.media[0]._replace(patches=media.patchify(decoded, rules))]
     of_video, out = iter(decoded), []
     for frame, outline in zip(plan.frames, plan.media, strict=True):
-        if frame.path is None:
+        if drawn or frame.path is None:
             picture = next(of_video)
         elif root is None:
             raise UserError(f"the picture {frame.path} of a key frame needs the data set's folder; name it")

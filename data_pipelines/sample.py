@@ -67,6 +67,6 @@ class Sample:
     mentions: tuple[Mention, ...] = ()  # in the order in which `reasoning` names them
     intervals: tuple[Interval, ...] = ()  # when the answer's evidence is visible
     key_frames: tuple[KeyFrame, ...] = ()  # in the record's order
-    candidates: tuple[Candidate, ...] = ()  # several answers to choose from, `answer` not among them
+    candidates: tuple[Candidate, ...] = ()  # several answers, of which one is preferred
     language: str = "en"  # "en" or "zh"
     kind: str = ""  # the synthetic world's question kind; empty elsewhere

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data_pipelines import tfds_builders
-from data_pipelines.index import index_folder
+from data_pipelines.index import data_root, index_folder
 from data_pipelines.sample import Sample
 from o3jax.errors import UserError
 
@@ -26,16 +26,9 @@ def build(path: str, out: str | None) -> None:
     for split, file in (files or {"train": given}).items():
         splits[split], rejects = index_folder(file)
         rejected += len(rejects)
-    folder = tfds_builders.write(out, _root(given), splits)
+    folder = tfds_builders.write(out, data_root(given), splits)
     counts = ", ".join(f"{split} {len(samples)}" for split, samples in splits.items())
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{folder}: {counts}; {rejected} records rejected", markup=False)
     name = folder.parent.name
     console.print(f'tfds.data_source("{name}", split="{next(iter(splits))}", data_dir="{out}")', markup=False)
-
-
-def _root(path: Path) -> Path:
-    """Returns the folder that the paths of a data set are relative to."""
-    if path.is_dir():
-        return path
-    return path.parent.parent if path.parent.name == "json_data" else path.parent

@@ -230,6 +230,18 @@ def test_images_are_the_frames_at_their_times_and_the_key_frames(processor, clip
         read_frames(outside, clip, Here(), processor, root=tmp_path)
 
 
+def test_a_scene_draws_its_key_frames(processor):
+    """Synthetic questions name pictures that only a written data set has."""
+    scene = make_scene(8)
+    (asked, *_) = scene.samples()
+    config = FramesConfig(layout="images", key_frames="true")
+    asked = dataclasses.replace(asked, task=ST_TASK)
+    plan = plan_frames([asked], scene, processor, config)
+    assert any(frame.path for frame in plan.frames)
+    found = read_frames(plan, scene, Here(), processor)
+    assert len(found) == len(plan.frames) and all(m.patches.any() for m in found)
+
+
 def test_the_image_of_a_visual_question(processor, tmp_path):
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (48, 64, 3), np.uint8)
