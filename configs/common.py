@@ -1,6 +1,12 @@
 """What the training configs have in common; each of them then says what is its own."""
 
+import dataclasses
+from typing import Any
+
 from ml_collections import ConfigDict, config_dict
+
+from data_pipelines.frames import FramesConfig
+from o3jax.models.config import EvidenceConfig
 
 
 def mesh(**sizes: int) -> ConfigDict:
@@ -17,12 +23,13 @@ def sft() -> ConfigDict:
     c.data_path = ""  # a dataset folder, synthetic:LEVEL or captions:LEVEL
     c.split = "train"  # of the synthetic world
     # Weights of a data set's sources, by name or pattern ("*" is the rest); empty: as many as there are.
+    # Set in a config file: the command line knows only fields that are there.
     c.mixture = ConfigDict()
     c.max_rejected_share = 0.05  # of a dataset folder's records; more stops the run before training
     c.max_failed_share = 0.05  # of the clips that were to be read; more stops the run, saved
     c.num_workers = 0  # processes that read and decode; 0 is a thread of the training process
-    c.frames = ConfigDict()  # see FramesConfig; empty is Qwen3-VL's own sampling and video tokens
-    c.video = ConfigDict()  # what to change in the model's own VideoConfig (fps, max_frames, ...)
+    c.frames = frames()
+    c.video = video()
     c.prompt_style = "open_o3"
     c.box_step = 1  # coordinates are multiples of this in 0-1000
     c.full_text_loss = False  # labels on the prompt too, not only on the response
@@ -72,6 +79,33 @@ def sft() -> ConfigDict:
     c.log_every = 10
     c.save_every = 500
     c.stop_at_step = 0
+    return c
+
+
+def frames(**fields: Any) -> ConfigDict:
+    """Returns how frames enter the prompt, see FramesConfig; by default as Qwen3-VL reads them."""
+    return ConfigDict(dataclasses.asdict(FramesConfig(**fields)))
+
+
+def video(**fields: Any) -> ConfigDict:
+    """Returns what to change in the model's own VideoConfig; a field without value stays the model's."""
+    c = ConfigDict({"fps": config_dict.placeholder(float)})
+    for name in ("min_frames", "max_frames", "min_pixels", "max_pixels", "max_video_tokens"):
+        c[name] = config_dict.placeholder(int)
+    c.cap_pixels_per_frame = config_dict.placeholder(bool)
+    c.update(fields)
+    return c
+
+
+def given(c: ConfigDict) -> dict[str, Any]:
+    """Returns the fields that have a value."""
+    return {name: value for name, value in c.items() if value is not None}
+
+
+def evidence(**fields: Any) -> ConfigDict:
+    """Returns the modules' sizes and rules, see EvidenceConfig; `feedback` is a field of its own."""
+    c = ConfigDict(dataclasses.asdict(EvidenceConfig(**fields)))
+    del c.feedback
     return c
 
 

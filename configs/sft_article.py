@@ -18,9 +18,7 @@ def get_config() -> ConfigDict:
     c.model_name_or_path = "models/Qwen3-VL-8B-Instruct"
     c.data_path = "data/stgr_cot_30k"
     # Two frames a second for the text, fewer in clips of more than 32 s; a pair is at most 127 tokens.
-    c.video = ConfigDict(
-        {"fps": 2.0, "max_frames": 64, "cap_pixels_per_frame": True, "max_video_tokens": 102}
-    )
+    c.video = common.video(fps=2.0, max_frames=64, cap_pixels_per_frame=True, max_video_tokens=102)
     c.row_length = 8192
     c.row_groups = 32
     c.row_patches = 512
@@ -29,8 +27,8 @@ def get_config() -> ConfigDict:
     c.num_workers = 8
 
     # Clips of up to three minutes at up to 30 frames per second.
-    c.evidence = ConfigDict(
-        {"hidden_size": 1024, "num_heads": 16, "dense_fps": 25.0, "dense_pixels": 80 * 80, "proposals": 4}
+    c.evidence = common.evidence(
+        hidden_size=1024, num_heads=16, dense_fps=25.0, dense_pixels=80 * 80, proposals=4
     )
     c.evidence_shape = common.evidence_shape(groups=2700, patches=32, mentions=32)
     c.loss.evidence_weight = 0.4

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     c.data_path = "data/stgr_sft"
     c.prompt_style = "open_o3_sft"
     c.full_text_loss = True
-    c.frames = ConfigDict({"layout": "images", "timestamps": "released", "key_frames": "released"})
+    c.frames = common.frames(layout="images", timestamps="released", key_frames="released")
     # 16 frames, as many annotated ones as there may be, and the images of visual questions.
     c.row_length = 6144
     c.row_groups = 24

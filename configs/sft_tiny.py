@@ -51,7 +51,7 @@ def get_config(arg: str = "feedback") -> ConfigDict:
             c.lr_scheduler_type = "constant"
         return c
 
-    c.evidence = ConfigDict({"hidden_size": 128, "num_heads": 4, "dense_pixels": 96 * 96, "proposals": 2})
+    c.evidence = common.evidence(hidden_size=128, num_heads=4, dense_pixels=96 * 96, proposals=2)
     c.rates.vision = 0.0
     c.loss.update({"time_ce": 0.5, "interval_ce": 0.5, "box_l1": 2.5, "box_giou": 1.0})
     if arg == "evidence":

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict
 
+from configs.common import given
 from data_pipelines.evidence import EvidenceShape, OpenCandidates
 from data_pipelines.frames import FramesConfig
 from data_pipelines.grounding import FramePairs
@@ -28,6 +29,8 @@ from experiments.train_loop import Workdir, micro_batches, open_mesh, train
 from o3jax.api import Settings, export_model, model_folder
 from o3jax.errors import UserError
 from o3jax.hf.config import config_from_hf
+from o3jax.hf.fields import Section
+from o3jax.hf.o3_config import evidence_config
 from o3jax.hf.weights import load_weights
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.layers import REMAT
@@ -78,6 +81,22 @@ def check_length(config: ConfigDict, clips: Sequence[Clip]) -> None:
         )
 
 
+def choose_rules(have: EvidenceConfig, asked: EvidenceConfig, feedback: str | None) -> EvidenceConfig:
+    """Returns the model's modules with what may be chosen for each run: the sharding strategy, the feedback.
+
+    Raises:
+        UserError: if the config describes other modules than those that the model has.
+    """
+    chosen = dataclasses.replace(asked, feedback=feedback or have.feedback)
+    for name, value in dataclasses.asdict(have).items():
+        if name not in ("strategy", "feedback") and getattr(chosen, name) != value:
+            raise UserError(
+                f"config.evidence.{name} is {getattr(chosen, name)}, but the model has evidence modules with "
+                f"{value}: write that, or start from a model without them"
+            )
+    return chosen
+
+
 def plan(
     config: ConfigDict, clips: Sequence[Clip], rows: MakeRow, batch_size: int
 ) -> tuple[Sequence, dict, int]:
@@ -85,7 +104,6 @@ def plan(
 
     The synthetic world is endless and already in random order: each of its clips is a row.
     """
-    check_length(config, clips)
     facts = {"seed": config.seed, "data": str(config.data_path)}
     if not isinstance(clips, FolderClips):
         return clips, facts, config.max_steps
@@ -121,11 +139,19 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(
                 f"config.{field} is '{config[field]}'; choose one of {', '.join(filter(None, choices))}"
             )
+    if config.num_workers < 0:
+        raise UserError(
+            f"config.num_workers is {config.num_workers}; write how many processes decode, 0 for none"
+        )
+    frames = FramesConfig(**config.frames)
+    evidence = None
+    if config.evidence is not None:
+        evidence = evidence_config(Section(config.evidence.to_dict(), "config", "evidence."))
     workdir = Workdir(_WORKDIR.value, config)
 
     source = model_folder(config.model_name_or_path)
     processor = load_processor(source)
-    processor.video_config = dataclasses.replace(processor.video_config, **config.video)
+    processor.video_config = dataclasses.replace(processor.video_config, **given(config.video))
     clips, note = open_clips(config, processor, workdir)
     mesh = open_mesh(config)
     replicas = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -133,13 +159,13 @@ def main(argv: Sequence[str]) -> None:
     check_length(config, clips)
     model = load_weights(source, config_from_hf(source), dtype=jnp.float32, mesh=mesh)
 
-    if config.evidence is not None and model.evidence is None:
-        made = with_evidence(model, EvidenceConfig(**config.evidence), jax.random.key(config.seed))
+    joint = evidence is not None
+    if joint and model.evidence is None:
+        made = with_evidence(model, evidence, jax.random.key(config.seed))
         model = jax.device_put(made, parameter_shardings(made, mesh))
-    joint = config.evidence is not None
-    if joint and config.feedback:
-        evidence = dataclasses.replace(model.config.evidence, feedback=config.feedback)
-        model.config = dataclasses.replace(model.config, evidence=evidence)
+    if joint:
+        chosen = choose_rules(model.config.evidence, evidence, config.feedback)
+        model.config = dataclasses.replace(model.config, evidence=chosen)
 
     shape = RowShape(config.row_length, config.row_groups, config.row_patches, config.clips_per_row)
     targets = EvidenceShape(**config.evidence_shape) if joint else None
@@ -151,7 +177,7 @@ def main(argv: Sequence[str]) -> None:
         config.box_step,
         targets,
         full_text=config.full_text_loss,
-        frames=FramesConfig(**config.frames),
+        frames=frames,
     )
     planned, facts, config.max_steps = plan(config, clips, rows, batch_size)
     pipeline = Pipeline(

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from configs.ablation_tiny import CELLS
+from configs.common import given
 from data_pipelines.evidence import EvidenceShape, OpenCandidates
 from data_pipelines.frames import FramesConfig, plan_frames
 from data_pipelines.index import Index
@@ -79,7 +80,7 @@ def sft_parts(c: ConfigDict, rank: int = 0) -> tuple:
         config = dataclasses.replace(EIGHT_B, **{name: getattr(config, name) for name in names})
         processor.video_config = VideoConfig()
         c.data_path = "synthetic:1"
-    processor.video_config = dataclasses.replace(processor.video_config, **c.video)
+    processor.video_config = dataclasses.replace(processor.video_config, **given(c.video))
     with command("sft", "--config=configs/sft_tiny.py", "--workdir=unused") as sft:
         clips, _ = sft.open_clips(c, processor, workdir=None)
     if c.evidence is not None:
@@ -209,7 +210,7 @@ def test_published_frames_fit_a_row():
 @pytest.mark.parametrize("name", ["sft_article"])
 def test_every_usual_video_fits_a_row(name):
     c = load(name)
-    video = dataclasses.replace(VideoConfig(), **c.video)
+    video = dataclasses.replace(VideoConfig(), **given(c.video))
     for height, width in ASPECTS:
         for frames in range(video.min_frames, video.max_frames + 1):
             h, w = video_size(frames, height, width, video)
@@ -247,13 +248,12 @@ def test_epochs_become_steps(rows, batch, epochs, steps):
 # --- the article's recipe, small ---
 
 SMALL = """
-from ml_collections import ConfigDict
 from configs import common, sft_article
 
 def get_config():
     c = sft_article.get_config()
     c.model_name_or_path, c.data_path = {model!r}, {data!r}
-    c.video, c.num_workers = ConfigDict(), 0
+    c.video, c.num_workers = common.video(), 0
     c.row_length, c.row_groups, c.row_patches = 640, 3, 16
     c.evidence.update(
         hidden_size=16, num_heads=2, dense_pixels=32 * 32, temporal_layers=1, decoder_layers=1
@@ -315,6 +315,22 @@ def test_the_article_s_recipe_runs(small, tmp_path, capfd, quick):
     [
         (["--config.max_steps=5"], "max_steps is 5 and config.num_train_epochs is 1: set exactly one"),
         (["--config.num_train_epochs=0"], "max_steps is 0 and config.num_train_epochs is 0: set exactly one"),
+        (
+            ["--config.evidence.hidden_size=18"],
+            "evidence.hidden_size must be a positive multiple of 2 x num_heads",
+        ),
+        (["--config.evidence.strategy=wormhole"], "evidence.strategy is 'wormhole'; choose one of halo"),
+        (["--config.frames.layout=tiles"], "frames: layout must be one of native, images, not 'tiles'"),
+        (["--config.num_workers=-1"], "num_workers is -1; write how many"),
+        (
+            [
+                "--config.model_name_or_path=o3-tiny",
+                "--config.data_path=synthetic:1",
+                "--config.max_steps=1",
+                "--config.num_train_epochs=0",
+            ],
+            "config.evidence.hidden_size is 16, but the model has evidence modules with 128",
+        ),
         (["--config.data_path=synthetic:1"], "num_train_epochs is 1, but synthetic:1 has no end"),
         (
             ["--config.lora.rank=2", "--config.lora.targets=('heads',)"],

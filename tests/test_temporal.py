@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import re
 
@@ -248,6 +249,16 @@ def padded_video(lengths: tuple[int, ...], groups: int, cells: int = 2):
     valid = np.arange(groups) < np.asarray(lengths)[:, None]
     tokens[~valid], times[~valid] = np.nan, np.nan
     return tokens, times, valid
+
+
+def test_an_encoder_without_layers_has_no_empty_arrays():
+    """The ablation's cell without temporal attention; checkpoints refuse arrays of no layers."""
+    encoder = make_encoder(dataclasses.replace(CONFIG, temporal_layers=0))
+    assert all(leaf.size for leaf in jax.tree.leaves(encoder))
+    tokens, times, valid = padded_video((9,), 9)
+    np.testing.assert_allclose(
+        encode(encoder, tokens, times, valid)[0], reference_encoder(encoder, tokens[0], times[0]), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,15 @@ def read_evidence(folder: Path) -> EvidenceConfig | None:
                 f"restore it, or remove {EVIDENCE_WEIGHTS} to read the model without evidence modules"
             )
         return None
-    section = top.section("evidence")
+    return evidence_config(top.section("evidence"))
+
+
+def evidence_config(section: Section) -> EvidenceConfig:
+    """Returns the configuration of evidence modules, from a model's folder or a training config.
+
+    Raises:
+        UserError: if a field is unknown or malformed.
+    """
     config = _read(EvidenceConfig, section)
     if not config.num_heads or not config.hidden_size or config.hidden_size % (2 * config.num_heads):
         raise section.bad("hidden_size", "must be a positive multiple of 2 x num_heads")

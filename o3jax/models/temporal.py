@@ -375,7 +375,7 @@ class TemporalEncoder(nnx.Module):
         self.config = c
         self.input_norm = init.scale((tower_width,), (None,))
         self.input = init.weight((tower_width, c.hidden_size), (None, "embed"))
-        self.layers = TemporalLayers(c, init)
+        self.layers = TemporalLayers(c, init) if c.temporal_layers else None
         self.norm = init.scale((c.hidden_size,), (None,))
 
     def __call__(
@@ -451,7 +451,9 @@ class TemporalEncoder(nnx.Module):
 
         block = checkpointed(block, remat)
         x = linear(rms_norm(tokens.astype(dtype), self.input_norm[...], EPS), self.input[...])
-        x = run_layers(lambda x, p, _: block(x, p), shard(x, "batch", "groups", None, None), self.layers)
+        x = shard(x, "batch", "groups", None, None)
+        if self.layers is not None:
+            x = run_layers(lambda x, p, _: block(x, p), x, self.layers)
         return rms_norm(x, self.norm[...], EPS)[:, :groups]
 
 
