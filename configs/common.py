@@ -17,10 +17,77 @@ def mesh(**sizes: int) -> ConfigDict:
 
 def sft() -> ConfigDict:
     """Returns every field of `experiments.sft`: the plain values, for a Qwen3-VL as published."""
-    c = ConfigDict()
-    c.seed = 0
+    c = _stage()
     c.model_name_or_path = ""  # a Hugging Face folder
     c.data_path = ""  # a dataset folder, synthetic:LEVEL or captions:LEVEL
+    c.full_text_loss = False  # labels on the prompt too, not only on the response
+
+    # Several clips of a data set may share a row, each a segment of its own, with the numbers of rows of
+    # their own; `evidence_shape` is the row's too.
+    c.clips_per_row = 1
+    c.questions_per_row = 1
+
+    # The modules, made anew for a model that has none; None trains the text alone.
+    c.evidence = None
+    # 1 - evidence_weight is the text's; the others weigh the terms of the evidence, see EvidenceWeights.
+    c.loss = ConfigDict({"evidence_weight": 0.4, "candidate_low": 0.1})
+    c.loss.update({"time": 1.0, "time_ce": 1.0, "interval": 1.0, "interval_ce": 1.0, "relevance": 1.0})
+    c.loss.update({"box_l1": 5.0, "box_giou": 2.0, "confidence": 0.1, "proposals": 0.5})
+
+    c.per_device_train_batch_size = 1  # rows
+    # Standard deviation of the softened target around a number, in seconds and in 0-1000; 0 is off. For
+    # small vocabularies: the table has a row and a column per token.
+    c.soften_times = 0.0
+    c.soften_coordinates = 0.0
+    return c
+
+
+def gspo() -> ConfigDict:
+    """Returns every field of `experiments.gspo`: the values of the GSPO paper where it has one."""
+    c = _stage()
+    c.sft_model_path = ""  # the folder of a model that was fine-tuned
+    c.rl_data_path = ""  # a dataset folder, or synthetic:LEVEL
+    c.questions_per_row = 1
+
+    # An iteration: as many prompts, a group of completions each, shared by as many optimizer steps. Those
+    # after the first see a policy that has moved, which is what the clip is for.
+    c.prompts_per_iteration = 32
+    c.group_size = 8
+    c.minibatches_per_rollout = 4
+    c.max_completion_length = 768  # tokens
+    # 1, 1, 0, 0 is the model's own distribution, which the update assumes; see `Sampling`.
+    c.sampling = ConfigDict({"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0})
+    c.stop = ()  # strings that end a completion, beside the model's end of text
+    c.rollout_slots = 0  # prompts that are sampled at a time; 0 is all
+    c.groups_per_row = 1  # of the update; short groups may share the room of a long one
+
+    c.reward = "article"  # a name of o3jax.rewards.registry, or one's own as package.module:function
+    c.reward_options = ConfigDict()  # keyword arguments of the reward
+    c.reward_evidence = "text"  # what is rewarded: the text's claims, the modules' ("head"), or "both"
+    c.box_space = "per_mille"  # how completions write boxes
+    c.reward_workers = 2  # processes
+    c.reward_time_limit_s = 10.0  # of a completion
+    c.reward_fallback = 0.0  # of a completion that cannot be rewarded
+    c.max_failed_rewards = 0.05  # share of all completions; more stops the run
+
+    c.advantages = ConfigDict({"ddof": 1, "eps": 1e-6, "positive_only": False})
+    c.ratio = "sequence"  # or sequence_token, token (GRPO), one (the published code's)
+    c.clip_low = 3e-4
+    c.clip_high = 4e-4
+    c.kl_coef = 0.0  # of the KL to the model before training, which is then kept beside
+    # A truncated completion has no gradient, but counts in the loss's denominator.
+    c.mask_truncated = True
+
+    # Greedy completions of held-out synthetic prompts, before an iteration; 0 is off.
+    c.eval_every = 0
+    c.eval_prompts = 64
+    return c
+
+
+def _stage() -> ConfigDict:
+    """Returns the fields of both stages."""
+    c = ConfigDict()
+    c.seed = 0
     c.split = "train"  # of the synthetic world
     # Weights of a data set's sources, by name or pattern ("*" is the rest); empty: as many as there are.
     # Set in a config file: the command line knows only fields that are there.
@@ -28,36 +95,26 @@ def sft() -> ConfigDict:
     c.max_rejected_share = 0.05  # of a dataset folder's records; more stops the run before training
     c.max_failed_share = 0.05  # of the clips that were to be read; more stops the run, saved
     c.num_workers = 0  # processes that read and decode; 0 is a thread of the training process
+    c.frame_cache = ""  # a folder that keeps decoded frames, for all epochs and runs; empty: none are kept
+    c.frame_cache_gib = 20.0  # a full folder takes no more
     c.frames = frames()
     c.video = video()
     c.prompt_style = "open_o3"
     c.box_step = 1  # coordinates are multiples of this in 0-1000
-    c.full_text_loss = False  # labels on the prompt too, not only on the response
+    # "prompt": the text is written from the modules' proposals; "none": on its own. None: as the model says.
+    c.feedback = config_dict.placeholder(str)
 
-    # What a row is padded to; what does not fit is an error. Several clips of a data set may share a row,
-    # each a segment of its own, with the numbers of rows of their own; `evidence_shape` is the row's too.
-    c.clips_per_row = 1
-    c.questions_per_row = 1
+    # What a row is padded to; what does not fit is an error.
     c.row_length = 4096  # tokens
     c.row_groups = 8  # frame pairs
     c.row_patches = 512  # of a frame
-
-    # The modules, made anew for a model that has none; None trains the text alone.
-    c.evidence = None
     c.evidence_shape = evidence_shape()
-    # "prompt": the text is written from the modules' proposals; "none": on its own. None: as the model says.
-    c.feedback = config_dict.placeholder(str)
-    # 1 - evidence_weight is the text's; the others weigh the terms of the evidence, see EvidenceWeights.
-    c.loss = ConfigDict({"evidence_weight": 0.4, "candidate_low": 0.1})
-    c.loss.update({"time": 1.0, "time_ce": 1.0, "interval": 1.0, "interval_ce": 1.0, "relevance": 1.0})
-    c.loss.update({"box_l1": 5.0, "box_giou": 2.0, "confidence": 0.1, "proposals": 0.5})
+
     # Factors on the learning rate; a part with 0 is frozen.
     c.rates = ConfigDict({"vision": 1.0, "text": 1.0, "evidence": 1.0})
     # Adapters of this rank on the named projections (see LoRA) instead of the backbone; 0 is off.
     c.lora = ConfigDict({"rank": 0, "alpha": 32.0, "targets": ("q", "k", "v", "o", "gate", "up", "down")})
-
     c.mesh = mesh()
-    c.per_device_train_batch_size = 1  # rows
     c.gradient_accumulation_steps = 1
     # Exactly one of these; the other is 0.
     c.num_train_epochs = 0.0
@@ -71,10 +128,6 @@ def sft() -> ConfigDict:
     c.adam_b2 = 0.999
     c.compute_dtype = "bfloat16"
     c.remat = "names"
-    # Standard deviation of the softened target around a number, in seconds and in 0-1000; 0 is off. For
-    # small vocabularies: the table has a row and a column per token.
-    c.soften_times = 0.0
-    c.soften_coordinates = 0.0
 
     c.log_every = 10
     c.save_every = 500

@@ -19,11 +19,14 @@ _WORDS = {str: "a string", list: "a list", dict: "an object", int: "an integer"}
 
 
 class RecordError(UserError):
-    """What is wrong with one record, in one sentence; `field` is the field of the record to mend."""
+    """What is wrong with one record, in one sentence.
 
-    def __init__(self, field: str, sentence: str):
+    `field` is the field of the record to mend; `missing` says that the file which it names does not exist.
+    """
+
+    def __init__(self, field: str, sentence: str, *, missing: bool = False):
         super().__init__(sentence)
-        self.field = field
+        self.field, self.missing = field, missing
 
 
 def read_mention(item: Any, field: str = "mentions") -> Mention:

@@ -17,10 +17,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Int
 
-from data_pipelines.safety import inside, read_image
+from data_pipelines.reading import read_frames_at, read_picture
+from data_pipelines.safety import inside
 from data_pipelines.sample import ST_TASK, VISUAL_TASK, KeyFrame, Sample
 from data_pipelines.synthetic import FPS, Scene
-from data_pipelines.video import VideoError, read_video
 from o3jax.errors import UserError
 from o3jax.prompts import image as media
 from o3jax.prompts.processor import IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START, Medium, Processor
@@ -307,19 +307,14 @@ def read_frames(
     """
     rules = processor.video_config if plan.kind == "video" else processor.image_config
     if not plan.frames:
-        image = reader.run(read_image, source)
-        return [
-            plan.media[0]._replace(patches=media.patchify(media.resize_image(image, plan.size)[None], rules))
-        ]
+        (image,) = reader.run(read_picture, source, plan.size)
+        return [plan.media[0]._replace(patches=media.patchify(image[None], rules))]
     drawn = isinstance(source, Scene)  # shows any moment: no pictures are needed
     times = np.array([frame.time_s for frame in plan.frames if drawn or frame.path is None])
     if drawn:
-        decoded = source.render(times)
+        decoded = media.resize_video(source.render(times), plan.size)
     else:
-        decoded = reader.run(read_video, source, times_s=times).frames
-    if len(decoded) < len(times):
-        raise VideoError(f"{source}: only {len(decoded)} of {len(times)} frames can be shown.")
-    decoded = media.resize_video(decoded, plan.size)
+        (decoded,) = reader.run(read_frames_at, source, times, plan.size)
     if plan.kind == "video":
         return [plan.media[0]._replace(patches=media.patchify(decoded, rules))]
     of_video, out = iter(decoded), []
@@ -329,6 +324,6 @@ def read_frames(
         elif root is None:
             raise UserError(f"the picture {frame.path} of a key frame needs the data set's folder; name it")
         else:
-            picture = media.resize_image(reader.run(read_image, inside(Path(root), frame.path)), plan.size)
+            (picture,) = reader.run(read_picture, inside(Path(root), frame.path), plan.size)
         out.append(outline._replace(patches=media.patchify(picture[None], rules)))
     return out

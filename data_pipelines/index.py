@@ -22,6 +22,7 @@ from data_pipelines.stgr import from_article, from_stgr, read_list
 from o3jax.errors import UserError
 from o3jax.prompts import coords
 from o3jax.video import VideoInfo, probe
+from o3jax.video_file import MissingFileError
 
 
 class _Format(NamedTuple):
@@ -160,10 +161,6 @@ def _index_built(folder: Path, limits: Limits) -> Index:
     return Index(folder, samples, rejects, media.videos)
 
 
-class _MissingError(RecordError):
-    """A file that a record names does not exist."""
-
-
 class _Media:
     """What a folder's media files are, each opened once."""
 
@@ -194,8 +191,8 @@ class _Media:
                 self._known[key] = error
         found = self._known[key]
         if isinstance(found, UserError):
-            kind = _MissingError if "does not exist" in str(found) else RecordError
-            raise kind(field, f"field {field!r}: {found}")
+            missing = isinstance(found, MissingFileError)
+            raise RecordError(field, f"field {field!r}: {found}", missing=missing)
         return found
 
 
@@ -352,10 +349,8 @@ def _reject(record: Any, name: str, error: RecordError) -> Reject:
         value = record.get(field) if isinstance(record, dict) else None
         return _printable(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
-    missing = isinstance(error, _MissingError)
-    return Reject(
-        told("id") or name, str(error), _printable(error.field), told("task"), told("source"), missing
-    )
+    field = _printable(error.field)
+    return Reject(told("id") or name, str(error), field, told("task"), told("source"), error.missing)
 
 
 def _printable(text: str) -> str:

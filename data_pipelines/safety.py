@@ -10,14 +10,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import weakref
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
@@ -25,6 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from data_pipelines.child import Child, Died
 from o3jax.errors import UserError
 from o3jax.video_file import Limits, VideoError, find_file, local_file, refuse_protocol
 
@@ -32,10 +27,7 @@ __all__ = ["GuardedReader", "Limits", "inside", "read_image"]
 
 T = TypeVar("T")
 _DEFAULT = Limits()
-_START_S = 60.0  # a child that cannot even import its modules in this time never will
 _KEPT_BYTES = 64 * 2**20  # of the shared file, between calls: what is kept need not be cleared again
-# What threads reserve of the address space, which is limited, without ever using it.
-_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 _PICTURES = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 
 
@@ -117,10 +109,12 @@ class GuardedReader:
                 self._child = _Child(self.limits)
             try:
                 status, value = self._child.ask(request, self.limits.max_decode_s)
-            except _Died as died:
+            except Died as died:
                 self._drop()
                 self.replaced += 1
-                raise VideoError(f"{args[0] if args else function}: {died}.") from None
+                late = f"reading it took longer than max_decode_s = {self.limits.max_decode_s:g} s"
+                why = late if died.late else f"the process that read it {died}"
+                raise VideoError(f"{args[0] if args else function}: {why}.") from None
             except BaseException:  # an interrupt: the answer would be taken for that of the next call
                 self._drop()
                 raise
@@ -145,65 +139,23 @@ class GuardedReader:
         self.__init__(state["limits"])
 
 
-class _Died(Exception):
-    """How a child ended, as part of a sentence."""
-
-
-class _Child:
-    """One child process, the pipe of requests and answers, and the shared file that arrays come through."""
+class _Child(Child):
+    """The child, and the shared file that arrays come through."""
 
     def __init__(self, limits: Limits):
-        self.owner = os.getpid()
-        self._limits = limits
         self._shared = os.memfd_create("arrays")
-        ours, theirs = socket.socketpair()
-        with theirs:
-            fds = (theirs.fileno(), self._shared)
-            # Not multiprocessing: its children may not have children, and Grain's workers are such.
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _CHILD, *map(str, fds)],
-                pass_fds=fds,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,  # signals to the whole run, such as Ctrl-C, are not for it
-                env=os.environ | _ENVIRONMENT,
-            )
-        self._pipe = Connection(ours.detach())
-        self.end = weakref.finalize(self, _end, self.owner, self._process, self._pipe, self._shared)
-        self._pipe.send((sys.path, dataclasses.asdict(limits)))
         try:
-            self._receive(_START_S)
-        except _Died as died:
-            raise RuntimeError(f"the process that reads files did not start: {died}") from None
+            super().__init__("data_pipelines.safety_child:serve", dataclasses.asdict(limits), (self._shared,))
+        except Died as died:
+            raise RuntimeError(f"the process that reads files did not start: it {died}") from None
 
     def ask(self, request: bytes, seconds: float) -> tuple[str, Any]:
-        """Returns ("value", result) or ("error", sentence); _Died if there is no answer in time."""
-        try:
-            self._pipe.send_bytes(request)
-        except OSError:  # it died between two calls
-            raise _Died(self._how()) from None
-        status, value, sizes = self._receive(seconds)
+        """Returns ("value", result) or ("error", sentence); Died if there is no answer in time."""
+        self.send(request)
+        status, value, sizes = self.receive(seconds)
         if status == "value":
             value = pickle.loads(value, buffers=self._arrays(sizes))
         return status, value
-
-    def _receive(self, seconds: float) -> Any:
-        try:
-            if self._pipe.poll(seconds):
-                return self._pipe.recv()
-        except (EOFError, OSError):
-            raise _Died(self._how()) from None
-        raise _Died(f"reading it took longer than max_decode_s = {self._limits.max_decode_s:g} s")
-
-    def _how(self) -> str:
-        try:
-            code = self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            return "the process that read it does not answer"
-        if code == -signal.SIGALRM:
-            return f"reading it took longer than max_decode_s = {self._limits.max_decode_s:g} s"
-        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return f"the process that read it crashed ({name})"
 
     def _arrays(self, sizes: list[int]) -> list[UInt8[np.ndarray, "bytes"]]:
         """Returns the bytes of each array, copied from the shared file."""
@@ -217,22 +169,3 @@ class _Child:
         if at > _KEPT_BYTES:
             os.ftruncate(self._shared, 0)
         return out
-
-
-def _end(owner: int, process: subprocess.Popen, pipe: Connection, shared: int) -> None:
-    if os.getpid() == owner:  # not in a process that was forked from the owner
-        process.kill()
-        process.wait()
-    pipe.close()
-    os.close(shared)
-
-
-# With the parent's search path, so that it finds what the parent found.
-_CHILD = """\
-import sys
-from multiprocessing.connection import Connection
-pipe = Connection(int(sys.argv[1]))
-sys.path[:], limits = pipe.recv()
-from data_pipelines import safety_child
-safety_child.serve(pipe, int(sys.argv[2]), limits)
-"""

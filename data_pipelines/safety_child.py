@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import pickle
 import resource
-import signal
 from multiprocessing.connection import Connection
 from typing import Any
 
-from data_pipelines import safety
+from data_pipelines import reading, safety  # noqa: F401 - loaded before a call, whose time is limited
+from data_pipelines.child import clock, limit_memory
 from o3jax.errors import UserError
-from o3jax.prompts import dense  # noqa: F401 - loaded before the first call, whose time is limited
 from o3jax.video_file import Limits, set_limits
 
-_GRACE_S = 1.0
 
-
-def serve(pipe: Connection, shared: int, limits: dict[str, Any]) -> None:
+def serve(pipe: Connection, limits: dict[str, Any], shared: int) -> None:
     """Answers requests from the pipe until its other end is closed; never returns an exception.
 
     An answer is (status, value, sizes): "value" with the pickled result, whose arrays of `sizes` bytes were
@@ -25,20 +22,15 @@ def serve(pipe: Connection, shared: int, limits: dict[str, Any]) -> None:
     """
     allowed = Limits(**limits)
     set_limits(allowed)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    memory = allowed.max_memory_bytes if most < 0 else min(allowed.max_memory_bytes, most)  # -1: unlimited
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    limit_memory(resource.RLIMIT_AS, allowed.max_memory_bytes)
     pipe.send(("ready", None, []))
     while True:
         try:
             request = pipe.recv_bytes()
         except EOFError:
             return
-        # Should the parent be gone by then, nobody else would end a decoder that hangs.
-        signal.setitimer(signal.ITIMER_REAL, allowed.max_decode_s + _GRACE_S)
-        answer = _answer(request, shared, allowed)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        with clock(allowed.max_decode_s):
+            answer = _answer(request, shared, allowed)
         pipe.send(answer)
 
 

@@ -17,11 +17,13 @@ import grain
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from data_pipelines.cache import CachedReader
 from data_pipelines.evidence import EvidenceShape, check_room, interval_of, mentions_of, targets
 from data_pipelines.frames import FramePlan, FramesConfig, plan_frames, read_frames
 from data_pipelines.index import Index
 from data_pipelines.packing import Needs, Room
-from data_pipelines.safety import GuardedReader, inside, read_image
+from data_pipelines.reading import read_picture, read_stream
+from data_pipelines.safety import GuardedReader, inside
 from data_pipelines.sample import Sample
 from data_pipelines.synthetic import FPS, Scene, make_scene, scene_seed
 from data_pipelines.video import read_video
@@ -29,7 +31,7 @@ from o3jax.errors import UserError
 from o3jax.models.config import Config, EvidenceConfig
 from o3jax.prompts import templates
 from o3jax.prompts.collate import collate
-from o3jax.prompts.dense import dense_rate, dense_size, dense_stream, read_dense, visual_places
+from o3jax.prompts.dense import dense_rate, dense_size, dense_stream, visual_places
 from o3jax.prompts.feedback import Proposal, made_up, with_proposals
 from o3jax.prompts.image import resize_image
 from o3jax.prompts.mentions import mention_positions
@@ -85,20 +87,18 @@ class Clip:
         return np.arange(count) / rate, dense_size(about.height, about.width, c, factor)
 
     def dense(
-        self, processor: Processor, c: EvidenceConfig, reader: GuardedReader | None = None
+        self, processor: Processor, c: EvidenceConfig, reader: GuardedReader | CachedReader | None = None
     ) -> tuple[UInt8[np.ndarray, "n h w 3"], Float[np.ndarray, " n"]]:
         """Returns all frames of the dense stream, small, and their times in seconds."""
-        factor = processor.video_config.factor
-        times, size = self.dense_plan(c, factor)
+        times, size = self.dense_plan(c, processor.video_config.factor)
         run = reader.run if reader else _call
         if isinstance(self.video, Scene):
-            frames = self.video.render(times)
-        elif self.is_image:
-            frames = run(read_image, self.video)[None]
-        else:
-            clip = run(read_dense, self.video, c, factor)
-            return clip.frames[: len(times)], clip.times_s[: len(times)]
-        return np.stack([resize_image(frame, size) for frame in frames]), times
+            return np.stack([resize_image(frame, size) for frame in self.video.render(times)]), times
+        if self.is_image:
+            (picture,) = run(read_picture, self.video, size)
+            return picture[None], times
+        frames, shown = run(read_stream, self.video, dense_rate(self.about().fps or c.dense_fps, c), size)
+        return frames[: len(times)], shown[: len(times)]
 
 
 def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -188,7 +188,7 @@ class MakeRow(grain.transforms.Map):
     evidence: EvidenceShape | None = None  # for a model that has evidence modules
     full_text: bool = False  # labels on the prompt too
     frames: FramesConfig = FramesConfig()
-    reader: GuardedReader = dataclasses.field(default_factory=GuardedReader)
+    reader: GuardedReader | CachedReader = dataclasses.field(default_factory=GuardedReader)
 
     def write(self, clip: Clip) -> Written:
         """Returns the tokens of a clip, without decoding."""
@@ -261,15 +261,19 @@ class MakeRow(grain.transforms.Map):
         read = [self._read(clip, one) for clip, one in zip(clips, written, strict=True)]
         errors = [one.error for one in read]
         row, starts = self._text(written, read)
-        row["clip_number"] = np.full(self.shape.clips, -1, np.int32)
-        row["clip_error"] = np.zeros((self.shape.clips, _ERROR_BYTES), np.uint8)
-        for at, (clip, error) in enumerate(zip(clips, errors, strict=True)):
-            told = error.encode()[:_ERROR_BYTES]
-            row["clip_number"][at] = clip.number
-            row["clip_error"][at, : len(told)] = np.frombuffer(told, np.uint8)
+        row |= self._ledger(clips, errors)
         if self.evidence is not None:
             row |= self._streams(written, read) | self._questions(clips, written, errors, starts)
         return row
+
+    def _ledger(self, clips: Sequence[Clip], errors: Sequence[str]) -> Row:
+        """Returns what LEDGER_KEYS name."""
+        numbers = np.full(self.shape.clips, -1, np.int32)
+        told = np.zeros((self.shape.clips, _ERROR_BYTES), np.uint8)
+        for at, (clip, error) in enumerate(zip(clips, errors, strict=True)):
+            numbers[at], text = clip.number, error.encode()[:_ERROR_BYTES]
+            told[at, : len(text)] = np.frombuffer(text, np.uint8)
+        return dict(zip(LEDGER_KEYS, (numbers, told), strict=True))
 
     def _check(self, clips: Sequence[Clip], written: Sequence[Written]) -> None:
         total = sum(one.length for one in written)

@@ -103,7 +103,7 @@ READERS = {
 }
 
 
-def _write(path: Path, height: int, width: int, gop: int) -> Path:
+def write_numbered(path: Path, height: int, width: int, gop: int, seconds: int = SECONDS) -> Path:
     """Writes numbered pictures with a moving texture, which a decoder has to work for."""
     from tests.videos import draw
 
@@ -112,7 +112,7 @@ def _write(path: Path, height: int, width: int, gop: int) -> Path:
         stream = out.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, height, "yuv420p", gop
         stream.codec_context.options = {"preset": "veryfast", "crf": "26", "sc_threshold": "0"}
-        for number in range(SECONDS * FPS):
+        for number in range(seconds * FPS):
             picture = draw(number, height, width)
             band = slice(height // 3, height - height // 3)
             picture[band, :, 1] = np.roll(noise, 2 * number, 1)[band]
@@ -174,8 +174,8 @@ def measure_readers(folder: Path, rounds: int) -> list[dict[str, Any]]:
             absent[name] = " ".join(str(error).split())[:60]
     cases = []
     for height, width in ((360, 640), (720, 1280)):
-        short = _write(folder / f"{height}.mp4", height, width, gop=FPS)
-        long = _write(folder / f"{height}-long.mp4", height, width, gop=250)
+        short = write_numbered(folder / f"{height}.mp4", height, width, gop=FPS)
+        long = write_numbered(folder / f"{height}-long.mp4", height, width, gop=250)
         last = (SECONDS * FPS - 1) / FPS
         cases += [
             (f"{height}p all at 25 fps, resized", short, (np.arange(25 * SECONDS) / 25).tolist(), SMALL),

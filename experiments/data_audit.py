@@ -42,13 +42,14 @@ def completion(candidate: Candidate, language: str) -> str:
 
 
 def as_record(sample: Sample) -> dict[str, Any]:
-    """Returns what reward functions read of a sample, see `o3jax.rewards.registry`."""
+    """Returns what reward functions read of a sample, see `o3jax.rewards.registry`; completions are in 0-1000."""
     evidence = [
         {"object": mention.object, "time": mention.time, "box": None if box is None else list(box)}
         for mention in sample.mentions
         for box in mention.boxes or (None,)
     ]
-    return to_stgr(sample) | {"duration": sample.duration, "evidence": evidence}
+    record = to_stgr(sample) | {"duration": sample.duration, "evidence": evidence}
+    return record | {"box_space": "per_mille"}
 
 
 def pairs(samples: Iterable[Sample], reward: str) -> Iterator[Pair]:

@@ -17,6 +17,7 @@ import einops
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
@@ -30,11 +31,21 @@ from o3jax.sharding import batch_sharding, make_mesh
 StepFn = Callable[[TrainState, Mapping[str, np.ndarray]], tuple[TrainState, Metrics]]
 
 
+def is_first_host() -> bool:
+    """Returns whether this process is the one of several that writes what all of them know."""
+    return jax.process_index() == 0
+
+
+def gathered(part: np.ndarray) -> np.ndarray:
+    """Returns the arrays of all hosts, one behind the other; every host must ask."""
+    return multihost_utils.process_allgather(part, tiled=True) if jax.process_count() > 1 else part
+
+
 class Workdir:
     """What a run leaves behind: config.json, metrics.jsonl, TensorBoard events, checkpoints.
 
-    The same folder resumes. A run with another config is refused, so that one folder never holds
-    two experiments.
+    The same folder resumes; several hosts share it. A run with another config is refused, so that one
+    folder never holds two experiments.
 
     Raises:
         UserError: if the folder belongs to a run with another configuration.
@@ -42,7 +53,7 @@ class Workdir:
 
     # May differ between a run and its continuation.
     FREE_FIELDS = (
-        *("log_every", "save_every", "stop_at_step", "num_workers"),
+        *("log_every", "save_every", "stop_at_step", "num_workers", "frame_cache", "frame_cache_gib"),
         *("max_rejected_share", "max_failed_share"),
     )
 
@@ -64,7 +75,8 @@ class Workdir:
                     f"{self.path} holds a run with another config.{changed[0]}: give another --workdir, "
                     "or the config that it was started with"
                 )
-        _replace(known, json.dumps(new, indent=2) + "\n")
+        if is_first_host():
+            _replace(known, json.dumps(new, indent=2) + "\n")
 
     def save(self, state: TrainState, position: Position) -> None:
         """Saves state and data position under the state's step; returns when the checkpoint is complete."""
@@ -129,9 +141,13 @@ class MetricsLog:
         path = workdir / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
-        _replace(path, "".join(line + "\n" for line in kept))
-        self.file = path.open("a")
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        first = is_first_host()
+        if first:
+            _replace(path, "".join(line + "\n" for line in kept))
+        self.file = open(path if first else os.devnull, "a")
+        self.board = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=step + 1 if step else None, write_to_disk=first
+        )
 
     def write(self, step: int, window: list[Metrics]) -> dict[str, float]:
         """Writes one line for each of the steps up to `step`; returns their mean."""
@@ -165,17 +181,18 @@ class Ledger:
         path = workdir / "failed.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
-        _replace(path, "".join(line + "\n" for line in kept))
+        if is_first_host():
+            _replace(path, "".join(line + "\n" for line in kept))
         self.path, self.clips, self.failed, self._names = path, clips, len(kept), names
 
     def take(self, step: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the batch without what only the ledger reads, which is written down."""
         if not all(key in batch for key in LEDGER_KEYS):
             return batch
-        numbers, errors = (batch[key].reshape(-1, *batch[key].shape[2:]) for key in LEDGER_KEYS)
+        numbers, errors = (gathered(batch[key].reshape(-1, *batch[key].shape[2:])) for key in LEDGER_KEYS)
         self.clips += int((numbers >= 0).sum())
         bad = np.flatnonzero(errors[:, 0])
-        if len(bad):
+        if len(bad) and is_first_host():
             with self.path.open("a", encoding="utf-8") as file:
                 for at in bad:
                     error = errors[at].tobytes().rstrip(b"\0").decode("utf-8", "ignore")
@@ -210,16 +227,25 @@ def open_mesh(config: ConfigDict) -> Mesh:
     needed, found = math.prod(config.mesh.values()), jax.device_count()
     if needed > found:
         raise UserError(f"config.mesh needs {needed} devices, but there are {found}: make its axes smaller")
+    hosts = jax.process_count()
+    if hosts > 1 and (needed < found or config.mesh.data * config.mesh.fsdp % hosts):
+        raise UserError(
+            f"config.mesh must use all {found} devices of {hosts} hosts, and data x fsdp must be a multiple "
+            f"of {hosts}, or their parts of a batch would overlap: change its axes"
+        )
     if needed < found:
         print(f"config.mesh uses {needed} of {found} devices", flush=True)
     return make_mesh(jax.devices()[:needed], **config.mesh)
 
 
 def micro_batches(batch: Mapping[str, np.ndarray], steps: int, mesh: Mesh) -> dict[str, jax.Array]:
-    """Returns the batch with a leading axis of micro-batches, each spread over the mesh's data axes."""
+    """Returns the batch with a leading axis of micro-batches, each spread over the mesh's data axes.
+
+    Of several hosts each gives its own rows.
+    """
     sharding = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
     split = {key: einops.rearrange(a, "(a b) ... -> a b ...", a=steps) for key, a in batch.items()}
-    return jax.device_put(split, sharding)
+    return {key: jax.make_array_from_process_local_data(sharding, a) for key, a in split.items()}
 
 
 def train(
@@ -261,14 +287,25 @@ def train(
     run_started, clock = time.perf_counter(), Clock()
     window: list[Metrics] = []
     stopping = False
+
+    def save(step: int) -> None:
+        rows = start.rows + (step - first) * pipeline.batch_size
+        workdir.save(state, Position(rows, ledger.clips, dict(pipeline.facts)))
+
     try:
         while step < last and not stopping:
             batch = ledger.take(step + 1, clock.next(iterator))
-            state, metrics = step_fn(state, prepare(batch))
+            try:
+                state, metrics = step_fn(state, prepare(batch))
+            except UserError:  # raised on the host, before the state was given away
+                if step > first:
+                    save(step)
+                raise
             window.append(metrics)
             step += 1
             failing = ledger.is_over(config.get("max_failed_share", 1.0))
-            stopping = stop["now"]  # read once: a signal that comes later ends the next step, which saves
+            # Read once: a signal that comes later ends the next step, which saves. Any host may get it.
+            stopping = bool(gathered(np.array([stop["now"]])).any())
             saving = step % config.save_every == 0 or step == last or stopping or failing
             if step % config.log_every == 0 or saving:
                 # Before a checkpoint too: a step that is not repeated must not be missing in the log.
@@ -276,11 +313,11 @@ def train(
                 elapsed = time.perf_counter() - clock.started
                 rate, waited = len(window) / elapsed, clock.waited / elapsed
                 told = "  ".join(filter(None, (note, ledger.note())))
-                _print_progress(step, config.max_steps, values, rate, waited, told)
+                if is_first_host():
+                    _print_progress(step, config.max_steps, values, rate, waited, told)
                 window, clock = [], Clock()
             if saving:
-                rows = start.rows + (step - first) * pipeline.batch_size
-                workdir.save(state, Position(rows, ledger.clips, dict(pipeline.facts)))
+                save(step)
             if failing:
                 raise UserError(
                     f"{ledger.failed} of {ledger.clips} clips could not be read, more than the share "

@@ -303,7 +303,7 @@ def load(path: str | os.PathLike[str] = "o3-tiny", *, dtype: Any = None) -> Mode
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     backbone = load_weights(folder, config, dtype=dtype)
-    return Model(backbone, folder, settings, *_end_tokens(folder))
+    return Model(backbone, folder, settings, *end_tokens(folder))
 
 
 def model_folder(path: str | os.PathLike[str]) -> Path:
@@ -355,7 +355,7 @@ def export_model(
             the tokens that end a text also where only config.json names them.
     """
 
-    ends, pad = _end_tokens(source)
+    ends, pad = end_tokens(source)
     named = {"eos_token_id": list(ends), "pad_token_id": pad} if ends else {}
     generation = _read_json(source / "generation_config.json")
     if generation.get("eos_token_id") is None:
@@ -374,7 +374,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return read_object(path) if path.is_file() else {}
 
 
-def _end_tokens(folder: Path) -> tuple[tuple[int, ...], int]:
+def end_tokens(folder: Path) -> tuple[tuple[int, ...], int]:
     """Returns the tokens that end a text (none where no file names one), and the one that fills up after.
 
     As in transformers: generation_config.json is asked first, then config.json; without a pad token

@@ -62,7 +62,8 @@ class Response:
 
 
 @jax.jit
-def _see(model: Qwen3VL, batch: Batch) -> Seen:
+def see(model: Qwen3VL, batch: Batch) -> Seen:
+    """Returns what the model makes of a batch's pixels."""
     return model.see(batch)
 
 
@@ -77,13 +78,14 @@ def _propose(model: Qwen3VL, batch: Batch, seen: Seen, candidates: Bool[Array, "
 
 
 @jax.jit
-def _estimate(
+def estimate(
     model: Qwen3VL,
     states: Float[Array, "B new D"],
-    mention_index: Int[Array, "B 1 M"],
+    mention_index: Int[Array, "B Q M"],
     seen: Seen,
-    candidates: Bool[Array, "B T"],
+    candidates: Bool[Array, "R T"],
 ) -> Estimate:
+    """Returns when and where the mentions [R, M] of Q texts about each video are; R is B times Q."""
     there = rearrange(mention_index >= 0, "b q m -> (b q) m")
     return model.estimate(mention_states(states, mention_index), there, seen, candidates)
 
@@ -112,10 +114,11 @@ def respond(
     batch: dict[str, np.ndarray] = pad_inputs(inputs, model)
     if model.evidence is not None:
         batch |= _evidence_inputs(model, processor, requests, inputs["video_grid_thw"], batch)
-    seen = _see(model, batch)
-    searched = None if model.evidence is None else _search(model, batch, seen)
+    seen = see(model, batch)
+    searched = None if model.evidence is None else search(model, batch, seen)
     if searched and model.config.evidence.feedback == "prompt":
-        texts = _with_proposals(model, requests, batch, seen, searched, box_step)
+        found = proposals(model, batch, seen, searched)
+        texts = [_with_proposals(r, mine, box_step) for r, mine in zip(requests, found, strict=True)]
         inputs = processor(text=texts, videos=videos, video_metadata=metadata, padding_side="right")
         batch |= pad_inputs(inputs, model)
     out = greedy(model, batch, max_new_tokens=max_new_tokens, eos_ids=eos_ids, pad_id=pad_id, seen=seen)
@@ -174,7 +177,7 @@ class Searched(NamedTuple):
     candidates: Bool[np.ndarray, "B T"]
 
 
-def _search(model: Qwen3VL, batch: Batch, seen: Seen) -> Searched:
+def search(model: Qwen3VL, batch: Batch, seen: Seen) -> Searched:
     """Returns where the evidence of each question is looked for."""
     relevance = np.asarray(_relevance(model, batch, seen))
     valid, times = batch["dense_length"] > 0, batch["dense_times"]
@@ -183,31 +186,30 @@ def _search(model: Qwen3VL, batch: Batch, seen: Seen) -> Searched:
     return Searched(relevance, found, np.stack(inside))
 
 
-def _with_proposals(
-    model: Qwen3VL,
-    requests: Sequence[Request],
-    batch: Batch,
-    seen: Seen,
-    searched: Searched,
-    box_step: int,
-) -> list[str]:
-    """Returns the prompts with the question's proposals after it: the best, and others that are likely."""
-    estimate = jax.tree.map(np.asarray, _propose(model, batch, seen, searched.candidates))
-    prompts = []
-    for row, request in enumerate(requests):
-        order = np.argsort(-estimate.confidence[row])
-        chosen = [m for rank, m in enumerate(order) if not rank or estimate.confidence[row, m] > 0]
-        proposals = [
-            Proposal(
-                float(estimate.time_s[row, m]),
-                tuple(estimate.interval[row, m].tolist()),
-                tuple(estimate.box[row, m].tolist()),
-            )
-            for m in chosen
-        ]
-        before, _, after = request.prompt.rpartition(request.question)
-        prompts.append(before + with_proposals(request.question, proposals, box_step) + after)
-    return prompts
+def proposals(model: Qwen3VL, batch: Batch, seen: Seen, searched: Searched) -> list[list[Proposal]]:
+    """Returns where each question alone points: the best proposal, and others that are likely."""
+    guess = jax.tree.map(np.asarray, _propose(model, batch, seen, searched.candidates))
+    found = []
+    for row in range(len(guess.confidence)):
+        order = np.argsort(-guess.confidence[row])
+        chosen = [m for rank, m in enumerate(order) if not rank or guess.confidence[row, m] > 0]
+        found.append(
+            [
+                Proposal(
+                    float(guess.time_s[row, m]),
+                    tuple(guess.interval[row, m].tolist()),
+                    tuple(guess.box[row, m].tolist()),
+                )
+                for m in chosen
+            ]
+        )
+    return found
+
+
+def _with_proposals(request: Request, found: Sequence[Proposal], box_step: int) -> str:
+    """Returns the prompt with the proposals after its question."""
+    before, _, after = request.prompt.rpartition(request.question)
+    return before + with_proposals(request.question, found, box_step) + after
 
 
 def _grounded(
@@ -226,15 +228,15 @@ def _grounded(
     index = np.full((len(responses), 1, bucket(max(1, *map(len, mentions)))), -1, np.int32)
     for row, positions in zip(index, mentions, strict=True):
         row[0, : len(positions)] = positions
-    estimate = jax.tree.map(np.asarray, _estimate(model, out.states, index, seen, candidates))
-    sure = np.asarray(jax.nn.sigmoid(estimate.confidence))
+    found_at = jax.tree.map(np.asarray, estimate(model, out.states, index, seen, candidates))
+    sure = np.asarray(jax.nn.sigmoid(found_at.confidence))
 
     def head(row: int, m: int) -> HeadEstimate:
         return HeadEstimate(
-            float(estimate.time_s[row, m]),
-            float(estimate.spread_s[row, m]),
-            tuple(estimate.interval[row, m].tolist()),
-            tuple(estimate.box[row, m].tolist()),
+            float(found_at.time_s[row, m]),
+            float(found_at.spread_s[row, m]),
+            tuple(found_at.interval[row, m].tolist()),
+            tuple(found_at.box[row, m].tolist()),
             float(sure[row, m]),
         )
 

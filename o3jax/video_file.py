@@ -42,6 +42,10 @@ class VideoError(UserError):
     """A video that cannot be read as asked: one sentence with the file and the reason."""
 
 
+class MissingFileError(VideoError):
+    """A file that is not there."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one file may ask for. What its header says counts, and so does what is then found in it.
@@ -94,7 +98,7 @@ def find_file(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(text).resolve(strict=True)
     except (FileNotFoundError, NotADirectoryError):
-        raise VideoError(f"{path} does not exist; check the path.") from None
+        raise MissingFileError(f"{path} does not exist; check the path.") from None
     except PermissionError:
         raise VideoError(f"{path} may not be read; check its permissions.") from None
     except (OSError, RuntimeError, ValueError) as error:  # I/O errors, loops of links, NUL in the name
@@ -186,6 +190,7 @@ class VideoFile:
         self._scan: tuple[float, int] | None = None
         self._converted: tuple[Shown | None, np.ndarray | None] = (None, None)
         self._reformatter = VideoReformatter()
+        self._orientations: dict[int, tuple[bool, bool, bool, bool]] = {}
         self._restart()
         try:
             first = self._peek()
@@ -197,7 +202,7 @@ class VideoFile:
             self._current, self._next = first, None
             self.first = first.frame
             self._zero = first.start
-            self.size = displayed_size(self.first)
+            self.size = self._displayed_size(self.first)
             # Containers round timestamps to their ticks (1 ms in mkv): without half a tick of tolerance a
             # 30 fps file read at 30 fps repeats frames. AVI's ticks are whole frames, and exact.
             self.tolerance = min(float(self.stream.time_base) / 2, 5e-4) + 1e-6
@@ -440,9 +445,9 @@ class VideoFile:
         """Returns the frame as upright RGB of `size`; the last one is kept, because slow videos repeat."""
         if self._converted[0] is not shown:
             frame = shown.frame
-            flip_x, flip_y, transpose, straight = orientation(frame)
+            flip_x, flip_y, transpose, straight = self._orientation(frame)
             self.slanted |= not straight
-            self.other_sizes |= displayed_size(frame) != self.size
+            self.other_sizes |= self._displayed_size(frame) != self.size
             height, width = size[::-1] if transpose else size
             scaled = (height, width) != (frame.height, frame.width)
             rgb = self._reformatter.reformat(
@@ -452,6 +457,16 @@ class VideoFile:
                 rgb = rgb.swapaxes(0, 1)
             self._converted = (shown, rgb[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
         return self._converted[1]
+
+    def _orientation(self, frame: av.VideoFrame) -> tuple[bool, bool, bool, bool]:
+        """Returns `orientation` of the first frame that was turned by as much: PyAV leaks its side data."""
+        if frame.rotation not in self._orientations:
+            self._orientations[frame.rotation] = orientation(frame)
+        return self._orientations[frame.rotation]
+
+    def _displayed_size(self, frame: av.VideoFrame) -> tuple[int, int]:
+        size = (frame.height, frame.width)
+        return size[::-1] if self._orientation(frame)[2] else size
 
     # What is known about the whole file
 
@@ -573,8 +588,3 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool, bool]:
     x, y = (c, b) if transpose else (a, d)
     off = max(abs(a), abs(d)) if transpose else max(abs(b), abs(c))
     return x < 0, y < 0, transpose, off < 0.01 * max(abs(x), abs(y), 1)
-
-
-def displayed_size(frame: av.VideoFrame) -> tuple[int, int]:
-    size = (frame.height, frame.width)
-    return size[::-1] if orientation(frame)[2] else size

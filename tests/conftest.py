@@ -56,3 +56,13 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     write_video(make_scene(8), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def numbered(tmp_path_factory: pytest.TempPathFactory):
+    """A `videos.Fixture` of four seconds at 10 frames per second, each frame with its number."""
+    from fractions import Fraction
+
+    from tests import videos
+
+    return videos.write_video(tmp_path_factory.mktemp("numbered") / "clip.mp4", range(40), Fraction(1, 10))

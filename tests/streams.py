@@ -1,4 +1,4 @@
-"""Transforms for tests of streams, in a module that a worker process loads fast."""
+"""What tests run in worker processes, in a module that these load fast."""
 
 from __future__ import annotations
 
@@ -25,3 +25,9 @@ class Named(grain.transforms.Map):
 class Drawn(grain.transforms.RandomMap):
     def random_map(self, row, rng):
         return row | {"drawn": rng.uniform(size=2)}
+
+
+def put_many(cache, start):
+    """Puts twelve arrays, whose keys begin at `start`."""
+    for number in range(start, start + 12):
+        cache.put(str(number), (np.full(70_000, number % 256, np.uint8),))

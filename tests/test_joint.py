@@ -30,22 +30,11 @@ from o3jax.sft.evidence import EvidenceWeights, mention_counts, mention_loss
 from o3jax.sft.joint import joint_counts, joint_loss, targets_of
 from o3jax.sft.loss import IGNORE
 from o3jax.sft.state import init_state, make_train_step
-from tests.tiny import QUICK
+from tests.tiny import EVIDENCE, QUICK
 
 ROW = RowShape(384, 3, 16)
 SHAPE = EvidenceShape(
     groups=80, patches=16, questions=3, question_length=64, mentions=4, boxes=2, intervals=2
-)
-EVIDENCE = EvidenceConfig(
-    hidden_size=16,
-    num_heads=2,
-    dense_pixels=64 * 64,
-    temporal_layers=1,
-    decoder_layers=1,
-    question_layers=1,
-    window_s=0.5,
-    proposals=2,
-    inject=True,
 )
 LOSS = functools.partial(joint_loss, evidence_weight=0.4, weights=EvidenceWeights(), candidate_low=0.1)
 

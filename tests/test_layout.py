@@ -68,12 +68,13 @@ ALLOWED = {
     "o3jax.hf": ("o3jax.models", "o3jax.sharding", "o3jax.prompts"),
     "o3jax.generate": ("o3jax.models", "o3jax.sharding"),
     "o3jax.sft": ("o3jax.models", "o3jax.sharding"),
-    "o3jax.rewards": ("o3jax.prompts",),
+    "o3jax.gspo": ("o3jax.models", "o3jax.sft", "o3jax.sharding"),
+    "o3jax.rewards": ("o3jax.prompts", "o3jax.metrics"),
     "o3jax.verify": (),
     "o3jax.report": ("o3jax.video", "o3jax.prompts"),
     "o3jax": ("o3jax",),
     "data_pipelines": ("o3jax.video", "o3jax.video_file", "o3jax.prompts", "o3jax.models.config"),
-    "configs": (),
+    "configs": ("data_pipelines.frames", "o3jax.models.config"),
     "experiments": ("o3jax", "data_pipelines", "configs"),
 }
 LIGHT = (

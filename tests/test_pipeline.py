@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from data_pipelines.evidence import EvidenceShape, OpenCandidates
-from data_pipelines.index import Index
 from data_pipelines.packing import (
     Needs,
     PlannedRows,
@@ -28,33 +27,20 @@ from data_pipelines.packing import (
     plan_rows,
 )
 from data_pipelines.pipeline import Pipeline
-from data_pipelines.sft import FolderClips, MakeRow, RowShape, SyntheticClips
-from data_pipelines.synthetic import make_scene, write_video
+from data_pipelines.sft import MakeRow, RowShape, SyntheticClips
+from data_pipelines.synthetic import write_video
 from experiments.train_loop import Workdir, train
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
-from o3jax.models.config import EvidenceConfig
 from o3jax.models.qwen3_vl import with_evidence
 from o3jax.prompts.processor import load_processor
 from o3jax.sft.evidence import EvidenceWeights
 from o3jax.sft.joint import joint_counts, joint_loss
 from o3jax.sft.loss import IGNORE
 from o3jax.sft.state import TrainState
-from o3jax.video import probe
 from tests.streams import Drawn, Named
-from tests.tiny import QUICK
+from tests.tiny import EVIDENCE, QUICK, film
 
-EVIDENCE = EvidenceConfig(
-    hidden_size=16,
-    num_heads=2,
-    dense_pixels=64 * 64,
-    temporal_layers=1,
-    decoder_layers=1,
-    question_layers=1,
-    window_s=0.5,
-    proposals=2,
-    inject=True,
-)
 SHAPE = EvidenceShape(
     groups=160, patches=16, questions=3, question_length=64, mentions=4, boxes=2, intervals=2
 )
@@ -162,6 +148,26 @@ def test_a_bad_clip_keeps_its_place_and_teaches_nothing(setting, two, tmp_path):
     assert not bad["target_judged"][0].any() and bad["target_judged"][1:].any()
     assert not opened(bad)["relevance_known"][0].any() and not bad["patches"][:3].any()
     rows.reader.close()
+
+
+def test_clips_of_one_row_have_dense_frames_of_one_size(setting, two):
+    """The places of the cells are the row's, not the clip's; so the plan puts others into another row."""
+    _, rows = setting
+    rows = dataclasses.replace(rows, shape=dataclasses.replace(ROW, length=2000, groups=12, patches=32))
+    rows = dataclasses.replace(
+        rows, evidence=dataclasses.replace(SHAPE, groups=400, questions=4, intervals=4)
+    )
+    wide = next(
+        clip
+        for clip in map(SyntheticClips("train", 3, questions=1).__getitem__, range(20))
+        if clip.video.size[0] != clip.video.size[1]
+    )
+    clips = [two[0], wide, two[1], wide]
+    needs = [rows.needs(clip) for clip in clips]
+    assert needs[0].alike == needs[2].alike != needs[1].alike
+    assert sorted(first_fit(needs, dataclasses.replace(rows.room(), clips=9))) == [[0, 2], [1, 3]]
+    with pytest.raises(ValueError, match="dense frames of one size"):
+        rows.map((two[0], wide))
 
 
 # --- the plan ---
@@ -284,14 +290,7 @@ def test_another_batch_size_continues_at_the_same_row(nine):
 def test_files_among_them_a_torn_one(setting, tmp_path, workers):
     """Real rows: the same with a worker process, and a file that breaks after it was indexed."""
     _, rows = setting
-    samples = []
-    for number in range(3):
-        scene = make_scene(number, questions=1)
-        write_video(scene, tmp_path / f"{number}.mp4")
-        (sample,) = scene.samples()
-        samples.append(dataclasses.replace(sample, id=f"s{number}", video_path=f"{number}.mp4"))
-    media = {sample.video_path: probe(tmp_path / sample.video_path) for sample in samples}
-    clips = FolderClips(Index(tmp_path, samples, [], media), 1)
+    clips = film(tmp_path, 3)
     (tmp_path / "1.mp4").write_bytes((tmp_path / "1.mp4").read_bytes()[:300])
     needs = [rows.needs(clip) for clip in clips.clips]
     planned = plan_rows(needs, ["a"] * 3, rows.room(), seed=0, mixture={}, epochs=1.0)

@@ -69,8 +69,23 @@ def test_the_line_search_is_the_published_pattern(text):
     assert (format_term(wrapped, {"task": VISUAL}) == 1.0) == bool(published)
 
 
+def test_names_of_several_words_are_the_papers():
+    text = "<think></think><answer><obj>big dog</obj><box>[1, 2, 3, 4]</box></answer>"
+    assert format_term(text, {"task": VISUAL}, "paper") == 1.0
+    assert format_term(text.replace("big", "big\n"), {"task": VISUAL}, "paper") == 0.5
+
+
 def test_rewards_are_found_by_name(monkeypatch):
     with pytest.raises(UserError, match="'good' is unknown; use one of format"):
         registry.total("good", "", {})
     monkeypatch.setitem(registry.REWARDS, "terms", lambda text, sample: {"a": 1, "total": len(text)})
     assert registry.total("terms", "four", {}) == 4.0
+    monkeypatch.setitem(registry.REWARDS, "sum", lambda text, sample: {"a": 1, "b": len(text)})
+    assert registry.total("sum", "four", {}) == 5.0
+    record = {"task": MCQ, "answer": "B", "duration": 5.0, "evidence": []}
+    for name in ("open_o3", "open_o3_paper", "article", "article_literal", "tests.test_rewards:own"):
+        assert registry.total(name, "<think></think><answer>B</answer>", record) == 2.0
+
+
+def own(text, sample):
+    return 2

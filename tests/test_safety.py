@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import safety_child
+from data_pipelines.child import GRACE_S
 from data_pipelines.index import index_folder
 from data_pipelines.safety import GuardedReader, Limits, inside, read_image
 from data_pipelines.sample import ST_TASK
@@ -267,7 +267,7 @@ def test_a_child_does_not_outlive_a_dead_parent():
     while _runs(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _runs(child)
-    assert safety_child._GRACE_S < 5
+    assert GRACE_S < 5
 
 
 def _runs(process: int) -> bool:

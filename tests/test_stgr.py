@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipelines import published, stgr
+from data_pipelines.evidence import EvidenceShape
 from data_pipelines.fields import RecordError
 from data_pipelines.index import data_root, index_folder, read_index
+from data_pipelines.packing import PlannedRows, plan_rows
 from data_pipelines.pipeline import Pipeline
 from data_pipelines.sample import (
     FREE_FORM_TASK,
@@ -37,6 +40,7 @@ from o3jax.prompts import templates
 from o3jax.prompts.processor import load_processor
 from o3jax.sft.loss import IGNORE
 from tests.commands import run_command
+from tests.tiny import EVIDENCE
 
 SPATIAL = {
     "id": 7,
@@ -351,17 +355,15 @@ def test_the_made_files_hold_every_published_source(folder):
     assert index_folder(folder) == index_folder(folder / "json_data" / "STGR-SFT.json")
 
 
-def label_text(record: dict) -> str:
-    """What a published cold-start record teaches with boxes per mille, straight from the record."""
+def label_text(record: dict, reasoning: str = "reasoning_process") -> str:
+    """What a cold-start record teaches with boxes per mille, straight from the record."""
     width, height = record.get("image_size", (1, 1))
 
     def per_mille(box: re.Match[str]) -> str:
         sides = zip(json.loads(box[1]), (width, height) * 2, strict=True)
         return "<box>[" + ",".join(str(round(1000 * v / side)) for v, side in sides) + "]</box>"
 
-    thought, answer = (
-        re.sub(r"<box>(.*?)</box>", per_mille, record[f]) for f in ("reasoning_process", "answer")
-    )
+    thought, answer = (re.sub(r"<box>(.*?)</box>", per_mille, record[f]) for f in (reasoning, "answer"))
     return f"<think>{thought}</think>\n<answer>{answer}</answer>"
 
 
@@ -380,6 +382,46 @@ def test_an_epoch_of_batches_teaches_what_the_records_say(folder, video_model):
             told[clips[number].samples[0].id] = text.removesuffix(processor.tokenizer.eos_token)
     records = json.loads((folder / "json_data" / "STGR-SFT.json").read_text())
     assert told == {record["id"]: label_text(record) for record in records} and len(told) == 16
+
+
+def test_an_epoch_of_batches_teaches_what_the_article_s_records_say(tmp_path, video_model):
+    """Text, times, boxes and intervals of every question, two about a video."""
+    make_article(tmp_path / "set", "val", 3)
+    records = json.loads((tmp_path / "set" / "annotations.json").read_text())
+    records[1]["timestamps"] = [f"00:00:0{records[1]['timestamps'][0]}"]
+    records[3]["bboxes"] = [[128 * x for x in box] for box in records[3]["bboxes"]]
+    records[3]["image_size"] = [128, 128]
+    (tmp_path / "set" / "annotations.json").write_text(json.dumps(records))
+    processor, config = load_processor(video_model), config_from_hf(video_model)
+    shape = EvidenceShape(
+        groups=90, patches=16, questions=2, question_length=64, mentions=4, boxes=2, intervals=2
+    )
+    config = dataclasses.replace(config, evidence=EVIDENCE)
+    rows = MakeRow(processor, config, RowShape(640, 3, 16), evidence=shape)
+    clips = FolderClips(read_index(tmp_path / "set"), questions=2)
+    needs = [rows.needs(clip) for clip in clips.clips]
+    planned = plan_rows(needs, ["article"] * len(needs), rows.room(), seed=0, mixture={}, epochs=1.0)
+    stream = Pipeline(PlannedRows(clips.clips, planned), [rows], batch_size=1, seed=0).open()
+    told = {}
+    for _ in planned:
+        row = {key: array[0] for key, array in next(stream).items()}
+        assert not row["clip_error"].any()
+        for q, sample in enumerate(clips[row["clip_number"][0]].samples):
+            labels = row["labels"][(row["branch_ids"] == q + 1) & (row["labels"] != IGNORE)]
+            text = processor.tokenizer.decode(labels).removesuffix(processor.tokenizer.eos_token)
+            told[int(sample.id.split("-")[-1])] = (
+                text,
+                *(row[key][q] for key in ("target_time", "target_boxes", "true_intervals")),
+            )
+    rows.reader.close()
+    assert sorted(told) == list(range(len(records))) == list(range(6))
+    for number, (text, times, boxes, intervals) in told.items():
+        record = records[number]
+        (stamp,), (box,) = record["timestamps"], np.array(record["bboxes"]) / record.get("image_size", [1])[0]
+        assert text == label_text(record | {"image_size": (1, 1)}, "reasoning")
+        assert times == pytest.approx([float(str(stamp).removeprefix("00:00:0")), 0, 0, 0])
+        np.testing.assert_allclose(boxes[0, 0], box, atol=1e-6)
+        np.testing.assert_allclose(intervals[: len(record["intervals"])], record["intervals"], rtol=1e-6)
 
 
 @pytest.fixture

@@ -228,6 +228,15 @@ def test_probe_decodes_one_frame(made):
     opened.close()
 
 
+def test_side_data_is_asked_for_once(tmp_path, monkeypatch):
+    """PyAV does not give back what it keeps of it: 10 kB for a reading of a dozen frames."""
+    asked, orientation = [], video_file.orientation
+    monkeypatch.setattr(video_file, "orientation", lambda frame: asked.append(frame) or orientation(frame))
+    path = write_video(tmp_path / "v.mp4", range(30), Fraction(1, 25), rotation=90).path
+    assert [read_number(frame) for frame in read_video(path).frames] == list(range(30))
+    assert len(asked) == 1
+
+
 def test_declared_pixel_shape_is_reported(tmp_path):
     with av.open(str(tmp_path / "v.mp4"), "w") as out:
         stream = out.add_stream("libx264", rate=25)

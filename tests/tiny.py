@@ -23,15 +23,18 @@ from transformers import (
     Qwen3VLMoeForConditionalGeneration,
 )
 
-from data_pipelines.synthetic import make_scene
+from data_pipelines.index import Index
+from data_pipelines.sft import FolderClips
+from data_pipelines.synthetic import make_scene, write_video
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.hf.export import export_weights
-from o3jax.models.config import Config, TextConfig, VisionConfig
+from o3jax.models.config import Config, EvidenceConfig, TextConfig, VisionConfig
 from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
 from o3jax.prompts import templates
 from o3jax.prompts.image import ImageConfig, VideoConfig
 from o3jax.prompts.processor import Processor, load_processor
 from o3jax.prompts.tokenizer import build_tokenizer
+from o3jax.video import probe
 
 IMAGE, VIDEO, VISION_START, VISION_END = 300, 301, 302, 303
 KINDS = ("dense", "tied", "moe")
@@ -65,6 +68,19 @@ VISION = {
     "num_position_embeddings": 64,
     "patch_size": 16,
 }
+
+# Evidence modules for `make_video_model`, every part of them at work.
+EVIDENCE = EvidenceConfig(
+    hidden_size=16,
+    num_heads=2,
+    dense_pixels=64 * 64,
+    temporal_layers=1,
+    decoder_layers=1,
+    question_layers=1,
+    window_s=0.5,
+    proposals=2,
+    inject=True,
+)
 
 
 def torch_model(kind: str, seed: int = 0) -> torch.nn.Module:
@@ -257,3 +273,15 @@ def make_video_model(folder: Path) -> Path:
 
     export_weights(model, folder / "model", generation=generation, add_files=add_files)
     return folder / "model"
+
+
+def film(folder: Path, count: int, questions: int = 1) -> FolderClips:
+    """Returns clips of the first scenes of the synthetic world, written to `folder`."""
+    samples = []
+    for number in range(count):
+        scene = make_scene(number, questions=questions)
+        write_video(scene, folder / f"{number}.mp4")
+        asked = [dataclasses.replace(s, video_path=f"{number}.mp4") for s in scene.samples()]
+        samples += [dataclasses.replace(s, id=f"s{number}-{at}") for at, s in enumerate(asked)]
+    media = {s.video_path: probe(folder / s.video_path) for s in samples}
+    return FolderClips(Index(folder, samples, [], media), questions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ class Cache:
     position: Int[Array, "B"]  # the M-RoPE position of the next token, all three axes
 
 
+@functools.partial(jax.jit, static_argnames="new_tokens")
 def prefill(
     model: Qwen3VL, batch: Batch, new_tokens: int, seen: Seen | None = None
 ) -> tuple[Float[Array, "B D"], Cache]:

@@ -39,13 +39,8 @@ def greedy(
     model's layers must be separate (`for_decoding`); prompts may be padded on either side. `seen` saves
     computing again what `model.see` returned for the batch.
     """
-    hidden, cache = _prefill(model, dict(batch), seen, max_new_tokens)
+    hidden, cache = prefill(model, dict(batch), max_new_tokens, seen)
     return _greedy_loop(model, hidden, cache, max_new_tokens, eos_ids, pad_id)
-
-
-@functools.partial(jax.jit, static_argnames="new_tokens")
-def _prefill(model: Qwen3VL, batch: Batch, seen: Seen | None, new_tokens: int) -> tuple[Array, Cache]:
-    return prefill(model, batch, new_tokens, seen)
 
 
 @functools.partial(jax.jit, static_argnames=("limit", "eos_ids", "pad_id"))

@@ -116,3 +116,46 @@ def attention(
     if kernel not in KERNELS:
         raise ValueError(f"unknown attention kernel '{kernel}'; available: {', '.join(sorted(KERNELS))}")
     return KERNELS[kernel](q, k, v, mask)
+
+
+def group_attention(
+    q: Float[Array, "B G N H"],
+    prefix: tuple[Float[Array, "B K H P"], Float[Array, "B K P H"]],
+    own: tuple[Float[Array, "B G K H T"], Float[Array, "B G K T H"]],
+    prefix_allowed: Bool[Array, "B P"],
+    own_allowed: Bool[Array, "B T"],
+) -> Float[Array, "B G N H"]:
+    """Returns attention of G samples, one query each, to the prefix that they share and to their own keys.
+
+    The prefix is read once for the group: one product with the queries of all samples. The two parts are
+    merged by their float32 log-sum-exp, so the result is that of one softmax over both.
+
+    Args:
+        prefix, own: keys and values, laid out as those of `cached_attention`.
+        prefix_allowed, own_allowed: which of them hold a token.
+    """
+    heads = prefix[0].shape[1]
+    scaled = q * q.shape[-1] ** -0.5
+    together = rearrange(scaled, "b s (k g) h -> b k (g s) h", k=heads)
+    shared = _part(together, *prefix, _bias(prefix_allowed[:, None])[:, 0])
+    shared = [rearrange(x, "b k (g s) h -> b s k g h", s=q.shape[1]) for x in shared]
+    apart = rearrange(scaled, "b s (k g) h -> b s k g h", k=heads)
+    parts = (shared, _part(apart, *own, _bias(own_allowed[:, None])))
+    top = jnp.maximum(parts[0][0], parts[1][0])
+    total, out = 0.0, 0.0
+    for highest, weight, value in parts:
+        scale = jnp.exp(highest - top)
+        total, out = total + weight * scale, out + value * scale
+    return rearrange((out / total).astype(q.dtype), "b s k g h -> b s (k g) h")
+
+
+def _part(q: Array, k: Array, v: Array, bias: Array) -> tuple[Array, Array, Array]:
+    """Returns each query's highest score, its sum of weights relative to that, and its sum of values.
+
+    Sums are merged per query; to bring the scores of the two parts into one order would take longer.
+    """
+    scores = jnp.einsum("...gh,...ht->...gt", q, k, preferred_element_type=jnp.float32) + bias
+    highest = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - highest)
+    value = jnp.einsum("...gt,...th->...gh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return highest, weights.sum(-1, keepdims=True), value

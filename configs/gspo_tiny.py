@@ -1,0 +1,39 @@
+"""GSPO of o3-tiny on the synthetic world, on two CPU cores.
+
+python -m experiments.gspo --workdir=runs/gspo_tiny
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str = "gspo") -> ConfigDict:
+    c = common.gspo()
+    c.sft_model_path = "o3-tiny"
+    c.rl_data_path = "synthetic:1"
+    c.prompt_style = "plain"
+    c.box_step = 10
+    c.row_length = 416
+    c.row_groups = 12
+    c.row_patches = 64
+    c.evidence_shape = common.evidence_shape(patches=36, question_length=32)
+    c.prompts_per_iteration = 16
+    c.group_size = 8
+    c.max_completion_length = 96
+    c.rates.vision = 0.0
+    c.compute_dtype = "float32"
+    c.remat = "none"
+    c.learning_rate = 1e-4
+    c.lr_scheduler_type = "constant"
+    c.max_steps = 160
+    c.log_every = 4
+    c.save_every = 40
+    c.eval_every = 10
+    if arg == "grpo":  # the ratio of each token, clipped as GRPO usually is
+        c.ratio, c.clip_low, c.clip_high = "token", 0.2, 0.2
+    elif arg == "one":  # the published code's objective, whose ratio is always 1
+        c.ratio, c.clip_low, c.clip_high = "one", 0.2, 0.2
+    elif arg != "gspo":
+        raise ValueError(f"unknown argument '{arg}': gspo, grpo or one")
+    return c

@@ -1,0 +1,124 @@
+"""A Python process of its own for what may hang or crash: started once, asked often, ended at will."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+START_S = 60.0  # a child that cannot even import its modules in this time never will
+GRACE_S = 1.0  # between the parent's clock and the child's own
+# What threads reserve of the address space, which may be limited, without ever using it.
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+
+
+class Died(Exception):
+    """How a child ended, to follow "the process" in a sentence; `late` if it had no time left."""
+
+    def __init__(self, how: str, late: bool = False):
+        super().__init__(how)
+        self.late = late
+
+
+class Child:
+    """One child process and its pipe. It ends with `end()`, or with this object."""
+
+    def __init__(self, serve: str, hello: Any, files: Sequence[int] = ()):
+        """Starts the process, which is ready when it has sent its first message, `greeting`.
+
+        Args:
+            serve: "package.module:function", which is called there as function(pipe, hello, *files). It
+                answers requests until the pipe raises EOFError.
+            hello: plain data.
+            files: open files to share, which are closed here when the child ends.
+
+        Raises:
+            Died: if it ends, or takes longer than a minute, before it is ready.
+        """
+        self.owner = os.getpid()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            fds = (theirs.fileno(), *files)
+            # Not multiprocessing: its children may not have children, and Grain's workers are such.
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _CODE, *map(str, fds)],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # signals to the whole run, such as Ctrl-C, are not for it
+                env=os.environ | _ENVIRONMENT,
+            )
+        self._pipe = Connection(ours.detach())
+        self.end = weakref.finalize(self, _end, self.owner, self._process, self._pipe, tuple(files))
+        # With the parent's search path, so that it finds what the parent found.
+        self._pipe.send((sys.path, serve, hello))
+        self.greeting = self.receive(START_S)
+
+    def send(self, request: bytes) -> None:
+        """Sends a request; Died if the child ended between two of them."""
+        try:
+            self._pipe.send_bytes(request)
+        except OSError:
+            raise self._died() from None
+
+    def receive(self, seconds: float) -> Any:
+        """Returns the next message; Died if there is none in this time."""
+        try:
+            if self._pipe.poll(seconds):
+                return self._pipe.recv()
+        except (EOFError, OSError):
+            raise self._died() from None
+        raise Died("takes too long", late=True)
+
+    def _died(self) -> Died:
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return Died("does not answer")
+        if code == -signal.SIGALRM:
+            return Died("takes too long", late=True)
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return Died(f"crashed ({name})")
+
+
+def _end(owner: int, process: subprocess.Popen, pipe: Connection, files: Sequence[int]) -> None:
+    if os.getpid() == owner:  # not in a process that was forked from the owner
+        process.kill()
+        process.wait()
+    pipe.close()
+    for file in files:
+        os.close(file)
+
+
+def limit_memory(which: int, most: int) -> None:
+    """Limits what this process may have of RLIMIT_AS, say, in bytes; a crash leaves no core file."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, allowed = resource.getrlimit(which)
+    most = most if allowed < 0 else min(most, allowed)  # -1: unlimited
+    resource.setrlimit(which, (most, most))
+
+
+@contextlib.contextmanager
+def clock(seconds: float) -> Iterator[None]:
+    """Ends this process if the block takes longer: should its parent be gone by then, nobody else would."""
+    signal.setitimer(signal.ITIMER_REAL, seconds + GRACE_S)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+_CODE = """\
+import importlib, sys
+from multiprocessing.connection import Connection
+pipe = Connection(int(sys.argv[1]))
+sys.path[:], serve, hello = pipe.recv()
+module, _, function = serve.partition(":")
+getattr(importlib.import_module(module), function)(pipe, hello, *map(int, sys.argv[2:]))
+"""

@@ -1,0 +1,380 @@
+"""`python -m experiments.gspo`: group sequence policy optimisation of a fine-tuned model.
+
+An iteration samples a group of completions for each of its prompts, rewards them and takes
+`minibatches_per_rollout` optimizer steps on them; a step of the log is an optimizer step. `WORKDIR/model`
+is the result, a Hugging Face folder; WORKDIR/samples has what was sampled, as JSON lines and as a page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from configs.common import given
+from data_pipelines.evidence import EvidenceShape
+from data_pipelines.frames import FramesConfig
+from data_pipelines.gspo import MakePrompt, Minibatches
+from data_pipelines.pipeline import Pipeline
+from data_pipelines.sample import Sample
+from data_pipelines.sft import Clip, RowShape, SyntheticClips
+from data_pipelines.stgr import write_text
+from experiments import cli
+from experiments.data_audit import as_record
+from experiments.indexing import check_length, open_clips, plan
+from experiments.rollouts import Rollout, Sampled, Stopwatch, Updates, decoder, head_evidence, sample
+from experiments.samples_page import write_samples
+from experiments.scoring import Scored, Scorer
+from experiments.train_loop import StepFn, Workdir, micro_batches, open_mesh, train
+from experiments.trainer import check_choices, export, make_trainer, trained_model
+from o3jax.api import end_tokens, model_folder
+from o3jax.errors import UserError
+from o3jax.generate.sampling import Sampling
+from o3jax.gspo import group_advantages
+from o3jax.gspo.loss import RATIOS
+from o3jax.gspo.rows import UpdateShape
+from o3jax.gspo.update import gspo_objective, sequence_counts
+from o3jax.hf.config import config_from_hf
+from o3jax.hf.weights import load_weights
+from o3jax.models.layers import REMAT
+from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.prompts.feedback import FEEDBACK
+from o3jax.prompts.processor import Processor, load_processor
+from o3jax.sft.state import Metrics, TrainState
+from o3jax.sharding import use_mesh
+
+_CONFIG = cli.define_config("configs/gspo_tiny.py")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
+
+_GREEDY = Sampling(temperature=0.0)
+
+
+@dataclasses.dataclass
+class Iterations:
+    """The step function of the loop: an iteration's rollout before its first step, then one step each."""
+
+    config: ConfigDict
+    processor: Processor
+    scorer: Scorer
+    step: StepFn
+    updates: Updates
+    eos_ids: tuple[int, ...]
+    mesh: Mesh
+    folder: Path
+    clips: Sequence[Clip]
+    reference: Any  # the model before training, where the loss has a KL to it
+    held_out: Mapping[str, np.ndarray] | None  # prompts of the evaluation, and what they ask
+    asked: Sequence[Sample | None]
+    rollout: Rollout | None = None
+
+    def __call__(self, state: TrainState, item: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
+        """Returns the state after an optimizer step, and what there is to log of it."""
+        number, count = item["minibatch"], self.config.minibatches_per_rollout
+        iteration = int(state.step) // count
+        if number == 0:
+            if self.held_out is not None and iteration % self.config.eval_every == 0:
+                self.evaluate(state)
+            self.rollout = self._roll_out(state, iteration, item["prompts"])
+            self.rollout.save(self._saved(iteration))
+            self._saved(iteration - 2).unlink(missing_ok=True)
+        elif self.rollout is None:
+            self.rollout = Rollout.load(self._saved(iteration), item["prompts"])
+        watch = Stopwatch()
+        batch = self.updates.minibatch(self.rollout, self._part(number))
+        batch = micro_batches(batch, steps=self.config.gradient_accumulation_steps, mesh=self.mesh)
+        state, metrics = self.step(state, batch)
+        jax.block_until_ready(metrics)
+        watch.lap("update")
+        return state, dict(metrics) | self.rollout.metrics | watch.seconds | {"minibatch": number}
+
+    def evaluate(self, state: TrainState) -> None:
+        """Adds a line to WORKDIR/eval.jsonl: the rewards of greedy completions of the held-out prompts."""
+        policy = self._policy(state)
+        key = jax.random.key(0)  # of no consequence
+        sampled = self._sample(policy, self.held_out, self.asked, key, 1, _GREEDY)
+        scored = self._score(policy, sampled, self.asked, [slice(0, len(self.asked))], 1.0)
+        line = {"step": int(state.step), **_means(scored), "length": float(sampled.length.mean())}
+        path = self.folder / "eval.jsonl"
+        kept = path.read_text().splitlines() if path.exists() else []
+        kept = [text for text in kept if json.loads(text)["step"] < line["step"]]
+        write_text(path, "".join(text + "\n" for text in [*kept, json.dumps(line)]))
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in line.items())
+        print(f"held out: {shown}", flush=True)
+
+    def _roll_out(self, state: TrainState, iteration: int, prompts: Mapping[str, np.ndarray]) -> Rollout:
+        config, watch = self.config, Stopwatch()
+        policy = self._policy(state)
+        samples = [self.clips[n].samples[0] if n >= 0 else None for n in prompts["prompt_number"].tolist()]
+        key = jax.random.fold_in(jax.random.key(config.seed), iteration)
+        sampled = self._sample(policy, prompts, samples, key, config.group_size, Sampling(**config.sampling))
+        watch.lap("rollout")
+        parts = [self._part(number) for number in range(config.minibatches_per_rollout)]
+        scored = self._score(policy, sampled, samples, parts, (int(state.step) + 1) / config.max_steps)
+        watch.lap("rewards")
+        rewards = np.array([[one.total for one in group] for group in scored], np.float32)
+        advantages = group_advantages(rewards, **config.advantages)
+        logp_old = self.updates.logprobs(policy, sampled, parts)
+        logp_ref = None
+        if self.reference is not None:
+            logp_ref = self.updates.logprobs(self.reference, sampled, parts)
+        watch.lap("logprobs")
+        tokens = int(sampled.length.sum())
+        metrics = _means(scored) | _by_task(samples, rewards) | watch.seconds
+        metrics |= {
+            "reward_std": float(rewards.std(-1, ddof=1).mean()) if rewards.shape[-1] > 1 else 0.0,
+            "zero_variance": float((rewards.max(-1) == rewards.min(-1)).mean()),
+            "length": tokens / sampled.length.size,
+            "truncated": float(1 - sampled.finished.mean()),
+            "tokens_per_s": tokens / watch.seconds["seconds/rollout"],
+            # The sampler's log-probabilities against the trainer's: what another engine would get wrong.
+            "sampler_gap": float(np.abs(logp_old - sampled.logprobs).max()),
+        }
+        folder, texts = self.folder / "samples", self._texts(sampled)
+        write_samples(folder, iteration, samples, texts, scored, advantages, sampled.finished)
+        if self.scorer.is_over():
+            raise UserError(
+                f"{self.scorer.failed} of {self.scorer.scored} completions could not be scored, more than "
+                f"the share config.max_failed_rewards={config.max_failed_rewards:g}: mend the reward "
+                "function; the same command goes on from here"
+            )
+        return Rollout(sampled, advantages, logp_old, logp_ref, metrics)
+
+    def _policy(self, state: TrainState) -> Qwen3VL:
+        """Returns the model as the update computes it."""
+        dtype = jnp.dtype(self.config.compute_dtype)
+        return jax.tree.map(lambda a: a.astype(dtype), trained_model(state))
+
+    def _sample(
+        self,
+        policy: Qwen3VL,
+        prompts: Mapping[str, np.ndarray],
+        samples: Sequence[Sample | None],
+        key: jax.Array,
+        group_size: int,
+        sampling: Sampling,
+    ) -> Sampled:
+        options = {"group_size": group_size, "sampling": sampling, "eos_ids": self.eos_ids}
+        return sample(decoder(policy), self.processor, self.config, prompts, samples, key, **options)
+
+    def _texts(self, sampled: Sampled) -> list[list[str]]:
+        special = set(self.processor.tokenizer.all_special_ids)
+        return [
+            [self.processor.decode([token for token in tokens if token not in special]) for tokens in group]
+            for group in sampled.responses()
+        ]
+
+    def _score(
+        self,
+        policy: Qwen3VL,
+        sampled: Sampled,
+        samples: Sequence[Sample | None],
+        parts: Sequence[slice],
+        step_percent: float,
+    ) -> list[list[Scored]]:
+        """Returns what the completions are worth; those about a clip that could not be read all 0."""
+        texts, group, evidence = self._texts(sampled), sampled.tokens.shape[1], None
+        readable = [row for row, one in enumerate(samples) if one is not None]
+        if self.config.reward_evidence != "text":
+            found = head_evidence(policy, self.processor, self.updates, sampled, parts)
+            evidence = [one for row in readable for one in found[row]]
+        completions = [text for row in readable for text in texts[row]]
+        records = [as_record(samples[row]) | {"box_space": self.config.box_space} for row in readable]
+        records = [record for record in records for _ in range(group)]
+        results = iter(self.scorer.score(completions, records, evidence, step_percent))
+        scored = [
+            [Scored({}, 0.0) if one is None else next(results) for _ in range(group)] for one in samples
+        ]
+        for error in [one.error for row in scored for one in row if one.error]:
+            print(f"not scored: {error}", flush=True)
+        return scored
+
+    def _part(self, number: int) -> slice:
+        size = self.config.prompts_per_iteration // self.config.minibatches_per_rollout
+        return slice(number * size, (number + 1) * size)
+
+    def _saved(self, iteration: int) -> Path:
+        return self.folder / f"rollout_{iteration:06d}.npz"
+
+
+def _means(scored: Sequence[Sequence[Scored]]) -> dict[str, float]:
+    """Returns the mean reward and that of each term, over the completions that have it."""
+    flat = [one for group in scored for one in group]
+    names = sorted({name for one in flat for name in one.terms})
+    means = {
+        f"reward/{name}": float(np.mean([one.terms[name] for one in flat if name in one.terms]))
+        for name in names
+    }
+    return {"reward": float(np.mean([one.total for one in flat]))} | means
+
+
+def _by_task(samples: Sequence[Sample | None], rewards: np.ndarray) -> dict[str, float]:
+    tasks = sorted({one.task for one in samples if one is not None})
+    return {
+        f"task/{task}": float(
+            np.mean(
+                [row.mean() for one, row in zip(samples, rewards, strict=True) if one and one.task == task]
+            )
+        )
+        for task in tasks
+    }
+
+
+def held_out(config: ConfigDict, rows: MakePrompt) -> tuple[dict[str, np.ndarray] | None, list[Sample]]:
+    """Returns prompts of the synthetic world's validation split, with what they ask; none if that is off."""
+    if not config.eval_every:
+        return None, []
+    kind, _, level = config.rl_data_path.partition(":")
+    if kind != "synthetic":
+        raise UserError("config.eval_every is for synthetic clips: set it to 0, and use experiments.evaluate")
+    clips = SyntheticClips("val", int(level), 1, 0)
+    chosen = [clips[index] for index in range(config.eval_prompts)]
+    made = [rows.map(clip) for clip in chosen]
+    return {k: np.stack([row[k] for row in made]) for k in made[0]}, [clip.samples[0] for clip in chosen]
+
+
+def check(config: ConfigDict) -> None:
+    """Raises a UserError for a config whose fields do not go together."""
+    check_choices(
+        config, remat=REMAT, compute_dtype=("float32", "bfloat16"), feedback=(None, *FEEDBACK), ratio=RATIOS
+    )
+    check_choices(config, reward_evidence=("text", "head", "both"))
+    for field in ("group_size", "prompts_per_iteration", "minibatches_per_rollout", "max_completion_length"):
+        if config[field] < 1:
+            raise UserError(f"config.{field} is {config[field]}; write at least 1")
+    if config.prompts_per_iteration % config.minibatches_per_rollout:
+        raise UserError(
+            f"config.prompts_per_iteration is {config.prompts_per_iteration}, which "
+            f"{config.minibatches_per_rollout} minibatches cannot share: make it a multiple"
+        )
+    if config.max_steps % config.minibatches_per_rollout:
+        raise UserError(
+            f"config.max_steps is {config.max_steps} optimizer steps, {config.minibatches_per_rollout} to an "
+            "iteration: make it a multiple"
+        )
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    cli.use_compilation_cache()
+    config = _CONFIG.value
+    check(config)
+    frames = FramesConfig(**config.frames)
+    workdir = Workdir(_WORKDIR.value, config)
+
+    source = model_folder(config.sft_model_path)
+    processor = load_processor(source)
+    processor.video_config = dataclasses.replace(processor.video_config, **given(config.video))
+    clips, note = open_clips(config, processor, workdir, "rl_data_path")
+    check_length(config, clips, "rl_data_path")
+    mesh = open_mesh(config)
+    model = load_weights(source, config_from_hf(source), dtype=jnp.float32, mesh=mesh)
+    if config.reward_evidence != "text" and model.evidence is None:
+        raise UserError(
+            f"config.reward_evidence is '{config.reward_evidence}', but {config.sft_model_path} has no "
+            "evidence modules: write text"
+        )
+    if config.feedback and model.evidence is not None:
+        evidence = dataclasses.replace(model.config.evidence, feedback=config.feedback)
+        model.config = dataclasses.replace(model.config, evidence=evidence)
+
+    rows = MakePrompt(
+        processor,
+        model.config,
+        RowShape(config.row_length, config.row_groups, config.row_patches),
+        config.prompt_style,
+        config.box_step,
+        EvidenceShape(**config.evidence_shape) if model.evidence is not None else None,
+        frames=frames,
+    )
+    minibatches, groups = config.minibatches_per_rollout, config.groups_per_row
+    steps_each = config.prompts_per_iteration // minibatches
+    planned, facts, steps = plan(config, clips, rows, steps_each, "rl_data_path")
+    config.max_steps = math.ceil(steps / minibatches) * minibatches
+    prompts = Pipeline(
+        planned,
+        [rows],
+        batch_size=config.prompts_per_iteration,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        facts=facts,
+    )
+
+    loss = functools.partial(
+        gspo_objective,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        ratio=config.ratio,
+        kl_coef=config.kl_coef,
+        remat=config.remat,
+    )
+    dtype = jnp.dtype(config.compute_dtype)
+    reference = jax.tree.map(lambda a: jnp.array(a, dtype), model) if config.kl_coef else None
+    state, step = make_trainer(config, model, mesh, loss, sequence_counts, evidence=False)
+    updates = Updates(
+        model.config,
+        UpdateShape(
+            length=config.row_length + config.group_size * config.max_completion_length,
+            groups=groups * config.row_groups,
+            patches=config.row_patches,
+            sequences=groups * config.group_size,
+            response=config.max_completion_length,
+        ),
+        config.gradient_accumulation_steps * mesh.shape["data"] * mesh.shape["fsdp"],
+        config.mask_truncated,
+    )
+    eos_ids, _ = end_tokens(source)
+    with use_mesh(mesh), _scorer(config) as scorer:
+        iterations = Iterations(
+            config,
+            processor,
+            scorer,
+            step,
+            updates,
+            eos_ids,
+            mesh,
+            workdir.path,
+            clips,
+            reference,
+            *held_out(config, rows),
+        )
+        del model
+        state = train(
+            state,
+            iterations,
+            Minibatches(prompts, minibatches),
+            lambda item: item,
+            workdir,
+            config,
+            note,
+            lambda n: clips[n].samples[0].id,
+        )
+        if iterations.held_out is not None and int(state.step) == config.max_steps:
+            iterations.evaluate(state)
+    export(state, config, source, processor, workdir)
+
+
+def _scorer(config: ConfigDict) -> Scorer:
+    return Scorer(
+        config.reward,
+        options=config.reward_options.to_dict()
+        | ({} if config.reward_evidence == "text" else {"source": config.reward_evidence}),
+        workers=config.reward_workers,
+        time_limit_s=config.reward_time_limit_s,
+        fallback=config.reward_fallback,
+        max_failed_share=config.max_failed_rewards,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,94 @@
+"""What both training stages make of a config: state and step on a mesh, and the exported model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from experiments.train_loop import StepFn, Workdir, is_first_host
+from o3jax.api import Settings, export_model
+from o3jax.errors import UserError
+from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.prompts.processor import Processor
+from o3jax.sft.lora import LoRA, adapted_loss
+from o3jax.sft.state import (
+    CountFn,
+    LossFn,
+    TrainState,
+    init_state,
+    learning_rate,
+    make_optimizer,
+    make_train_step,
+)
+from o3jax.sharding import parameter_shardings, replicate_scalars
+
+
+def make_trainer(
+    config: ConfigDict, model: Qwen3VL, mesh: Mesh, loss: LossFn, count: CountFn, *, evidence: bool
+) -> tuple[TrainState, StepFn]:
+    """Returns the state before the first step, and the jitted step that donates it.
+
+    Args:
+        config: how to optimise: schedule, `rates` of the parts, `lora`, `compute_dtype`.
+        model: layers stacked, on the mesh; adapters are put beside it where the config says so.
+        loss, count: of a micro-batch, see `o3jax.sft.state`.
+        evidence: whether the loss trains the evidence modules; they stay as they are otherwise.
+
+    Raises:
+        UserError: if a field has no such choice.
+    """
+    schedule = learning_rate(
+        config.lr_scheduler_type, config.learning_rate, config.max_steps, config.warmup_steps
+    )
+    optimizer = make_optimizer(
+        schedule,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        b2=config.adam_b2,
+        kind=config.optimizer,
+        rates=config.rates,
+    )
+    frozen = [
+        part for part, rate in config.rates.items() if not rate or (part == "evidence" and not evidence)
+    ]
+    if config.lora.rank:
+        made = LoRA(model, key=jax.random.key(config.seed), **config.lora)
+        model = jax.device_put(made, parameter_shardings(made, mesh))
+        loss, frozen = adapted_loss(loss), ["base", *frozen]
+    step = make_train_step(loss, optimizer, count, frozen=frozen, dtype=jnp.dtype(config.compute_dtype))
+    return replicate_scalars(init_state(model, optimizer, frozen), mesh), step
+
+
+def trained_model(state: TrainState) -> Qwen3VL:
+    """Returns the model of a state, adapters merged."""
+    return state.model.merged() if isinstance(state.model, LoRA) else state.model
+
+
+def export(
+    state: TrainState, config: ConfigDict, source: Path, processor: Processor, workdir: Workdir
+) -> None:
+    """Writes WORKDIR/model, a folder as `o3jax.load` and transformers read it."""
+    folder, model = workdir.path / "model", trained_model(state)
+    if jax.process_count() > 1:
+        model = multihost_utils.process_allgather(model, tiled=True)
+    if not is_first_host():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    settings = Settings(prompt_style=config.prompt_style, box_step=config.box_step)
+    export_model(model, source, folder, processor, settings)
+    print(f"model at step {int(state.step)}: {folder}")
+
+
+def check_choices(config: ConfigDict, **known: tuple) -> None:
+    """Raises a UserError unless each of these fields has one of its known values."""
+    for field, choices in known.items():
+        if config[field] not in choices:
+            raise UserError(
+                f"config.{field} is '{config[field]}'; choose one of {', '.join(filter(None, choices))}"
+            )

@@ -1,0 +1,328 @@
+"""Several samples per prompt, whose prompt is prefilled once and stored once.
+
+Prompts wait for one of a fixed number of slots; a slot holds the keys and values of its prompt, and those
+of G responses. The device runs windows of steps on all slots. Between two windows, groups that are done
+leave and waiting prompts take their slots.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from o3jax.errors import UserError
+from o3jax.generate.cache import Cache, prefill
+from o3jax.generate.sampling import Sampling, StopStrings, draw, sample_keys
+from o3jax.models.attention import group_attention
+from o3jax.models.layers import rms_norm
+from o3jax.models.qwen3_vl import Batch, Qwen3VL, Seen
+
+_COLUMNS = 64  # of the responses' caches at first; each number of columns is a program of its own
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """G samples of each prompt; behind a sample's end are the pad token and a log-probability of 0."""
+
+    tokens: Int[np.ndarray, "B G T"]
+    logprobs: Float[np.ndarray, "B G T"]  # of each token under the model, without temperature and filters
+    length: Int[np.ndarray, "B G"]  # tokens of each sample, its end-of-text included
+    finished: Bool[np.ndarray, "B G"]  # False: cut off after T tokens
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """What the device holds of the running groups.
+
+    All slots write to the same column at a step, so that it updates a slice; after the last column comes
+    the first again. A group never runs for longer than there are columns, so it never meets its own start.
+    The W columns of the caches become more when a group needs them: to read empty ones takes as long.
+    """
+
+    prefix: Cache  # of the prompts, a row per slot
+    keys: tuple[Float[Array, "B G K H W"], ...]  # of the responses, one per layer
+    values: tuple[Float[Array, "B G K W H"], ...]
+    tokens: Int[Array, "B G T"]
+    logprobs: Float[Array, "B G T"]
+    length: Int[Array, "B G"]
+    finished: Bool[Array, "B G"]
+    prompt: Int[Array, "B"]  # the number that random numbers are made from
+    start: Int[Array, "B"]  # the clock when the group's first token was drawn
+    clock: Int[Array, ""]  # steps so far; the newest tokens are in column clock % T, and go to clock % W
+
+    def done(self) -> Bool[Array, "B G"]:
+        """Returns which samples have ended or are full."""
+        return self.finished | (self.length >= self.tokens.shape[-1])
+
+
+def sample_groups(
+    model: Qwen3VL,
+    batch: Batch,
+    key: Key[Array, ""],
+    *,
+    group_size: int,
+    max_new_tokens: int,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+    sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
+    seen: Seen | None = None,
+    slots: int | None = None,
+    window: int = 32,
+    stop: StopStrings | None = None,
+    prompt_ids: Sequence[int] | None = None,
+) -> Rollouts:
+    """Returns `group_size` samples of each prompt of the batch, on the host.
+
+    A sample's random numbers depend on `key`, the prompt's id, the sample's number and the step alone: it
+    is the same whatever else is in the batch, whatever `slots` and `window`. (Sums in another order may
+    tip the balance between two tokens that are equal to a rounding error.)
+
+    Args:
+        model: its layers must be separate (`o3jax.models.text.for_decoding`).
+        batch: what `collate` made of B prompts, padded on either side.
+        max_new_tokens: T; a sample that has not ended by then is cut off.
+        eos_ids: a sample ends with one of them.
+        seen: what `model.see` returned for the batch; None looks at each prompt's pixels when its turn comes.
+        slots: how many prompts run at a time, all of them by default.
+        window: after how many steps at most the host looks; stop strings are found then, and a sample
+            is cut after the token that completed one, as if it had ended there.
+        stop: strings that end a sample.
+        prompt_ids: of the prompts, their places in the batch by default.
+
+    Raises:
+        UserError: if a size is not positive, or prompt_ids does not name every prompt.
+    """
+    rows, size = batch["input_ids"].shape
+    sizes = {"group_size": group_size, "max_new_tokens": max_new_tokens, "window": window}
+    for name, value in (sizes | ({} if slots is None else {"slots": slots})).items():
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, not {value}")
+    ids = np.arange(rows) if prompt_ids is None else np.asarray(prompt_ids)
+    if ids.shape != (rows,):
+        raise UserError(f"prompt_ids has shape {ids.shape}, but the batch has {rows} prompts")
+    static = {"sampling": sampling, "eos_ids": tuple(eos_ids)}
+    state = _empty(model, min(slots or rows, rows), group_size, size, max_new_tokens)
+    waiting, running, found = collections.deque(range(rows)), {}, {}
+    while waiting or running:
+        for slot in range(len(state.prompt)):
+            if waiting and slot not in running:
+                row = running[slot] = waiting.popleft()
+                one = {name: array[row : row + 1] for name, array in batch.items()}
+                hidden, prefix = prefill(model, one, 0, _row(seen, row))
+                # Without the responses' caches, which it does not touch: they may have become wider.
+                lean = dataclasses.replace(state, keys=(), values=())
+                lean = _admit(model, hidden, prefix, key, slot, ids[row], lean, **static)
+                state = dataclasses.replace(lean, keys=state.keys, values=state.values)
+        state = _with_columns(state, min(_age(state, running) + window, max_new_tokens))
+        state = _window(model, key, state, window, 1 if waiting else len(state.prompt), **static)
+        if stop is not None:
+            state = _stopped(state, running, stop)
+        done = np.array(state.done()).all(-1)
+        if any(done[slot] for slot in running):
+            groups = _groups(state, pad_id)
+        for slot in [slot for slot in running if done[slot]]:
+            found[running.pop(slot)] = jax.tree.map(lambda a, slot=slot: a[slot : slot + 1], groups)
+    return jax.tree.map(lambda *groups: np.concatenate(groups), *[found[row] for row in range(rows)])
+
+
+def _empty(model: Qwen3VL, slots: int, samples: int, size: int, limit: int) -> Slots:
+    c, dtype = model.config.text, model.text.embed.dtype
+    K, H = c.num_key_value_heads, c.head_dim
+
+    def layers(*shape: int) -> tuple[Array, ...]:
+        return tuple(jnp.zeros((slots, *shape), dtype) for _ in range(c.num_hidden_layers))
+
+    def ints(*shape: int) -> Array:
+        return jnp.zeros(shape, jnp.int32)
+
+    filled, width = jnp.zeros((slots, size), bool), min(limit, _COLUMNS)
+    return Slots(
+        prefix=Cache(layers(K, H, size), layers(K, size, H), filled, ints(), ints(slots)),
+        keys=layers(samples, K, H, width),
+        values=layers(samples, K, width, H),
+        tokens=ints(slots, samples, limit),
+        logprobs=jnp.zeros((slots, samples, limit), jnp.float32),
+        length=ints(slots, samples),
+        finished=jnp.ones((slots, samples), bool),
+        prompt=ints(slots),
+        start=ints(slots),
+        clock=ints(),
+    )
+
+
+def _age(slots: Slots, running: Iterable[int]) -> int:
+    """Returns for how many steps the oldest running group has run."""
+    return int(slots.clock) - int(np.array(slots.start)[list(running)].min())
+
+
+def _with_columns(slots: Slots, need: int) -> Slots:
+    """Returns the slots with at least as many columns in the caches of the responses."""
+    width = slots.keys[0].shape[-1]
+    if need <= width:
+        return slots
+    while width < need:
+        width *= 2
+    width = min(width, slots.tokens.shape[-1])
+    keys, values = _wider(slots.clock, slots.keys, slots.values, width)
+    return dataclasses.replace(slots, keys=keys, values=values)
+
+
+@functools.partial(jax.jit, static_argnames="width")
+def _wider(
+    clock: Array, keys: tuple[Array, ...], values: tuple[Array, ...], width: int
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    written = clock - 1 - (clock - 1 - jnp.arange(width)) % width  # the step at which each column was
+    column = written % keys[0].shape[-1]
+    return tuple(k[..., column] for k in keys), tuple(v[..., column, :] for v in values)
+
+
+def _row(seen: Seen | None, row: int) -> Seen | None:
+    """Returns what the language model reads of one prompt's pixels."""
+    if seen is None:
+        return None
+    return Seen(seen.tokens[row : row + 1], seen.taps[:, row : row + 1], None, None)
+
+
+@functools.partial(jax.jit, static_argnames=("sampling", "eos_ids"), donate_argnames="slots")
+def _admit(
+    model: Qwen3VL,
+    hidden: Float[Array, "1 D"],
+    prefix: Cache,
+    key: Key[Array, ""],
+    slot: Int[Array, ""],
+    number: Int[Array, ""],
+    slots: Slots,
+    *,
+    sampling: Sampling,
+    eos_ids: tuple[int, ...],
+) -> Slots:
+    """Returns the slots with one more prompt, just prefilled, and the first token of each of its samples."""
+    samples, limit = slots.tokens.shape[1:]
+    logits = model.logits(hidden)[:, None].astype(jnp.float32)
+    keys = sample_keys(key, number[None], samples)
+    token, logprob = draw(logits, keys, jnp.zeros(1, jnp.int32), sampling)
+    column = slots.clock % limit
+
+    def put(whole: Array, one: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(whole, one, slot, axis=0)
+
+    def put_first(whole: Array, first: Array) -> Array:
+        return jax.lax.dynamic_update_slice(whole, first[..., None], (slot, 0, column))
+
+    return dataclasses.replace(
+        slots,
+        prefix=jax.tree.map(lambda a, b: put(a, b) if a.ndim else a, slots.prefix, prefix),
+        tokens=put_first(slots.tokens, token),
+        logprobs=put_first(slots.logprobs, logprob),
+        length=put(slots.length, jnp.ones((1, samples), jnp.int32)),
+        finished=put(slots.finished, _ends(token, eos_ids)),
+        prompt=put(slots.prompt, number[None]),
+        start=put(slots.start, slots.clock[None]),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("sampling", "eos_ids"), donate_argnames="slots")
+def _window(
+    model: Qwen3VL,
+    key: Key[Array, ""],
+    slots: Slots,
+    steps: Int[Array, ""],
+    leave: Int[Array, ""],
+    *,
+    sampling: Sampling,
+    eos_ids: tuple[int, ...],
+) -> Slots:
+    """Returns the slots after `steps` steps, fewer if `leave` groups are done before."""
+    samples, limit = slots.tokens.shape[1:]
+    keys = sample_keys(key, slots.prompt, samples)
+    until = slots.clock + steps
+
+    def going(slots: Slots) -> Array:
+        return (slots.clock < until) & (slots.done().all(-1).sum() < leave)
+
+    def body(slots: Slots) -> Slots:
+        hidden, slots = _step(model, slots)
+        logits = model.logits(hidden).astype(jnp.float32)
+        token, logprob = draw(logits, keys, slots.clock - slots.start, sampling)
+        done, column = slots.done(), slots.clock % limit
+
+        def put(whole: Array, new: Array) -> Array:
+            old = jax.lax.dynamic_index_in_dim(whole, column, axis=2, keepdims=False)
+            return jax.lax.dynamic_update_index_in_dim(whole, jnp.where(done, old, new), column, axis=2)
+
+        return dataclasses.replace(
+            slots,
+            tokens=put(slots.tokens, token),
+            logprobs=put(slots.logprobs, logprob),
+            length=slots.length + ~done,
+            finished=slots.finished | (~done & _ends(token, eos_ids)),
+        )
+
+    return jax.lax.while_loop(going, body, slots)
+
+
+def _step(model: Qwen3VL, slots: Slots) -> tuple[Float[Array, "B G D"], Slots]:
+    """Returns the final hidden states at the newest tokens, and the slots with these in their caches."""
+    text, age = model.text, slots.clock - slots.start
+    limit, width = slots.tokens.shape[-1], slots.keys[0].shape[-1]
+    newest = jax.lax.dynamic_index_in_dim(slots.tokens, slots.clock % limit, axis=2, keepdims=False)
+    column = slots.clock % width
+    own = (column - jnp.arange(width)) % width <= age[:, None]
+    x = text.embed[...][newest]
+    # The samples of a group stand where a sequence has its tokens: all at one position.
+    positions = (slots.prefix.position + age)[:, None, None]
+    rope = text.rope(jnp.broadcast_to(positions, (len(x), 3, x.shape[1])), x.dtype)
+
+    def attend(q, k, v, state):
+        prefix, (keys, values) = state
+        keys = jax.lax.dynamic_update_index_in_dim(keys, k, column, axis=4)
+        values = jax.lax.dynamic_update_index_in_dim(values, v, column, axis=3)
+        return group_attention(q, prefix, (keys, values), slots.prefix.filled, own), (keys, values)
+
+    keys, values = [], []
+    prefixes = zip(slots.prefix.keys, slots.prefix.values, strict=True)
+    for layer, *state in zip(text.layers, prefixes, zip(slots.keys, slots.values, strict=True), strict=True):
+        x, (k, v) = text.layer(layer, x, rope, attend, state)
+        keys.append(k)
+        values.append(v)
+    x = rms_norm(x, text.norm[...], text.config.rms_norm_eps)
+    return x, dataclasses.replace(slots, keys=tuple(keys), values=tuple(values), clock=slots.clock + 1)
+
+
+def _ends(tokens: Int[Array, "B G"], eos_ids: tuple[int, ...]) -> Bool[Array, "B G"]:
+    return jnp.isin(tokens, jnp.asarray(eos_ids, jnp.int32))
+
+
+def _groups(slots: Slots, pad_id: int) -> Rollouts:
+    """Returns what the slots hold so far, each group's first token in front. (Copies: slots are donated.)"""
+    start, length, finished = (np.array(x) for x in (slots.start, slots.length, slots.finished))
+    limit = slots.tokens.shape[-1]
+    column = (start[:, None, None] + np.arange(limit)) % limit
+    there = np.arange(limit) < length[..., None]
+    tokens, logprobs = (
+        np.where(there, np.take_along_axis(np.array(x), column, axis=2), nothing)
+        for x, nothing in ((slots.tokens, np.int32(pad_id)), (slots.logprobs, np.float32(0)))
+    )
+    return Rollouts(tokens, logprobs, length, finished)
+
+
+def _stopped(slots: Slots, running: Iterable[int], stop: StopStrings) -> Slots:
+    """Returns the slots with each running sample ended at the token that completes a stop string."""
+    groups = _groups(slots, 0)
+    for at in itertools.product(running, range(groups.length.shape[1])):
+        length = stop.length(groups.tokens[at][: groups.length[at]])
+        if length is not None:
+            groups.length[at], groups.finished[at] = length, True
+    return dataclasses.replace(
+        slots, length=jnp.asarray(groups.length), finished=jnp.asarray(groups.finished)
+    )

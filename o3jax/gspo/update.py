@@ -1,0 +1,100 @@
+"""One policy update: log-probabilities at the responses of packed rows, and the objective of a train step."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from o3jax.gspo.loss import sequence_losses
+from o3jax.models.qwen3_vl import Batch, Qwen3VL
+from o3jax.sft.loss import IGNORE, token_logprobs
+from o3jax.sft.state import Metrics
+
+
+def response_logprobs(
+    model: Qwen3VL, batch: Batch, *, kernel: str = "xla", remat: str = "none"
+) -> Float[Array, "B N T"]:
+    """Returns the log-probability of each response token of `pack_groups`'s rows, float32; 0 outside.
+
+    The graph of the update itself: what `gspo_objective` wants as `logp_old` and `logp_ref`.
+    """
+    return _response_scores(model, batch, kernel, remat)[0]
+
+
+def _response_scores(
+    model: Qwen3VL, batch: Batch, kernel: str, remat: str
+) -> tuple[Float[Array, "B N T"], Float[Array, "B N T"]]:
+    """Returns the log-probabilities and, without gradient, the entropies of the response tokens."""
+    seen = model.see(batch, kernel=kernel, remat=remat)
+    hidden = model.hidden(batch, seen, kernel=kernel, remat=remat)
+    index = rearrange(batch["response_index"], "b n t -> b (n t) 1")
+    labels = jnp.where(batch["response_mask"], batch["response_ids"], IGNORE)
+    states = jnp.take_along_axis(hidden, index, axis=1)
+    scores = token_logprobs(states, model.text.head(), rearrange(labels, "b n t -> b (n t)"))
+    return tuple(rearrange(x, "b (n t) -> b n t", n=labels.shape[1]) for x in scores)
+
+
+def gspo_objective(
+    model: Qwen3VL,
+    batch: Batch,
+    counts: Metrics,
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+    ratio: str = "sequence",
+    kl_coef: float = 0.0,
+    kernel: str = "xla",
+    remat: str = "none",
+) -> tuple[Float[Array, ""], Metrics]:
+    """Returns the loss of update rows, per sequence of `sequence_counts`, and sums to log.
+
+    A `LossFn` of `o3jax.sft.state.make_train_step`. Logged are `clip_fraction`, `ratio` and its mean
+    distance from 1 `ratio_spread`, `approx_kl`, `entropy`, and `kl` with a reference; see `sequence_losses`.
+
+    Args:
+        batch: rows of `pack_groups` with `advantages` [B, N] and `logp_old` [B, N, T] (not needed for the
+            ratio "one"), and `logp_ref` [B, N, T] where there is a reference. To mask a truncated response,
+            clear its `response_mask`: it contributes 0 and stays in the denominator.
+        counts: of `sequence_counts`, over all micro-batches.
+        clip_low, clip_high, ratio, kl_coef: see `sequence_losses`.
+    """
+    logp, entropy = _response_scores(model, batch, kernel, remat)
+
+    def flat(x: Array) -> Array:
+        return rearrange(x, "b n ... -> (b n) ...")
+
+    mask = flat(jnp.asarray(batch["response_mask"]))
+    losses, aux = sequence_losses(
+        flat(logp),
+        flat(jax.lax.stop_gradient(logp) if ratio == "one" else jnp.asarray(batch["logp_old"])),
+        mask,
+        flat(jnp.asarray(batch["advantages"])),
+        clip_low,
+        clip_high,
+        ratio=ratio,
+        logp_ref=flat(jnp.asarray(batch["logp_ref"])) if "logp_ref" in batch else None,
+        kl_coef=kl_coef,
+    )
+    aux["ratio_spread"] = jnp.abs(aux["ratio"] - 1)
+    aux["clip_fraction"] = aux.pop("clipped")
+    scored = mask.any(-1)
+    sums = {name: jnp.sum(value, where=scored) for name, value in aux.items()}
+    return losses.sum() / counts["sequences"], sums | {"entropy": entropy.sum()}
+
+
+def sequence_counts(batch: Batch) -> Metrics:
+    """Returns what each of `gspo_objective`'s sums counts.
+
+    `sequences` is the loss's denominator, masked responses included; `scored_sequences` have tokens.
+    """
+    mask = jnp.asarray(batch["response_mask"])
+
+    def count(x: Array) -> Array:
+        return x.sum().astype(jnp.float32)
+
+    sequences, scored, tokens = count(batch["sequence"][..., 0] >= 0), count(mask.any(-1)), count(mask)
+    counts = {"sequences": sequences, "scored_sequences": scored, "tokens": tokens, "entropy": tokens}
+    counts |= {"clip_fraction": sequences, "ratio": scored, "ratio_spread": scored, "approx_kl": scored}
+    return counts | ({"kl": scored} if "logp_ref" in batch else {})

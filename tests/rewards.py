@@ -1,0 +1,24 @@
+"""Reward functions of somebody's own, some of which fail."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+
+def checksum(completion: str, sample: Mapping[str, Any]) -> dict[str, float]:
+    """Returns a number that depends on the text alone, in [0, 1)."""
+    return {"checksum": zlib.crc32(completion.encode()) / 2**32}
+
+
+def often_fails(completion: str, sample: Mapping[str, Any]) -> dict[str, float]:
+    """Like `checksum`, but raises for every fifth text or so."""
+    value = checksum(completion, sample)
+    if value["checksum"] < 0.2:
+        raise ValueError("no verdict")
+    return value
+
+
+def fails(completion: str, sample: Mapping[str, Any]) -> float:
+    raise RuntimeError("out of order")

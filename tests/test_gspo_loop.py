@@ -1,0 +1,254 @@
+"""`experiments.gspo`: iterations that stop anywhere and go on, prompts as the API has them, failures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import gspo_tiny
+from data_pipelines.evidence import EvidenceShape
+from data_pipelines.gspo import MakePrompt, Minibatches, with_text
+from data_pipelines.pipeline import Pipeline
+from data_pipelines.sft import Clip, RowShape, SyntheticClips
+from data_pipelines.synthetic import write_video
+from experiments.rollouts import Updates, decoder, head_evidence, sample
+from o3jax import load
+from o3jax.errors import UserError
+from o3jax.generate.sampling import Sampling
+from o3jax.gspo.rows import UpdateShape
+from o3jax.hf import config_from_hf, load_weights
+from o3jax.models.text import for_training
+from o3jax.prompts.processor import load_processor
+from tests.commands import run_command
+
+CONFIG = """
+from configs import common
+
+def get_config():
+    c = common.gspo()
+    c.sft_model_path, c.rl_data_path = {model!r}, {data!r}
+    c.prompt_style, c.box_step = "plain", 10
+    c.row_length, c.row_groups, c.row_patches = 96, 3, 16
+    c.prompts_per_iteration, c.group_size, c.minibatches_per_rollout = 2, 3, 2
+    c.max_completion_length, c.mask_truncated = 12, False
+    c.reward = "tests.rewards:checksum"
+    c.compute_dtype, c.remat = "float32", "none"
+    c.learning_rate, c.lr_scheduler_type, c.max_steps = 3e-3, "constant", 4
+    c.log_every, c.save_every = 1, 100
+    return c
+"""
+
+
+@pytest.fixture
+def write_config(video_model, tmp_path):
+    """A function that writes the config of a small run and returns its path."""
+
+    def write(data: str = "synthetic:1") -> Path:
+        path = tmp_path / "gspo.py"
+        path.write_text(CONFIG.format(model=str(video_model), data=data))
+        return path
+
+    return write
+
+
+def lines_of(run: Path) -> list[dict]:
+    """Returns the log of a run without what a clock measured."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(("seconds", "tokens_per"))} for line in lines]
+
+
+def weights_of(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_run_that_is_stopped_anywhere_ends_as_one_that_is_not(write_config, tmp_path, capfd):
+    config, whole, parts = write_config(), tmp_path / "whole", tmp_path / "parts"
+    done = run_command(capfd, "gspo", f"--config={config}", f"--workdir={whole}")
+    assert done.code == 0, done.err
+    # Inside the first iteration, between the two, inside the second.
+    for step in (1, 2, 3, 0):
+        flag = f"--config.stop_at_step={step}"
+        done = run_command(capfd, "gspo", f"--config={config}", f"--workdir={parts}", flag)
+        assert done.code == 0, done.err
+    assert lines_of(parts) == lines_of(whole)
+    assert weights_of(parts) == weights_of(whole)
+
+    lines = lines_of(whole)
+    assert [line["minibatch"] for line in lines] == [0, 1, 0, 1]
+    for line in lines:
+        assert line["sampler_gap"] < 1e-5  # the same numbers from the cache and from the update's graph
+        if line["minibatch"] == 0:  # on policy
+            assert abs(line["ratio"] - 1) < 1e-6 and abs(line["loss"]) < 1e-6 and line["clip_fraction"] == 0
+        else:
+            assert line["ratio_spread"] > 1e-5
+    assert max(line["clip_fraction"] for line in lines) > 0
+    # The reward of each completion and its text can be read.
+    sampled = [json.loads(line) for line in (whole / "samples" / "000001.jsonl").read_text().splitlines()]
+    assert len(sampled) == 6 and {"question", "truth", "completion", "advantage"} <= set(sampled[0])
+    means = np.mean([one["terms"]["checksum"] for one in sampled])
+    assert means == pytest.approx(lines[-1]["reward"]) == pytest.approx(lines[-1]["reward/checksum"])
+    for group in (sampled[:3], sampled[3:]):
+        assert sum(one["advantage"] for one in group) == pytest.approx(0, abs=1e-5)
+    assert "best" in (whole / "samples" / "000001.html").read_text()
+
+
+def test_failing_rewards_are_named_and_too_many_stop_the_run(write_config, tmp_path, capfd):
+    config, run = write_config(), tmp_path / "run"
+    flags = [f"--config={config}", f"--workdir={run}"]
+    some = ["--config.reward=tests.rewards:often_fails", "--config.reward_fallback=0.25"]
+    done = run_command(capfd, "gspo", *flags, *some, "--config.stop_at_step=2")
+    assert done.code == 0 and "the reward raised ValueError: no verdict" in done.out
+    assert "it counts as 0.25" in done.out
+    lines = [json.loads(line) for line in (run / "samples" / "000000.jsonl").read_text().splitlines()]
+    assert [one["reward"] for one in lines if one["error"]] == [0.25] * sum(bool(o["error"]) for o in lines)
+
+    run = tmp_path / "all"
+    all_fail = ["--config.reward=tests.rewards:fails", "--config.max_failed_rewards=0.05"]
+    done = run_command(capfd, "gspo", f"--config={config}", f"--workdir={run}", *all_fail)
+    assert done.code == 2 and "6 of 6 completions could not be scored" in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_a_clip_that_cannot_be_read_teaches_nothing(write_config, clip, tmp_path, capfd):
+    data = tmp_path / "data"
+    data.mkdir()
+    record = {"question": "When?", "answer": "At 1 s", "timestamps": [1.0], "bboxes": [[0, 0, 0.5, 0.5]]}
+    for name in ("good.mp4", "bad.mp4"):
+        shutil.copy(clip, data / name)
+    records = [record | {"video_path": name} for name in ("good.mp4", "bad.mp4")]
+    (data / "annotations.json").write_text(json.dumps(records))
+    # Its first frame is whole, which is all that is read when the data set is indexed.
+    broken = bytearray((data / "bad.mp4").read_bytes())
+    middle = broken.find(b"mdat") + len(broken) // 2
+    broken[middle : middle + len(broken) // 4] = bytes(len(broken) // 4)
+    (data / "bad.mp4").write_bytes(broken)
+    flags = [f"--config={write_config(str(data))}", f"--workdir={tmp_path / 'run'}"]
+    flags += ["--config.max_steps=2", "--config.minibatches_per_rollout=1", "--config.max_failed_share=1"]
+    done = run_command(capfd, "gspo", *flags)
+    assert done.code == 0, done.err
+    failed = [json.loads(line) for line in (tmp_path / "run" / "failed.jsonl").read_text().splitlines()]
+    sampled = (tmp_path / "run" / "samples" / "000000.jsonl").read_text().splitlines()
+    assert len(failed) == 2 and len(sampled) == 3  # one clip of each iteration; the other's completions
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--config.minibatches_per_rollout=3"], "which 3 minibatches cannot share: make it a multiple"),
+        (["--config.max_steps=3"], "config.max_steps is 3 optimizer steps, 2 to an iteration"),
+        (["--config.group_size=0"], "config.group_size is 0; write at least 1"),
+        (["--config.ratio=odds"], "config.ratio is 'odds'; choose one of sequence"),
+        (["--config.reward=niceness"], "reward 'niceness' is unknown; use one of format"),
+        (["--config.reward_evidence=head"], "has no evidence modules: write text"),
+        (["--config.sampling.temperature=-1.0"], "temperature must be 0 or a positive number"),
+        (["--config.row_length=20"], "more than the 20 of a row"),
+    ],
+)
+def test_mistakes_are_one_sentence(write_config, tmp_path, capfd, flags, says):
+    done = run_command(capfd, "gspo", f"--config={write_config()}", f"--workdir={tmp_path / 'run'}", *flags)
+    assert done.code == 2 and says in done.err and done.err.count("\n") == 1, done.err
+
+
+# --- prompts ---
+
+
+def make_prompts(folder: Path, clips: Sequence[Clip], **options):
+    """Returns the prompt rows of clips."""
+    processor, config = load_processor(folder), config_from_hf(folder)
+    rows = MakePrompt(processor, config, RowShape(416, 12, 64), "plain", 10, **options)
+    made = [rows.map(clip) for clip in clips]
+    return {key: np.stack([row[key] for row in made]) for key in made[0]}
+
+
+def test_the_model_is_asked_as_the_api_asks(tmp_path):
+    """Prompt rows with proposals, the group sampler and the heads' estimates, against `Model.respond`."""
+    model = load("o3-tiny")
+    shape = EvidenceShape(
+        groups=75, patches=36, questions=1, question_length=32, mentions=2, boxes=1, intervals=1
+    )
+    clips, requests = [], []
+    for index in range(2):
+        one, path = SyntheticClips("test", 1, 1)[index], tmp_path / f"{index}.mp4"
+        write_video(one.video, path)
+        clips.append(dataclasses.replace(one, video=path))
+        requests.append(model.request(path, one.samples[0].question)[0])
+    prompts = make_prompts(model.folder, clips, evidence=shape)
+    wanted = model.respond(requests, max_new_tokens=96)
+
+    policy = load_weights(model.folder, model.config, dtype=jnp.float32)
+    samples = [one.samples[0] for one in clips]
+    options = {"group_size": 2, "sampling": Sampling(temperature=0.0), "eos_ids": model._eos_ids}
+    sampled = sample(
+        decoder(policy),
+        model.processor,
+        gspo_tiny.get_config(),
+        prompts,
+        samples,
+        jax.random.key(0),
+        **options,
+    )
+    updates = Updates(model.config, UpdateShape(416 + 2 * 96, 12, 64, 2, 96), 1, mask_truncated=True)
+    parts = [slice(0, 1), slice(1, 2)]
+    heads = head_evidence(policy, model.processor, updates, sampled, parts)
+    logprobs = updates.logprobs(policy, sampled, parts)
+    for row, response in enumerate(wanted):
+        size = len(response.tokens)
+        for number in range(2):
+            assert sampled.tokens[row, number, :size].tolist() == response.tokens.tolist()
+            assert sampled.length[row, number] == size and sampled.finished[row, number]
+            np.testing.assert_allclose(
+                np.exp(logprobs[row, number, :size]), response.probabilities, atol=2e-4
+            )
+            assert len(heads[row][number]) == len(response.heads) > 0
+            for estimated, head in zip(heads[row][number], response.heads, strict=True):
+                assert estimated["time"] == pytest.approx(head.time_s, abs=2e-3)
+                np.testing.assert_allclose(estimated["box"], head.box, atol=2e-3)
+
+
+def test_other_text_behind_the_video_stands_where_it_would_have_stood(video_model):
+    prompts = make_prompts(video_model, [SyntheticClips("test", 1, 1)[0]])
+    start = int(prompts["prompt_start"][0])
+    end = int((prompts["segment_ids"][0] > 0).sum())
+    ids = prompts["input_ids"][0, start:end].tolist()
+    same = with_text(prompts, [ids])
+    for key in prompts:
+        np.testing.assert_array_equal(same[key], prompts[key], err_msg=key)
+    longer = with_text(prompts, [ids + [5, 6]])
+    assert longer["next_position"][0] == prompts["next_position"][0] + 2
+    assert (longer["positions"][0, :, end + 1] == prompts["next_position"][0] + 1).all()
+    with pytest.raises(UserError, match="more than the 416 of a row: raise config.row_length"):
+        with_text(prompts, [[5] * 400])
+
+
+def test_minibatches_go_on_inside_an_iteration(video_model):
+    processor, config = load_processor(video_model), config_from_hf(video_model)
+    rows = MakePrompt(processor, config, RowShape(416, 12, 64), "plain", 10)
+    stream = Minibatches(Pipeline(SyntheticClips("train", 1, 1), [rows], batch_size=4, seed=0), 2)
+
+    def seen(position: int, count: int) -> list[tuple]:
+        items = stream.open(position)
+        taken = [next(items) for _ in range(count)]
+        items.close()
+        return [(i["minibatch"], i["prompts"]["prompt_number"].tolist(), "clip_error" in i) for i in taken]
+
+    first, second = [0, 1, 2, 3], [4, 5, 6, 7]
+    whole = [(0, first, True), (1, first, False), (0, second, True), (1, second, False)]
+    assert seen(0, 4) == whole
+    for steps in (1, 2, 3):
+        assert seen(steps * stream.batch_size, 4 - steps) == whole[steps:]
+
+
+def test_layers_survive_decoding(video_model):
+    model = load_weights(video_model, config_from_hf(video_model))
+    again = decoder(model)
+    again.text.layers = for_training(again.text.layers)
+    for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(model), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
