@@ -17,6 +17,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
@@ -254,6 +255,7 @@ class VideoFile:
     def _packets(self) -> Iterator[av.Packet | None]:
         """Yields the video's packets from here to the end, then None to empty the decoder."""
         torn = False  # the last packet is not whole
+        bases: dict[int, Fraction] = {}  # of each track; a packet makes its own anew
         try:
             # All tracks, because how far the sound goes tells a short video from a cut-off file.
             for packet in self.container.demux():
@@ -263,8 +265,10 @@ class VideoFile:
                         yield packet
                     continue
                 if not packet.is_corrupt and not packet.is_discard:
-                    end = float((stamp + (packet.duration or 0)) * packet.time_base)
-                    self._reached = max(self._reached, end)
+                    if packet.stream_index not in bases:
+                        bases[packet.stream_index] = packet.time_base
+                    end = stamp + (packet.duration or 0)
+                    self._reached = max(self._reached, _seconds(end, bases[packet.stream_index]))
                 if packet.stream is self.stream:
                     torn = packet.is_corrupt
                     if not packet.is_discard and not torn:
@@ -311,7 +315,7 @@ class VideoFile:
                 intact = False
                 stamp = packet and (packet.dts if packet.pts is None else packet.pts)
                 if stamp is not None:
-                    self._lose(float(stamp * base))
+                    self._lose(_seconds(stamp, base))
                 continue
             for frame in frames:
                 self.decoded += 1
@@ -323,7 +327,7 @@ class VideoFile:
                 if stamp is None:
                     self.untimed += 1
                     continue
-                start = float(stamp * base)
+                start = _seconds(stamp, base)
                 self._check_extent(end=start)
                 if start <= last:
                     self.backwards += 1
@@ -344,7 +348,7 @@ class VideoFile:
                         self._lose(start)
                     continue
                 sought = False
-                self._frame_s = float((frame.duration or 0) * base) or start - last
+                self._frame_s = _seconds(frame.duration or 0, base) or start - last
                 last = start
                 yield Shown(start, frame)
         newest = float(self._position * base)
@@ -572,6 +576,11 @@ class VideoFile:
         if ratio and ratio != 1:
             notes.append(f"pixels are declared not square ({ratio}); frames are shown as stored")
         return tuple(notes)
+
+
+def _seconds(ticks: int, base: Fraction) -> float:
+    """Returns float(ticks * base), without making a fraction of it, which takes as long as decoding."""
+    return ticks * base.numerator / base.denominator
 
 
 def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool, bool]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from experiments.flops import flops
 from o3jax.errors import UserError
@@ -96,14 +97,9 @@ def forward(models):
         filled = rows["input_ids"].copy()
         np.put_along_axis(filled, slots, tokens.reshape(-1, T), axis=1)
         out = np.asarray(logits(models[0], rows | {"input_ids": filled}), np.float64)
-        return jax.tree.map(lambda x: x.reshape(len(ROWS), G, T, -1), log_softmax(out))
+        return scipy.special.log_softmax(out, axis=-1).reshape(len(ROWS), G, T, -1)
 
     return run
-
-
-def log_softmax(x):
-    x = x - x.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
 def naive(forward, sampling) -> Rollouts:
@@ -127,11 +123,11 @@ def naive(forward, sampling) -> Rollouts:
     return Rollouts(tokens, logprobs, length, finished)
 
 
-def assert_same(ours: Rollouts, expected: Rollouts, atol: float = 1e-5) -> None:
+def assert_same(ours: Rollouts, expected: Rollouts) -> None:
     np.testing.assert_array_equal(ours.tokens, expected.tokens)
     np.testing.assert_array_equal(ours.length, expected.length)
     np.testing.assert_array_equal(ours.finished, expected.finished)
-    np.testing.assert_allclose(ours.logprobs, expected.logprobs, atol=atol)
+    np.testing.assert_allclose(ours.logprobs, expected.logprobs, atol=1e-5)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), FILTERS], ids=["plain", "filtered"])
@@ -188,11 +184,11 @@ def test_a_grown_cache_has_each_step_in_its_column(models, clock, need, width):
 
 
 def test_neighbours_change_nothing(sample, batch, rollouts):
-    """A prompt in another place, beside others, and alone."""
-    for order in ([2, 0, 1], [1]):
+    """A prompt alone, and the shortest first: the longest takes its place and goes on when all have ended."""
+    for order in ([1], np.argsort(rollouts.length.max(1))):
         prompts = {key: array[order] for key, array in batch.items()}
         expected = jax.tree.map(lambda a, order=order: a[order], rollouts)
-        assert_same(sample(prompts, prompt_ids=order), expected)
+        assert_same(sample(prompts, prompt_ids=order, slots=2), expected)
 
 
 def test_temperature_zero_is_greedy(sample, models, batch):
@@ -206,11 +202,9 @@ def test_temperature_zero_is_greedy(sample, models, batch):
 
 @dataclasses.dataclass
 class Calls:
-    """What the device was asked for: prompts prefilled and admitted, steps made, buffers that changed their
-    place."""
+    """What the device was asked for, and how many caches changed their place in memory meanwhile."""
 
     prefilled: int = 0
-    admitted: int = 0
     steps: int = 0
     windows: int = 0
     moved: int = 0
@@ -220,45 +214,39 @@ class Calls:
 def calls(monkeypatch):
     counted = Calls()
 
-    def caches(slots):
-        return jax.tree.leaves((slots.prefix.keys, slots.prefix.values, slots.keys, slots.values))
-
-    def watched(original, at, note):
-        def run(*args, **options):
-            before = args[at]
-            places = [a.unsafe_buffer_pointer() for a in caches(before)]
-            clock = int(before.clock)
-            after = original(*args, **options)
-            assert all(a.is_deleted() for a in caches(before))
-            counted.moved += sum(
-                a.unsafe_buffer_pointer() != b for a, b in zip(caches(after), places, strict=True)
-            )
-            note(int(after.clock) - clock)
-            return after
-
-        return run
-
-    def admitted(_):
-        counted.admitted += 1
-
-    def stepped(steps):
-        counted.steps += steps
-        counted.windows += 1
-
     def prefilled(model, batch, *args):
         counted.prefilled += len(batch["input_ids"])
         return prefill(model, batch, *args)
 
+    def watched(original, at):
+        def run(*args, **options):
+            def caches(slots):
+                return jax.tree.leaves((slots.prefix.keys, slots.prefix.values, slots.keys, slots.values))
+
+            before, clock = caches(args[at]), int(args[at].clock)
+            places = [a.unsafe_buffer_pointer() for a in before]
+            after = original(*args, **options)
+            counted.moved += sum(
+                not old.is_deleted() or new.unsafe_buffer_pointer() != place
+                for old, new, place in zip(before, caches(after), places, strict=True)
+            )
+            counted.steps += int(after.clock) - clock
+            counted.windows += original is window
+            return after
+
+        return run
+
+    window = group._window
     monkeypatch.setattr(group, "prefill", prefilled)
-    monkeypatch.setattr(group, "_admit", watched(group._admit, 6, admitted))
-    monkeypatch.setattr(group, "_window", watched(group._window, 2, stepped))
+    monkeypatch.setattr(group, "_admit", watched(group._admit, 6))
+    monkeypatch.setattr(group, "_window", watched(window, 2))
     return counted
 
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_prompt_is_prefilled_once_and_caches_stay_where_they_are(sample, rollouts, calls, slots):
     assert_same(sample(slots=slots), rollouts)
-    assert calls.prefilled == calls.admitted == len(ROWS) and calls.moved == 0
+    assert calls.prefilled == len(ROWS) and calls.moved == 0
     longest = rollouts.length.max(1) - 1
     assert calls.steps == (longest.sum() if slots == 1 else longest.max())
 
@@ -283,10 +271,8 @@ def test_admission_costs_one_prompt_whatever_the_group(models, batch):
         admit = functools.partial(group._admit, **static)
         return flops(admit, model, hidden, prefix, key, jnp.int32(0), jnp.int32(0), slots)
 
-    head = model.text.lm_head[...].size
-    assert cost(1) == cost(8) == 2 * head
-    # The prefill is of one row, and more than the head alone; how often it is called is counted above.
-    assert flops(lambda m, b: prefill(m, b, 0), model, one) > 10 * head
+    head = 2 * model.text.lm_head[...].size
+    assert cost(1) == cost(8) == head < flops(lambda m, b: prefill(m, b, 0), model, one) / 5
 
 
 def test_samples_end_at_stop_strings_whatever_the_window(sample, rollouts):
@@ -308,12 +294,7 @@ def test_samples_end_at_stop_strings_whatever_the_window(sample, rollouts):
         assert_same(sample(slots=slots, window=window, stop=stop), expected)
 
 
-@pytest.mark.parametrize("wrong", ["group_size", "max_new_tokens", "window", "slots"])
-def test_sizes_must_be_positive(sample, wrong):
+@pytest.mark.parametrize("wrong", ["group_size", "max_new_tokens", "window", "slots", "prompt_ids"])
+def test_wrong_arguments_are_named(sample, wrong):
     with pytest.raises(UserError, match=wrong):
-        sample(**{wrong: 0})
-
-
-def test_prompt_ids_name_every_prompt(sample):
-    with pytest.raises(UserError, match="prompt_ids"):
-        sample(prompt_ids=[1, 2])
+        sample(**{wrong: [1, 2] if wrong == "prompt_ids" else 0})

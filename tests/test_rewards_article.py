@@ -96,7 +96,7 @@ TIERS = {
     "places changed": ([claim(10, OTHER), claim(20, BOX)], TWO, 1.5, -0.5),
     "the nearer of two": ([claim(14, BOX), claim(10.5, BOX)], record(MAN), 1.5, 1.0),
     "the nearer of two that are far off": ([claim(40, BOX), claim(20, OTHER)], record(MAN), -1.0, -0.5),
-    "one without a time stands in nobody's way": ([claim(None, BOX), claim(10, BOX)], record(MAN), 1.5, 1.0),
+    "one without a time stands in nobody's way": ([claim(None, BOX), claim(11, BOX)], record(MAN), 1.5, 1.0),
     "the nearer of two has no say in boxes": ([claim(11.5, BOX), claim(10, OTHER)], record(MAN), 1.5, -0.5),
     "level in time, the better box": ([claim(10, OTHER), claim(10, BOX)], record(MAN), 1.5, 1.0),
     "level in time, two truths": (
