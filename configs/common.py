@@ -64,7 +64,6 @@ def gspo() -> ConfigDict:
     c.reward = "article"  # a name of o3jax.rewards.registry, or one's own as package.module:function
     c.reward_options = ConfigDict()  # keyword arguments of the reward
     c.reward_evidence = "text"  # what is rewarded: the text's claims, the modules' ("head"), or "both"
-    c.box_space = "per_mille"  # how completions write boxes
     c.reward_workers = 2  # processes
     c.reward_time_limit_s = 10.0  # of a completion
     c.reward_fallback = 0.0  # of a completion that cannot be rewarded

@@ -42,7 +42,7 @@ def completion(candidate: Candidate, language: str) -> str:
 
 
 def as_record(sample: Sample) -> dict[str, Any]:
-    """Returns what reward functions read of a sample, see `o3jax.rewards.registry`; completions are in 0-1000."""
+    """Returns what rewards read of a sample (`o3jax.rewards.registry`); completions have boxes in 0-1000."""
     evidence = [
         {"object": mention.object, "time": mention.time, "box": None if box is None else list(box)}
         for mention in sample.mentions

@@ -189,7 +189,7 @@ class Iterations:
             found = head_evidence(policy, self.processor, self.updates, sampled, parts)
             evidence = [one for row in readable for one in found[row]]
         completions = [text for row in readable for text in texts[row]]
-        records = [as_record(samples[row]) | {"box_space": self.config.box_space} for row in readable]
+        records = [as_record(samples[row]) for row in readable]
         records = [record for record in records for _ in range(group)]
         results = iter(self.scorer.score(completions, records, evidence, step_percent))
         scored = [

@@ -10,10 +10,10 @@ coherence  of videos over 30 s: 0.5 x share of consecutive claims that do not go
 answer     0 to 1, see `answer_term`
 format     0, 0.5 or 1, as published, with names of several words
 
-Claims are matched one to one with the true evidence, so that all time errors together are least, each counted
-up to twice `far_s`, so that a claim far off does not shift the others; among matchings that are level in this,
-the one with the best tiers. True evidence without a claim counts as the worst tier, so that saying nothing
-never beats an honest try.
+Claims are matched one to one with the true evidence, so that all time errors together are least, each
+counted up to twice `far_s`, so that a claim far off does not shift the others; among matchings that are level
+in this, the one with the best tiers. True evidence without a claim counts as the worst tier, so that saying
+nothing never beats an honest try.
 
 Spam: up to `claims_per_truth` boxes may be claimed for each that is true. With k times as many, what time and
 box are above the worst tier, and both bonuses, shrink to 1 / k^2: more guesses hit more often, but many more
