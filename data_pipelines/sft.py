@@ -80,11 +80,12 @@ class Clip:
             width, height = self.samples[0].image_size
             return np.zeros(1), dense_size(height, width, c, factor)
         about = self.about()
-        if isinstance(about, Scene):
-            return np.arange(about.frame_count) / FPS, dense_size(*about.size, c, factor)
-        rate = dense_rate(about.fps or c.dense_fps, c)
-        count = max(1, math.ceil(about.duration_s * rate - 1e-6))
-        return np.arange(count) / rate, dense_size(about.height, about.width, c, factor)
+        scene = isinstance(about, Scene)
+        native, (height, width) = (FPS, about.size) if scene else (about.fps, (about.height, about.width))
+        rate = dense_rate(native or c.dense_fps, c)
+        duration = about.frame_count / FPS if scene else about.duration_s
+        count = max(1, math.ceil(duration * rate - 1e-6))
+        return np.arange(count) / rate, dense_size(height, width, c, factor)
 
     def dense(
         self, processor: Processor, c: EvidenceConfig, reader: GuardedReader | CachedReader | None = None

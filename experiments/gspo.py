@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from data_pipelines.sft import Clip, RowShape, SyntheticClips
 from data_pipelines.stgr import write_text
 from experiments import cli
 from experiments.data_audit import as_record
-from experiments.indexing import check_length, open_clips, plan
+from experiments.indexing import check_length, open_clips, open_reader, plan
 from experiments.rollouts import Rollout, Sampled, Stopwatch, Updates, decoder, head_evidence, sample
 from experiments.samples_page import write_samples
 from experiments.scoring import Scored, Scorer
@@ -268,6 +269,8 @@ def main(argv: Sequence[str]) -> None:
     del argv
     cli.use_compilation_cache()
     config = _CONFIG.value
+    if os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        raise UserError("GSPO runs on one host and all its devices: unset JAX_COORDINATOR_ADDRESS")
     check(config)
     frames = FramesConfig(**config.frames)
     workdir = Workdir(_WORKDIR.value, config)
@@ -296,10 +299,12 @@ def main(argv: Sequence[str]) -> None:
         config.box_step,
         EvidenceShape(**config.evidence_shape) if model.evidence is not None else None,
         frames=frames,
+        reader=open_reader(config),
     )
     minibatches, groups = config.minibatches_per_rollout, config.groups_per_row
     steps_each = config.prompts_per_iteration // minibatches
-    planned, facts, steps = plan(config, clips, rows, steps_each, "rl_data_path")
+    needs = workdir.path / "needs.npz"
+    planned, facts, steps = plan(config, clips, rows, steps_each, field="rl_data_path", kept=needs)
     config.max_steps = math.ceil(steps / minibatches) * minibatches
     prompts = Pipeline(
         planned,

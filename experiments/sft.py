@@ -65,10 +65,6 @@ def main(argv: Sequence[str]) -> None:
     cli.use_compilation_cache()
     config = _CONFIG.value
     check_choices(config, remat=REMAT, compute_dtype=("float32", "bfloat16"), feedback=(None, *FEEDBACK))
-    if config.num_workers < 0:
-        raise UserError(
-            f"config.num_workers is {config.num_workers}; write how many processes decode, 0 for none"
-        )
     frames = FramesConfig(**config.frames)
     evidence = None
     if config.evidence is not None:

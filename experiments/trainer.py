@@ -86,9 +86,13 @@ def export(
 
 
 def check_choices(config: ConfigDict, **known: tuple) -> None:
-    """Raises a UserError unless each of these fields has one of its known values."""
+    """Raises a UserError unless each of these fields has a known value, and `num_workers` is a number."""
     for field, choices in known.items():
         if config[field] not in choices:
             raise UserError(
                 f"config.{field} is '{config[field]}'; choose one of {', '.join(filter(None, choices))}"
             )
+    if config.num_workers < 0:
+        raise UserError(
+            f"config.num_workers is {config.num_workers}; write how many processes decode, 0 for none"
+        )
