@@ -296,7 +296,7 @@ def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-_NAMES = ("forward", "train", "decode1", "decode8", "vision", "compile", "readers", "pipeline")
+_NAMES = ("forward", "train", "decode1", "decode8", "vision", "compile", "readers", "pipeline", "gspo")
 _ONLY = flags.DEFINE_list("only", list(_NAMES), f"Which parts to run: {','.join(_NAMES)}.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed pairs of every task.", lower_bound=1)
 _THREADS = flags.DEFINE_integer("threads", 2, "Threads, and CPU cores, for both sides.", lower_bound=1)
@@ -347,6 +347,20 @@ def main(argv: Sequence[str]) -> None:
             for task in make_tasks(folder, [name]):
                 rows.append(measure(task, _ROUNDS.value))
                 show(rows[-1:], console)
+        if "gspo" in _ONLY.value:
+            from experiments.bench_gspo import measure_gspo, show_gspo
+
+            gspo_rows = []
+            for row in measure_gspo(folder, _ROUNDS.value):
+                gspo_rows.append(row)
+                show_gspo(gspo_rows[-1:], console)
+            show_gspo(gspo_rows, console)
+            if _OUT.value:
+                Path(_OUT.value).with_suffix(".gspo.json").write_text(
+                    json.dumps({"versions": about, "rows": gspo_rows}, indent=2) + "\n"
+                )
+    if set(_ONLY.value) <= {"readers", "pipeline", "gspo"}:
+        return
     if "compile" in _ONLY.value:
         rows.append(measure_compilation(rounds=3))
     show(rows, console)

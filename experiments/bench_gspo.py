@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,7 +45,8 @@ from o3jax.models.config import Config
 from o3jax.models.qwen3_vl import Batch, Qwen3VL
 from o3jax.prompts.collate import collate
 
-CASES = ((1200, 4), (1200, 8), (4000, 4), (4000, 8))  # tokens of the prompt, responses
+# Tokens of the prompt, responses, rounds at most: a round of the last case takes minutes.
+CASES = ((1200, 4, 3), (1200, 8, 3), (4000, 4, 1), (4000, 8, 1))
 RESPONSE = 128  # tokens of each
 GRID = (24, 24)  # patches of a frame: 384 x 384 pixels, 144 tokens
 TARGET, AIM = 3.0, 5.0  # times as fast as the peer
@@ -53,20 +54,18 @@ CLIP = (3e-4, 4e-4)
 PHASES = ("sample", "logprobs", "gradient")
 
 Tokens = Int[np.ndarray, "G T"]
+Scores = Float[np.ndarray, "G T"]
+Advantages = Float[np.ndarray, " G"]
 
 
 class Side(Protocol):
-    """A way to take a step; results are on the host when a method returns."""
+    """A way to take a step. Results are on the host when a method returns; `gradient` gives its norm."""
 
     def sample(self, inputs: Inputs, group: int, length: int, seed: int) -> Tokens: ...
 
-    def logprobs(self, inputs: Inputs, tokens: Tokens) -> Float[np.ndarray, "G T"]: ...
+    def logprobs(self, inputs: Inputs, tokens: Tokens) -> Scores: ...
 
-    def gradient(
-        self, inputs: Inputs, tokens: Tokens, old: Float[np.ndarray, "G T"], advantages: Float[np.ndarray, "G"]
-    ) -> float:
-        """Returns the gradient's norm."""
-        ...
+    def gradient(self, inputs: Inputs, tokens: Tokens, old: Scores, advantages: Advantages) -> float: ...
 
 
 class Ours:
@@ -103,20 +102,19 @@ class Ours:
         )
         return pack_groups(prompts, [tokens], self.config, shape, repeated=not self.shared)
 
-    def logprobs(self, inputs: Inputs, tokens: Tokens) -> Float[np.ndarray, "G T"]:
+    def logprobs(self, inputs: Inputs, tokens: Tokens) -> Scores:
         found = [np.asarray(_logprobs(self.model, row)) for row in _rows(self.pack(inputs, tokens))]
         return np.concatenate(found).reshape(tokens.shape)
 
-    def gradient(
-        self, inputs: Inputs, tokens: Tokens, old: Float[np.ndarray, "G T"], advantages: Float[np.ndarray, "G"]
-    ) -> float:
+    def gradient(self, inputs: Inputs, tokens: Tokens, old: Scores, advantages: Advantages) -> float:
         batch = self.pack(inputs, tokens)
         batch["advantages"] = by_sequence(batch, advantages[None])
         batch["logp_old"] = by_sequence(batch, old[None])
         counts = sequence_counts(batch)
         total = None
         for row in _rows(batch):
-            total = _gradient(self.model, row, counts) if total is None else _more(total, self.model, row, counts)
+            one = _gradient(self.model, row, counts)
+            total = one if total is None else _sum(total, one)
         return math.sqrt(sum(float(jnp.vdot(leaf, leaf)) for leaf in jax.tree.leaves(total)))
 
 
@@ -132,8 +130,8 @@ def _gradient(model: Qwen3VL, row: Batch, counts: Mapping[str, Any]) -> Qwen3VL:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _more(total: Qwen3VL, model: Qwen3VL, row: Batch, counts: Mapping[str, Any]) -> Qwen3VL:
-    return jax.tree.map(jnp.add, total, _gradient(model, row, counts))
+def _sum(total: Qwen3VL, one: Qwen3VL) -> Qwen3VL:
+    return jax.tree.map(jnp.add, total, one)
 
 
 def _rows(batch: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
@@ -175,13 +173,11 @@ class Loop:
         logits = self.model(**whole, use_cache=False, logits_to_keep=len(tokens) + 1).logits[0, :-1]
         return torch.log_softmax(logits, -1).gather(1, whole["input_ids"][0, -len(tokens) :, None])[:, 0]
 
-    def logprobs(self, inputs: Inputs, tokens: Tokens) -> Float[np.ndarray, "G T"]:
+    def logprobs(self, inputs: Inputs, tokens: Tokens) -> Scores:
         with torch.inference_mode():
             return np.stack([self._logprobs(inputs, one).cpu().numpy() for one in tokens])
 
-    def gradient(
-        self, inputs: Inputs, tokens: Tokens, old: Float[np.ndarray, "G T"], advantages: Float[np.ndarray, "G"]
-    ) -> float:
+    def gradient(self, inputs: Inputs, tokens: Tokens, old: Scores, advantages: Advantages) -> float:
         self.model.zero_grad(set_to_none=True)
         for one, before, advantage in zip(tokens, torch.from_numpy(old), advantages.tolist(), strict=True):
             ratio = (self._logprobs(inputs, one) - before.to(self.peer.device)).mean().exp()
@@ -198,7 +194,7 @@ def video_prompt(config: Config, length: int, seed: int = 0, grid: tuple[int, in
     return prompt(config, length, groups=(length - min(length // 4, 64)) // pair, grid=grid, seed=seed)
 
 
-def random_advantages(group: int, seed: int) -> Float[np.ndarray, " G"]:
+def random_advantages(group: int, seed: int) -> Advantages:
     return group_advantages(np.random.default_rng(seed).random(group, np.float32))
 
 
@@ -225,8 +221,10 @@ def check(sides: Mapping[str, Side], config: Config) -> None:
             )
 
 
-def step(side: Side, inputs: Inputs, group: int, length: int, seed: int) -> dict[str, np.ndarray]:
-    """Returns wall and processor seconds [2] of each phase of a step."""
+def step(
+    side: Side, inputs: Inputs, group: int, length: int, seed: int, *, updated: int | None = None
+) -> dict[str, np.ndarray]:
+    """Returns wall and processor seconds [2] of each phase of a step, with the first responses or all."""
     seconds, last = {}, _clocks()
 
     def lap(name: str) -> None:
@@ -234,11 +232,11 @@ def step(side: Side, inputs: Inputs, group: int, length: int, seed: int) -> dict
         now = _clocks()
         seconds[name], last = now - last, now
 
-    tokens = side.sample(inputs, group, length, seed)
+    tokens = side.sample(inputs, group, length, seed)[:updated]
     lap("sample")
     old = side.logprobs(inputs, tokens)
     lap("logprobs")
-    side.gradient(inputs, tokens, old, random_advantages(group, seed))
+    side.gradient(inputs, tokens, old, random_advantages(group, seed)[:updated])
     lap("gradient")
     return seconds
 
@@ -261,7 +259,8 @@ def bound(ours: Ours, inputs: Inputs, group: int, length: int) -> dict[str, int]
         decoding, np.zeros(1, np.int32), cache,
     )  # fmt: skip
     return {
-        "sample": copies * flops(lambda m, b: prefill(m, b, length), decoding, prompts) + group * (length - 1) * one,
+        "sample": copies * flops(lambda m, b: prefill(m, b, length), decoding, prompts)
+        + group * (length - 1) * one,
         "logprobs": rows * flops(_logprobs, model, batch),
         "gradient": rows * flops(_gradient, model, batch, counts),
     }
@@ -271,10 +270,10 @@ def measure_gspo(
     folder: Path,
     rounds: int,
     *,
-    cases: Sequence[tuple[int, int]] = CASES,
+    cases: Sequence[tuple[int, int, int]] = CASES,
     length: int = RESPONSE,
-) -> list[dict[str, Any]]:
-    """Returns a row for each case; the smallest go first.
+) -> Iterator[dict[str, Any]]:
+    """Yields a row for each case.
 
     Raises:
         UserError: if the sides do not compute the same.
@@ -282,28 +281,65 @@ def measure_gspo(
     sides = {"ours": Ours(folder, shared=True), "off": Ours(folder, shared=False), "theirs": Loop(folder)}
     config = sides["ours"].config
     check(sides, config)
-    rows = []
-    for size, group in cases:
+    for size, group, most in cases:
         inputs = video_prompt(config, size)
         visual = int(inputs["mm_token_type_ids"].astype(bool).sum())
         row: dict[str, Any] = {"prompt": size, "visual": visual, "group": group, "response": length}
-        # Torch compiles nothing, and is warm since the check.
-        first = {name: step(sides[name], inputs, group, length, seed=0) for name in ("ours", "off")}
+        # A row of one response is the same program for all; torch compiles nothing, and is warm.
+        first = {
+            "ours": step(sides["ours"], inputs, group, length, seed=0),
+            "off": step(sides["off"], inputs, group, length, seed=0, updated=1),
+        }
         found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in sides}
-        for number in range(rounds):
+        for number in range(min(rounds, most)):
             for name, side in sides.items():
                 found[name].append(step(side, inputs, group, length, seed=number))
         totals = {name: np.array([sum(s.values()) for s in steps]) for name, steps in found.items()}
         for name, steps in found.items():
             row[f"{name}_seconds"] = totals[name][:, 0].tolist()
             row[f"{name}_phases"] = {p: float(np.median([s[p][0] for s in steps])) for p in PHASES}
-        for name in first:
-            row[f"{name}_compile"] = float(sum(first[name].values())[0] - np.median(totals[name][:, 0]))
+        for name, seconds in first.items():
+            later = row[f"{name}_phases"]
+            update = (later["logprobs"] + later["gradient"]) / (1 if name == "ours" else group)
+            row[f"{name}_compile"] = float(sum(seconds.values())[0] - later["sample"] - update)
         for name in ("theirs", "off"):
             ratios = totals[name] / totals["ours"]
             row[f"{name}_ratio"], row[f"{name}_cpu_ratio"] = np.median(ratios, axis=0).tolist()
-            row[f"{name}_range"] = [ratios[:, 0].min(), ratios[:, 0].max()]
+            row[f"{name}_range"] = [float(ratios[:, 0].min()), float(ratios[:, 0].max())]
         row["flops"] = {name: bound(sides[name], inputs, group, length) for name in ("ours", "off")}
         row["bound"] = sum(row["flops"]["off"].values()) / sum(row["flops"]["ours"].values())
-        rows.append(row)
-    return rows
+        yield row
+
+
+def show_gspo(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Prints the rows: the sides, then the phases of their steps."""
+    table = Table(title="GSPO step, seconds and ratios: medians (min - max)")
+    columns = ("prompt + G x response", "ours", "torch loop", "torch / ours", "CPU time", "target", "aim", "")
+    for heading in columns + ("sharing off", "off / on", "CPU time", "by FLOPs", "compiled in, on + off"):
+        table.add_column(heading, justify="right")
+    phases = Table("prompt, G", "", *PHASES, title="Seconds of the phases (TFLOP)")
+
+    def ratio(row: Mapping[str, Any], name: str) -> str:
+        low, high = row[f"{name}_range"]
+        return f"{row[f'{name}_ratio']:.2f} ({low:.2f} - {high:.2f})"
+
+    for row in rows:
+        medians = {name: float(np.median(row[f"{name}_seconds"])) for name in ("ours", "off", "theirs")}
+        factor = row["theirs_ratio"]
+        table.add_row(
+            f"{row['prompt']} + {row['group']} x {row['response']}",
+            f"{medians['ours']:.1f}", f"{medians['theirs']:.1f}", ratio(row, "theirs"),
+            f"{row['theirs_cpu_ratio']:.2f}", f"{TARGET:.1f}", f"{AIM:.1f}",
+            "aim" if factor >= AIM else "ok" if factor >= TARGET else "missed",
+            f"{medians['off']:.1f}", ratio(row, "off"), f"{row['off_cpu_ratio']:.2f}", f"{row['bound']:.2f}",
+            f"{row['ours_compile']:.0f} + {row['off_compile']:.0f}",
+        )  # fmt: skip
+        for name in medians:
+            counted = row["flops"].get(name, {})
+            cells = [
+                f"{row[f'{name}_phases'][p]:.2f}" + (f" ({counted[p] / 1e12:.3f})" if counted else "")
+                for p in PHASES
+            ]
+            phases.add_row(f"{row['prompt']}, {row['group']}", name, *cells)
+    console.print(table)
+    console.print(phases)
