@@ -8,7 +8,8 @@ What a step is, on every side, for one video prompt and a group of G responses o
                random rewards. No optimizer, no gradient checkpointing.
 
 Ours does all three on the prompt once: prefilled once, and a single row [P; R1..RG]. "Off" is the same code
-with every response behind a prompt of its own, one after the other. The peer is the loop of published
+with every response behind a prompt of its own, one row after the other; because all rows take the same
+time, its update is timed on one of them and counted G times. The peer is the loop of published
 trainers in torch: `generate` with `num_return_sequences` and a KV cache (this transformers encodes the
 video once for all of them), then a forward pass, then a forward and backward pass of each whole sequence;
 it computes logits at the response alone. The sides take turns, and compilation is not in their times.
@@ -222,9 +223,9 @@ def check(sides: Mapping[str, Side], config: Config) -> None:
 
 
 def step(
-    side: Side, inputs: Inputs, group: int, length: int, seed: int, *, updated: int | None = None
+    side: Side, inputs: Inputs, group: int, length: int, seed: int, updated: int
 ) -> dict[str, np.ndarray]:
-    """Returns wall and processor seconds [2] of each phase of a step, with the first responses or all."""
+    """Returns wall and processor seconds [2] of each phase of a step, whose update is of `updated` responses."""
     seconds, last = {}, _clocks()
 
     def lap(name: str) -> None:
@@ -285,23 +286,22 @@ def measure_gspo(
         inputs = video_prompt(config, size)
         visual = int(inputs["mm_token_type_ids"].astype(bool).sum())
         row: dict[str, Any] = {"prompt": size, "visual": visual, "group": group, "response": length}
-        # A row of one response is the same program for all; torch compiles nothing, and is warm.
-        first = {
-            "ours": step(sides["ours"], inputs, group, length, seed=0),
-            "off": step(sides["off"], inputs, group, length, seed=0, updated=1),
-        }
+        updated = {"ours": group, "off": 1, "theirs": group}
+        # Compiles; torch has nothing to compile, and is warm since the check.
+        first = {n: step(sides[n], inputs, group, length, 0, updated[n]) for n in ("ours", "off")}
         found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in sides}
         for number in range(min(rounds, most)):
             for name, side in sides.items():
-                found[name].append(step(side, inputs, group, length, seed=number))
-        totals = {name: np.array([sum(s.values()) for s in steps]) for name, steps in found.items()}
+                found[name].append(step(side, inputs, group, length, number, updated[name]))
+        totals = {}
         for name, steps in found.items():
+            times = {"sample": 1} | dict.fromkeys(PHASES[1:], group // updated[name])
+            median = {p: float(np.median([s[p][0] for s in steps])) for p in PHASES}
+            totals[name] = np.array([sum(s[p] * times[p] for p in PHASES) for s in steps])
             row[f"{name}_seconds"] = totals[name][:, 0].tolist()
-            row[f"{name}_phases"] = {p: float(np.median([s[p][0] for s in steps])) for p in PHASES}
-        for name, seconds in first.items():
-            later = row[f"{name}_phases"]
-            update = (later["logprobs"] + later["gradient"]) / (1 if name == "ours" else group)
-            row[f"{name}_compile"] = float(sum(seconds.values())[0] - later["sample"] - update)
+            row[f"{name}_phases"] = {p: median[p] * times[p] for p in PHASES}
+            if name in first:
+                row[f"{name}_compile"] = float(sum(first[name][p][0] - median[p] for p in PHASES))
         for name in ("theirs", "off"):
             ratios = totals[name] / totals["ours"]
             row[f"{name}_ratio"], row[f"{name}_cpu_ratio"] = np.median(ratios, axis=0).tolist()
@@ -315,7 +315,13 @@ def show_gspo(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Prints the rows: the sides, then the phases of their steps."""
     table = Table(title="GSPO step, seconds and ratios: medians (min - max)")
     columns = ("prompt + G x response", "ours", "torch loop", "torch / ours", "CPU time", "target", "aim", "")
-    for heading in columns + ("sharing off", "off / on", "CPU time", "by FLOPs", "compiled in, on + off"):
+    for heading in columns + (
+        "ours, sharing off",
+        "off / on",
+        "CPU time",
+        "by FLOPs",
+        "compiled or loaded in, on + off",
+    ):
         table.add_column(heading, justify="right")
     phases = Table("prompt, G", "", *PHASES, title="Seconds of the phases (TFLOP)")
 
