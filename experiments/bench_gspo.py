@@ -225,7 +225,7 @@ def check(sides: Mapping[str, Side], config: Config) -> None:
 def step(
     side: Side, inputs: Inputs, group: int, length: int, seed: int, updated: int
 ) -> dict[str, np.ndarray]:
-    """Returns wall and processor seconds [2] of each phase of a step, whose update is of `updated` responses."""
+    """Returns wall and processor seconds [2] of each phase; `updated` is how many responses are updated."""
     seconds, last = {}, _clocks()
 
     def lap(name: str) -> None:
@@ -313,21 +313,15 @@ def measure_gspo(
 
 def show_gspo(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Prints the rows: the sides, then the phases of their steps."""
-    table = Table(title="GSPO step, seconds and ratios: medians (min - max)")
-    columns = ("prompt + G x response", "ours", "torch loop", "torch / ours", "CPU time", "target", "aim", "")
-    for heading in columns + (
-        "ours, sharing off",
-        "off / on",
-        "CPU time",
-        "by FLOPs",
-        "compiled or loaded in, on + off",
-    ):
+    table = Table(title="GSPO step, seconds and ratios: medians (min-max)")
+    columns = ("prompt + responses", "ours", "torch", "torch / ours", "CPU time", "target", "aim", "", "off")
+    for heading in columns + ("off / on", "CPU time", "by FLOPs", "compiled or loaded, on + off"):
         table.add_column(heading, justify="right")
     phases = Table("prompt, G", "", *PHASES, title="Seconds of the phases (TFLOP)")
 
     def ratio(row: Mapping[str, Any], name: str) -> str:
         low, high = row[f"{name}_range"]
-        return f"{row[f'{name}_ratio']:.2f} ({low:.2f} - {high:.2f})"
+        return f"{row[f'{name}_ratio']:.2f} ({low:.2f}-{high:.2f})"
 
     for row in rows:
         medians = {name: float(np.median(row[f"{name}_seconds"])) for name in ("ours", "off", "theirs")}
