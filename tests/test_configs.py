@@ -29,12 +29,14 @@ from data_pipelines.sft import Clip, FolderClips, MakeRow, RowShape
 from experiments.bench_gpu_table import EIGHT_B
 from experiments.train_loop import Workdir
 from o3jax.api import model_folder
+from o3jax.generate.sampling import Sampling
 from o3jax.hf import config_from_hf
 from o3jax.models.config import EvidenceConfig, TextConfig, VisionConfig
 from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
 from o3jax.prompts.dense import dense_rate, dense_size
 from o3jax.prompts.image import ImageConfig, VideoConfig, video_size
 from o3jax.prompts.processor import load_processor
+from o3jax.rewards import registry
 from o3jax.sft.evidence import EvidenceWeights
 from o3jax.sft.joint import joint_counts, joint_loss
 from o3jax.sft.lora import LoRA, adapted_loss
@@ -43,7 +45,11 @@ from o3jax.sft.state import init_state, learning_rate, make_optimizer
 from o3jax.video import VideoInfo
 from tests.commands import ROOT, command, run_command
 
-ARGUMENTS = {"sft_tiny": ("captions", "questions", "evidence", "feedback"), "ablation_tiny": CELLS}
+ARGUMENTS = {
+    "sft_tiny": ("captions", "questions", "evidence", "feedback"),
+    "ablation_tiny": CELLS,
+    "gspo_tiny": ("gspo", "grpo", "one"),
+}
 CONFIGS = [
     (path.stem, argument)
     for path in sorted((ROOT / "configs").glob("*_*.py"))
@@ -51,6 +57,12 @@ CONFIGS = [
     if path.stem != "__init__"
 ]
 LARGE = ("sft_article", "sft_open_o3")
+# Prompts of an iteration, completions of each, optimizer steps, KL, clip.
+GSPO = {
+    "gspo_article": (16, 3, 2, 0.0, (3e-4, 4e-4)),
+    "gspo_open_o3": (8, 4, 1, 0.04, (0.2, 0.2)),
+    "gspo_paper": (32, 8, 4, 0.0, (3e-4, 4e-4)),
+}
 
 
 def load(name: str, argument: str | None = None) -> ConfigDict:
@@ -59,7 +71,8 @@ def load(name: str, argument: str | None = None) -> ConfigDict:
 
 
 def test_all_of_them_are_here():
-    assert {name for name, _ in CONFIGS} == {"ground_tiny", "sft_tiny", "ablation_tiny", *LARGE}
+    tiny, stages = {"ground_tiny", "sft_tiny", "ablation_tiny", "gspo_tiny"}, set(GSPO)
+    assert {name for name, _ in CONFIGS} == tiny | stages | set(LARGE)
 
 
 def test_the_grounding_config_describes_a_model():
@@ -225,6 +238,28 @@ def test_every_usual_video_fits_a_row(name):
     if c.evidence is not None:
         for native in (24.0, 25.0, 29.97, 30.0, 50.0, 60.0):
             assert math.ceil(180 * dense_rate(native, e) / 2) <= c.evidence_shape.groups
+
+
+# --- reinforcement learning ---
+
+
+@pytest.mark.parametrize(("name", "argument"), [pair for pair in CONFIGS if pair[0].startswith("gspo")])
+def test_every_gspo_config_describes_iterations(name, argument):
+    c = load(name, argument)
+    assert set(c) == set(common.gspo())
+    assert (c.max_steps > 0) != (c.num_train_epochs > 0)
+    assert c.prompts_per_iteration % c.minibatches_per_rollout == 0
+    assert c.max_steps % c.minibatches_per_rollout == 0
+    rows = c.prompts_per_iteration // c.minibatches_per_rollout  # of an optimizer step, a group each
+    assert rows % (c.gradient_accumulation_steps * c.mesh.data * c.mesh.fsdp) == 0
+    Sampling(**c.sampling)
+    registry.load(c.reward)
+    if name in GSPO:
+        clip = c.clip_low, c.clip_high
+        sizes = c.prompts_per_iteration, c.group_size, c.minibatches_per_rollout
+        assert (*sizes, c.kl_coef, clip) == GSPO[name]
+        assert (c.ratio, c.learning_rate) == ("sequence", 1e-6)
+        assert c.advantages.positive_only == (name == "gspo_article")
 
 
 # --- epochs ---

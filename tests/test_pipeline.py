@@ -154,9 +154,10 @@ def test_clips_of_one_row_have_dense_frames_of_one_size(setting, two):
     """The places of the cells are the row's, not the clip's; so the plan puts others into another row."""
     _, rows = setting
     rows = dataclasses.replace(rows, shape=dataclasses.replace(ROW, length=2000, groups=12, patches=32))
-    rows = dataclasses.replace(
-        rows, evidence=dataclasses.replace(SHAPE, groups=400, questions=4, intervals=4)
-    )
+    # Large enough that 4 : 3 and 1 : 1 are not rounded to the same.
+    large = dataclasses.replace(rows.config, evidence=dataclasses.replace(EVIDENCE, dense_pixels=128 * 128))
+    shape = dataclasses.replace(SHAPE, groups=1700, questions=4, intervals=4, patches=64)
+    rows = dataclasses.replace(rows, config=large, evidence=shape)
     wide = next(
         clip
         for clip in map(SyntheticClips("train", 3, questions=1).__getitem__, range(20))

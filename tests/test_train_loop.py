@@ -92,7 +92,9 @@ def train(config_file):
         program = ["-c", code.format(**where)] if code else ["-m", "experiments.sft"]
         command = [sys.executable, *program, f"--config={config_file}", f"--workdir={workdir}", *flags]
         count = f"--xla_force_host_platform_device_count={devices}"
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": count}
+        # Compiled with little effort, which takes longer than the few steps.
+        fast = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": count} | fast
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
     return run
@@ -119,9 +121,9 @@ def losses(workdir: Path) -> list[float]:
 
 
 def test_a_mesh_trains_as_one_device_does(train, uninterrupted, tmp_path):
-    axes = ("fsdp", "tensor", "context")
+    axes = ("fsdp", "context")
     mesh = (*(f"--config.mesh.{axis}=2" for axis in axes), "--config.gradient_accumulation_steps=1")
-    run = train(tmp_path, flags=(*mesh, "--config.stop_at_step=4"), devices=8)
+    run = train(tmp_path, flags=(*mesh, "--config.stop_at_step=4"), devices=4)
     assert run.returncode == 0, run.stderr
     np.testing.assert_allclose(losses(tmp_path), losses(uninterrupted)[:4], rtol=1e-4)
 
