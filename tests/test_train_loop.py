@@ -42,7 +42,7 @@ def get_config():
     )
     c.rates.vision = c.rates.text = 1.0
     c.per_device_train_batch_size, c.gradient_accumulation_steps = 1, 2
-    c.max_steps, c.warmup_steps, c.learning_rate = {steps}, 2, 1e-2
+    c.optimizer, c.max_steps, c.warmup_steps, c.learning_rate = "adamw", {steps}, 2, 1e-2
     c.log_every, c.save_every = 1, 4
     return c
 """
