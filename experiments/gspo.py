@@ -72,7 +72,7 @@ class Iterations:
     updates: Updates
     eos_ids: tuple[int, ...]
     mesh: Mesh
-    folder: Path
+    workdir: Workdir
     clips: Sequence[Clip]
     reference: Any  # the model before training, where the loss has a KL to it
     held_out: Mapping[str, np.ndarray] | None  # prompts of the evaluation, and what they ask
@@ -88,7 +88,7 @@ class Iterations:
                 self.evaluate(state)
             self.rollout = self._roll_out(state, iteration, item["prompts"])
             self.rollout.save(self._saved(iteration))
-            self._saved(iteration - 2).unlink(missing_ok=True)
+            self._clear(iteration)
         elif self.rollout is None:
             self.rollout = Rollout.load(self._saved(iteration), item["prompts"])
         watch = Stopwatch()
@@ -106,7 +106,7 @@ class Iterations:
         sampled = self._sample(policy, self.held_out, self.asked, key, 1, _GREEDY)
         scored = self._score(policy, sampled, self.asked, [slice(0, len(self.asked))], 1.0)
         line = {"step": int(state.step), **_means(scored), "length": float(sampled.length.mean())}
-        path = self.folder / "eval.jsonl"
+        path = self.workdir.path / "eval.jsonl"
         kept = path.read_text().splitlines() if path.exists() else []
         kept = [text for text in kept if json.loads(text)["step"] < line["step"]]
         write_text(path, "".join(text + "\n" for text in [*kept, json.dumps(line)]))
@@ -141,7 +141,7 @@ class Iterations:
             # The sampler's log-probabilities against the trainer's: what another engine would get wrong.
             "sampler_gap": float(np.abs(logp_old - sampled.logprobs).max()),
         }
-        folder, texts = self.folder / "samples", self._texts(sampled)
+        folder, texts = self.workdir.path / "samples", self._texts(sampled)
         write_samples(folder, iteration, samples, texts, scored, advantages, sampled.finished)
         if self.scorer.is_over():
             raise UserError(
@@ -205,7 +205,14 @@ class Iterations:
         return slice(number * size, (number + 1) * size)
 
     def _saved(self, iteration: int) -> Path:
-        return self.folder / f"rollout_{iteration:06d}.npz"
+        return self.workdir.path / f"rollout_{iteration:06d}.npz"
+
+    def _clear(self, iteration: int) -> None:
+        """Deletes the rollouts that neither this iteration nor any checkpoint goes on from."""
+        steps = self.workdir.manager.all_steps()
+        kept = {iteration, *(step // self.config.minibatches_per_rollout for step in steps)}
+        for path in set(self.workdir.path.glob("rollout_*.npz")) - set(map(self._saved, kept)):
+            path.unlink()
 
 
 def _means(scored: Sequence[Sequence[Scored]]) -> dict[str, float]:
@@ -253,6 +260,8 @@ def check(config: ConfigDict) -> None:
     for field in ("group_size", "prompts_per_iteration", "minibatches_per_rollout", "max_completion_length"):
         if config[field] < 1:
             raise UserError(f"config.{field} is {config[field]}; write at least 1")
+    if config.eval_every and config.eval_prompts < 1:
+        raise UserError(f"config.eval_prompts is {config.eval_prompts}; write at least 1, or eval_every=0")
     if config.prompts_per_iteration % config.minibatches_per_rollout:
         raise UserError(
             f"config.prompts_per_iteration is {config.prompts_per_iteration}, which "
@@ -348,7 +357,7 @@ def main(argv: Sequence[str]) -> None:
             updates,
             eos_ids,
             mesh,
-            workdir.path,
+            workdir,
             clips,
             reference,
             *held_out(config, rows),

@@ -108,6 +108,19 @@ def test_a_run_that_is_stopped_anywhere_ends_as_one_that_is_not(write_config, tm
     assert "best" in (whole / "samples" / "000001.html").read_text()
 
 
+def test_a_checkpoint_inside_an_iteration_keeps_its_rollout(write_config, tmp_path, capfd):
+    """A run goes on from one, and is killed iterations later, before another checkpoint."""
+    config, run = write_config(), tmp_path / "run"
+    flags = [f"--config={config}", f"--workdir={run}", "--config.max_steps=6"]
+    assert run_command(capfd, "gspo", *flags, "--config.stop_at_step=1").code == 0
+    assert run_command(capfd, "gspo", *flags).code == 0
+    finished = weights_of(run)
+    shutil.rmtree(run / "checkpoints" / "6")
+    done = run_command(capfd, "gspo", *flags)
+    assert done.code == 0 and "from step 1" in done.out, done.err
+    assert weights_of(run) == finished
+
+
 def test_failing_rewards_are_named_and_too_many_stop_the_run(write_config, tmp_path, capfd):
     config, run = write_config(), tmp_path / "run"
     flags = [f"--config={config}", f"--workdir={run}"]
@@ -153,6 +166,7 @@ def test_a_clip_that_cannot_be_read_teaches_nothing(write_config, clip, tmp_path
         (["--config.minibatches_per_rollout=3"], "which 3 minibatches cannot share: make it a multiple"),
         (["--config.max_steps=3"], "config.max_steps is 3 optimizer steps, 2 to an iteration"),
         (["--config.group_size=0"], "config.group_size is 0; write at least 1"),
+        (["--config.eval_every=1", "--config.eval_prompts=0"], "config.eval_prompts is 0; write at least 1"),
         (["--config.ratio=odds"], "config.ratio is 'odds'; choose one of sequence"),
         (["--config.reward=niceness"], "reward 'niceness' is unknown; use one of format"),
         (["--config.reward_evidence=head"], "has no evidence modules: write text"),
