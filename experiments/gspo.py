@@ -131,6 +131,7 @@ class Iterations:
             logp_ref = self.updates.logprobs(self.reference, sampled, parts)
         watch.lap("logprobs")
         tokens = int(sampled.length.sum())
+        counted = sampled.finished | (not config.mask_truncated)  # the others' log-probabilities are masked
         metrics = _means(scored) | _by_task(samples, rewards) | watch.seconds
         metrics |= {
             "reward_std": float(rewards.std(-1, ddof=1).mean()) if rewards.shape[-1] > 1 else 0.0,
@@ -139,7 +140,7 @@ class Iterations:
             "truncated": float(1 - sampled.finished.mean()),
             "tokens_per_s": tokens / watch.seconds["seconds/rollout"],
             # The sampler's log-probabilities against the trainer's: what another engine would get wrong.
-            "sampler_gap": float(np.abs(logp_old - sampled.logprobs).max()),
+            "sampler_gap": float(np.abs(logp_old - sampled.logprobs)[counted].max(initial=0)),
         }
         folder, texts = self.workdir.path / "samples", self._texts(sampled)
         write_samples(folder, iteration, samples, texts, scored, advantages, sampled.finished)
