@@ -29,6 +29,7 @@ REWARDS: dict[str, str | Reward] = {
     "open_o3_paper": "o3jax.rewards.open_o3:score_paper",
     "article": "o3jax.rewards.article:score",
     "article_literal": "o3jax.rewards.article:score_literal",
+    "overlap": "o3jax.rewards.overlap:score",
 }
 
 
