@@ -21,6 +21,8 @@ def sft() -> ConfigDict:
     c.model_name_or_path = ""  # a Hugging Face folder
     c.data_path = ""  # a dataset folder, synthetic:LEVEL or captions:LEVEL
     c.full_text_loss = False  # labels on the prompt too, not only on the response
+    c.feature_cache = ""  # a folder that keeps what a frozen tower makes of the clips of a data set
+    c.feature_cache_gib = 100.0  # a full folder takes no more
 
     # Several clips of a data set may share a row, each a segment of its own, with the numbers of rows of
     # their own; `evidence_shape` is the row's too.
@@ -29,6 +31,9 @@ def sft() -> ConfigDict:
 
     # The modules, made anew for a model that has none; None trains the text alone.
     c.evidence = None
+    # Boxes are read from the prompt's frames ("stream"), or from the frame pointed at, encoded extra
+    # ("pointed": one of `row_groups` for each mention with a box). None: as the model says.
+    c.box_frames = config_dict.placeholder(str)
     # 1 - evidence_weight is the text's; the others weigh the terms of the evidence, see EvidenceWeights.
     c.loss = ConfigDict({"evidence_weight": 0.4, "candidate_low": 0.1})
     c.loss.update({"time": 1.0, "time_ce": 1.0, "interval": 1.0, "interval_ce": 1.0, "relevance": 1.0})
@@ -77,9 +82,10 @@ def gspo() -> ConfigDict:
     # A truncated completion has no gradient, but counts in the loss's denominator.
     c.mask_truncated = True
 
-    # Greedy completions of held-out synthetic prompts, before an iteration; 0 is off.
-    c.eval_every = 0
+    # Completions of held-out synthetic prompts, before an iteration, one greedy and some of the policy.
+    c.eval_every = 0  # 0 is off
     c.eval_prompts = 64
+    c.eval_samples = 4
     return c
 
 
@@ -155,9 +161,9 @@ def given(c: ConfigDict) -> dict[str, Any]:
 
 
 def evidence(**fields: Any) -> ConfigDict:
-    """Returns the modules' sizes and rules, see EvidenceConfig; `feedback` is a field of its own."""
+    """Returns the modules' sizes, see EvidenceConfig; `feedback` and `box_frames` are fields of their own."""
     c = ConfigDict(dataclasses.asdict(EvidenceConfig(**fields)))
-    del c.feedback
+    del c.feedback, c.box_frames
     return c
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from data_pipelines import reading, safety
-from data_pipelines.safety import GuardedReader
+from data_pipelines.safety import GuardedReader, Limits
 from o3jax import video, video_file
 from o3jax.errors import UserError
 from o3jax.prompts import image
@@ -142,20 +142,25 @@ class CachedReader:
         except OSError:
             return self.reader.run(function, path, *args)
         # With the limits too: what they refuse must stay refused.
-        asked = (str(path), found.st_size, found.st_mtime_ns, function.__name__, args, self.reader.limits)
-        key = json.dumps((code_version(), *asked), default=_told)
+        asked = (str(path), found.st_size, found.st_mtime_ns, function.__name__, args, self.limits)
+        key = json.dumps((code_version(), *asked), default=told)
         arrays = self.cache.get(key)
         if arrays is None:
             arrays = self.reader.run(function, path, *args)
             self.cache.put(key, arrays)
         return arrays
 
+    @property
+    def limits(self) -> Limits:
+        return self.reader.limits
+
     def close(self) -> None:
         """Ends the reader's child."""
         self.reader.close()
 
 
-def _told(value: Any) -> Any:
+def told(value: Any) -> Any:
+    """Returns what JSON writes for a value that it does not know."""
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else repr(value)
 
 

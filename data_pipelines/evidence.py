@@ -1,5 +1,6 @@
 """What the evidence modules are trained on: the dense stream of a clip and the targets of its questions.
 
+pointed_times     samples -> when the frames are that their boxes are read from
 targets           samples, and which annotation each `</obj>` means -> arrays beside those of the row
 OpenCandidates    true intervals -> the groups that the decoder may search, jittered anew each time
 """
@@ -7,10 +8,12 @@ OpenCandidates    true intervals -> the groups that the decoder may search, jitt
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Sequence
 
 import grain
 import numpy as np
+from jaxtyping import Float
 
 from data_pipelines.sample import Interval, Mention, Sample
 from o3jax.errors import UserError
@@ -19,6 +22,7 @@ from o3jax.prompts.dense import interval_mask
 from o3jax.prompts.mentions import claim_numbers, match_mentions
 
 Row = dict[str, np.ndarray]
+_NEAR_S = 0.1  # how far a frame in training may be from the true time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +65,25 @@ def interval_of(sample: Sample, mention: Mention) -> Interval | None:
         own = sample.intervals[sample.mentions.index(mention)]
         return own if own in holding else None
     return holding[0] if len(holding) == 1 else None
+
+
+def pointed_times(samples: Sequence[Sample], frames: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
+    """Returns the times of the frames that the samples' boxes are read from, one for each mention with a box.
+
+    The frame is near the mention's time, as the one that a trained decoder points at is; the same one
+    whenever the sample is read.
+
+    Args:
+        frames: the times of all frames of the video, seconds.
+    """
+    times = []
+    for sample in samples:
+        rng = np.random.default_rng(zlib.crc32(f"{sample.id} pointed".encode()))
+        for mention in sample.mentions:
+            if mention.time is not None and mention.boxes:
+                near = mention.time + rng.uniform(-_NEAR_S, _NEAR_S)
+                times.append(frames[np.abs(frames - near).argmin()])
+    return np.array(times)
 
 
 def targets(

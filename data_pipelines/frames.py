@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int, UInt8
 
 from data_pipelines.reading import read_frames_at, read_picture
 from data_pipelines.safety import inside
@@ -284,6 +284,23 @@ def _outline(frames: int, size: tuple[int, int], config: media.ImageConfig) -> M
     return Medium(np.zeros((0, 3 * group * patch**2), np.uint8), grid)
 
 
+def decode_frames(
+    source: str | os.PathLike[str] | Scene,
+    times_s: Float[np.ndarray, " n"],
+    size: tuple[int, int],
+    reader: Reader,
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Returns the frames that a video file or a scene shows at the times, resized.
+
+    Raises:
+        VideoError: if a file cannot be read, or not at all of the times.
+    """
+    if isinstance(source, Scene):
+        return media.resize_video(source.render(times_s), size)
+    (frames,) = reader.run(read_frames_at, source, times_s, size)
+    return frames
+
+
 def read_frames(
     plan: FramePlan,
     source: str | os.PathLike[str] | Scene,
@@ -311,10 +328,7 @@ def read_frames(
         return [plan.media[0]._replace(patches=media.patchify(image[None], rules))]
     drawn = isinstance(source, Scene)  # shows any moment: no pictures are needed
     times = np.array([frame.time_s for frame in plan.frames if drawn or frame.path is None])
-    if drawn:
-        decoded = media.resize_video(source.render(times), plan.size)
-    else:
-        (decoded,) = reader.run(read_frames_at, source, times, plan.size)
+    decoded = decode_frames(source, times, plan.size, reader)
     if plan.kind == "video":
         return [plan.media[0]._replace(patches=media.patchify(decoded, rules))]
     of_video, out = iter(decoded), []

@@ -23,7 +23,7 @@ class MakePrompt(MakeRow):
 
     def write(self, clip: Clip) -> Written:
         """Returns the tokens of a clip's prompt, without decoding."""
-        return dataclasses.replace(super().write(clip), responses=[[]])
+        return dataclasses.replace(super().write(clip), responses=[[]], pointed=np.zeros(0))
 
     def map(self, clips: Clip | Sequence[Clip]) -> Row:
         """Returns the row of a clip.

@@ -17,9 +17,17 @@ import grain
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data_pipelines.cache import CachedReader
-from data_pipelines.evidence import EvidenceShape, check_room, interval_of, mentions_of, targets
-from data_pipelines.frames import FramePlan, FramesConfig, plan_frames, read_frames
+from data_pipelines.cache import Arrays, CachedReader
+from data_pipelines.evidence import (
+    EvidenceShape,
+    check_room,
+    interval_of,
+    mentions_of,
+    pointed_times,
+    targets,
+)
+from data_pipelines.feature_cache import FeatureCache
+from data_pipelines.frames import FramePlan, FramesConfig, decode_frames, plan_frames, read_frames
 from data_pipelines.index import Index
 from data_pipelines.packing import Needs, Room
 from data_pipelines.reading import read_picture, read_stream
@@ -31,7 +39,7 @@ from o3jax.errors import UserError
 from o3jax.models.config import Config, EvidenceConfig
 from o3jax.prompts import templates
 from o3jax.prompts.collate import collate
-from o3jax.prompts.dense import dense_rate, dense_size, dense_stream, visual_places
+from o3jax.prompts.dense import dense_rate, dense_size, dense_stream, pointed_frames, visual_places
 from o3jax.prompts.feedback import Proposal, made_up, with_proposals
 from o3jax.prompts.image import resize_image
 from o3jax.prompts.mentions import mention_positions
@@ -162,6 +170,11 @@ class Written:
     prefix: list[int]  # everything up to the end of the video
     prompts: list[list[int]]  # what follows it, of each question
     responses: list[list[int]]
+    pointed: Float[np.ndarray, " m"]  # times of the frames that boxes are read from; no text shows them
+
+    @property
+    def groups(self) -> int:
+        return self.frames.groups + len(self.pointed)
 
     @property
     def length(self) -> int:
@@ -170,11 +183,14 @@ class Written:
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """The pixels of a clip, or zeros and why they could not be read."""
+    """The pixels of a clip, or zeros and why they could not be read, or the features that replace them."""
 
     media: Sequence[Medium]
     dense: tuple[UInt8[np.ndarray, "n h w 3"], Float[np.ndarray, " n"]] | None
+    pointed: UInt8[np.ndarray, "m H W 3"] | None
     error: str = ""
+    key: str = ""  # of the entry that a feature cache does not have
+    features: Arrays | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +206,7 @@ class MakeRow(grain.transforms.Map):
     full_text: bool = False  # labels on the prompt too
     frames: FramesConfig = FramesConfig()
     reader: GuardedReader | CachedReader = dataclasses.field(default_factory=GuardedReader)
+    features: FeatureCache | None = None
 
     def write(self, clip: Clip) -> Written:
         """Returns the tokens of a clip, without decoding."""
@@ -208,7 +225,8 @@ class MakeRow(grain.transforms.Map):
         responses = [
             p.tokenizer(templates.response(s, self.box_step) + end)["input_ids"] for s in clip.samples
         ]
-        return Written(plan, ids[0][:split], [one[split:] for one in ids], responses)
+        prompts = [one[split:] for one in ids]
+        return Written(plan, ids[0][:split], prompts, responses, self._pointed(clip))
 
     def needs(self, clip: Clip) -> Needs:
         """Returns what a clip takes of a row.
@@ -222,7 +240,7 @@ class MakeRow(grain.transforms.Map):
                 f"{clip.samples[0].id} has frames of {written.frames.patches} patches, more than the "
                 f"{self.shape.patches} of a row: raise config.row_patches or lower the pixels of a frame"
             )
-        tokens, groups = written.length, written.frames.groups
+        tokens, groups = written.length, written.groups
         if self.evidence is None:
             return Needs(tokens, groups, len(clip.samples))
         self._questions([clip], [written], [""], [[0] * len(clip.samples)])
@@ -265,6 +283,12 @@ class MakeRow(grain.transforms.Map):
         row |= self._ledger(clips, errors)
         if self.evidence is not None:
             row |= self._streams(written, read) | self._questions(clips, written, errors, starts)
+            self._add_pointed(row, written, read)
+        if self.features is not None:
+            clip_of = np.repeat(np.arange(len(written)) + 1, [one.groups for one in written])
+            row.setdefault("visual_clip", np.pad(clip_of, (0, self.shape.groups - len(clip_of))))
+            keys, kept = [one.key for one in read], [one.features for one in read]
+            row |= self.features.rows(self.config.vision, row, keys, kept, self.shape.clips)
         return row
 
     def _ledger(self, clips: Sequence[Clip], errors: Sequence[str]) -> Row:
@@ -283,6 +307,12 @@ class MakeRow(grain.transforms.Map):
                 f"{clips[0].samples[0].id} needs {total} tokens, more than the {self.shape.length} of a row: "
                 "raise config.row_length or lower config.questions_per_row"
             )
+        groups = sum(one.groups for one in written)
+        if groups > self.shape.groups:
+            raise UserError(
+                f"{clips[0].samples[0].id} needs {groups} frame groups, more than the {self.shape.groups} of "
+                "a row: raise config.row_groups or lower config.questions_per_row"
+            )
         if self.evidence is not None:
             count = sum(len(clip.samples) for clip in clips)
             check_room(
@@ -290,23 +320,43 @@ class MakeRow(grain.transforms.Map):
             )
 
     def _read(self, clip: Clip, written: Written) -> Read:
-        """Returns the clip's pixels; zeros of the same shape where it cannot be read."""
-        c, p = self.config, self.processor
-        dense = None
+        """Returns the clip's pixels; zeros of the same shape where it cannot be read, or need not be."""
+        c, p, plan = self.config, self.processor, written.frames
+        dense, pointed = None, np.zeros((len(written.pointed), *plan.size, 3), np.uint8)
+        error, kept = "", None
         try:
-            media = read_frames(written.frames, clip.video, self.reader, p, root=clip.root)
-            if self.evidence is not None:
-                dense = clip.dense(p, c.evidence, self.reader)
-            return Read(media, dense)
-        except UserError as error:  # VideoError is one
-            media = [
-                m._replace(patches=np.zeros((math.prod(m.grid), c.vision.patch_dim), np.uint8))
-                for m in written.frames.media
-            ]
-            if self.evidence is not None:
-                times, size = clip.dense_plan(c.evidence, p.video_config.factor)
-                dense = np.zeros((len(times), *size, 3), np.uint8), times
-            return Read(media, dense, str(error) or type(error).__name__)
+            key, kept = self._kept(clip, written)
+            if kept is None:
+                media = read_frames(plan, clip.video, self.reader, p, root=clip.root)
+                if self.evidence is not None:
+                    dense = clip.dense(p, c.evidence, self.reader)
+                if len(pointed):
+                    pointed = decode_frames(clip.video, written.pointed, plan.size, self.reader)
+                return Read(media, dense, pointed, key=key)
+        except UserError as failure:  # VideoError is one
+            error = str(failure) or type(failure).__name__
+        media = [
+            m._replace(patches=np.zeros((math.prod(m.grid), c.vision.patch_dim), np.uint8))
+            for m in plan.media
+        ]
+        if self.evidence is not None:
+            times, size = clip.dense_plan(c.evidence, p.video_config.factor)
+            if kept is not None:  # of frame pairs
+                times = np.repeat(kept[-1], p.video_config.temporal_patch_size)
+            dense = np.zeros((len(times), *size, 3), np.uint8), times
+        return Read(media, dense, pointed, error, features=kept)
+
+    def _kept(self, clip: Clip, written: Written) -> tuple[str, Arrays | None]:
+        """Returns the key of the clip in the feature cache, and what is there; see `FeatureCache.find`."""
+        if self.features is None:
+            return "", None
+        plan, dense = written.frames, None
+        if self.evidence is not None:
+            times, size = clip.dense_plan(self.config.evidence, self.processor.video_config.factor)
+            dense = len(times), times[-1], size
+        pictures = [inside(clip.root, frame.path) for frame in plan.frames if frame.path is not None]
+        asked = plan.frames, plan.size, plan.media, written.pointed, dense, self.reader.limits
+        return self.features.find([clip.video, *pictures], *asked)
 
     def _text(self, written: Sequence[Written], read: Sequence[Read]) -> tuple[Row, list[list[int]]]:
         """Returns the arrays of the language model, and of each clip the first slots of its responses."""
@@ -404,6 +454,38 @@ class MakeRow(grain.transforms.Map):
             size = self.shape.groups if key.startswith("visual") else shape.groups
             row[key] = _padded(np.concatenate([part[key] for part in parts]), size)
         return row
+
+    def _pointed(self, clip: Clip) -> Float[np.ndarray, " m"]:
+        """Returns the times of the clip's frames that boxes are read from, beside those that a text shows."""
+        if self.evidence is None or self.config.evidence.box_frames == "stream" or clip.is_image:
+            return np.zeros(0)
+        times, _ = clip.dense_plan(self.config.evidence, self.processor.video_config.factor)
+        return pointed_times(clip.samples, times)
+
+    def _add_pointed(self, row: Row, written: Sequence[Written], read: Sequence[Read]) -> None:
+        """Writes the frames that boxes are read from behind the groups that the texts show."""
+        video, vision = self.processor.video_config, self.config.vision
+        at = sum(one.frames.groups for one in written)
+        for number, (one, pixels) in enumerate(zip(written, read, strict=True), start=1):
+            if not (count := len(one.pointed)):
+                continue
+            added = pointed_frames(
+                pixels.pointed,
+                one.pointed,
+                one.frames.size,
+                video,
+                vision,
+                groups=count,
+                patches=self.shape.patches,
+            )
+            here = slice(at, at + count)
+            for key in ("patches", "patch_length", "patch_coords", "pos_index", "pos_weight"):
+                row[key][here] = added["pointed_" + key.removeprefix("patch_")]
+            first = np.argmax(row["visual_clip"] == number)
+            row["visual_times"][here], row["visual_centres"][here] = one.pointed, added["pointed_cells"]
+            row["visual_clock"][here] = one.pointed + (row["visual_clock"] - row["visual_times"])[first]
+            row["visual_clip"][here] = number
+            at += count
 
     def _questions(
         self,

@@ -24,6 +24,7 @@ from data_pipelines.stgr import write_text
 from experiments import cli, synthetic_eval
 from o3jax import api
 from o3jax.errors import UserError
+from o3jax.models.config import BOX_FRAMES
 from o3jax.prompts.feedback import FEEDBACK
 
 _BENCHMARK = flags.DEFINE_string("benchmark", "synthetic", "What to evaluate on.")
@@ -42,6 +43,13 @@ _FEEDBACK = flags.DEFINE_enum(
     None,
     FEEDBACK,
     "Whether the text is written from the evidence modules' proposals; None: as the model says.",
+)
+_BOX_FRAMES = flags.DEFINE_enum(
+    "box_frames",
+    None,
+    BOX_FRAMES,
+    "Whether the evidence decoder reads boxes from the prompt's frames, or from the frame that it points at, "
+    "encoded extra; None: as the model says.",
 )
 _OUT = flags.DEFINE_string("out", None, "The JSON file to write.")
 
@@ -135,12 +143,16 @@ def _synthetic(folder: Path, console: Console) -> dict[str, Any]:
 
 
 def _load() -> api.Model:
-    """Returns the model to evaluate, with the feedback that is asked for."""
+    """Returns the model to evaluate, with the rules of its evidence modules that are asked for."""
     model = api.load(_MODEL_PATH.value)
-    if _FEEDBACK.value is not None:
+    asked = {"feedback": _FEEDBACK.value, "box_frames": _BOX_FRAMES.value}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if asked:
         if model.config.evidence is None:
-            raise UserError(f"--feedback: {_MODEL_PATH.value} has no evidence modules; leave the flag out")
-        evidence = dataclasses.replace(model.config.evidence, feedback=_FEEDBACK.value)
+            raise UserError(
+                f"--{next(iter(asked))}: {_MODEL_PATH.value} has no evidence modules; leave the flag out"
+            )
+        evidence = dataclasses.replace(model.config.evidence, **asked)
         model.backbone.config = dataclasses.replace(model.config, evidence=evidence)
     return model
 

@@ -34,7 +34,16 @@ from data_pipelines.stgr import write_text
 from experiments import cli
 from experiments.data_audit import as_record
 from experiments.indexing import check_length, open_clips, open_reader, plan
-from experiments.rollouts import Rollout, Sampled, Stopwatch, Updates, decoder, head_evidence, sample
+from experiments.rollouts import (
+    Rollout,
+    Sampled,
+    Stopwatch,
+    Updates,
+    decoder,
+    head_evidence,
+    sample,
+    with_features,
+)
 from experiments.samples_page import write_samples
 from experiments.scoring import Scored, Scorer
 from experiments.train_loop import StepFn, Workdir, micro_batches, open_mesh, train
@@ -52,6 +61,7 @@ from o3jax.models.layers import REMAT
 from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.prompts.feedback import FEEDBACK
 from o3jax.prompts.processor import Processor, load_processor
+from o3jax.respond import see
 from o3jax.sft.state import Metrics, TrainState
 from o3jax.sharding import use_mesh
 
@@ -90,7 +100,10 @@ class Iterations:
             self.rollout.save(self._saved(iteration))
             self._clear(iteration)
         elif self.rollout is None:
-            self.rollout = Rollout.load(self._saved(iteration), item["prompts"])
+            prompts = item["prompts"]
+            if not self.config.rates.vision:
+                prompts = with_features(prompts, see(decoder(self._policy(state)), prompts))
+            self.rollout = Rollout.load(self._saved(iteration), prompts)
         watch = Stopwatch()
         batch = self.updates.minibatch(self.rollout, self._part(number))
         batch = micro_batches(batch, steps=self.config.gradient_accumulation_steps, mesh=self.mesh)
@@ -100,12 +113,19 @@ class Iterations:
         return state, dict(metrics) | self.rollout.metrics | watch.seconds | {"minibatch": number}
 
     def evaluate(self, state: TrainState) -> None:
-        """Adds a line to WORKDIR/eval.jsonl: the rewards of greedy completions of the held-out prompts."""
+        """Adds a line to WORKDIR/eval.jsonl: the rewards of completions of the held-out prompts.
+
+        Greedy ones, as answers are written; under "sampled/" those of the policy, the same draws every time.
+        """
         policy = self._policy(state)
-        key = jax.random.key(0)  # of no consequence
-        sampled = self._sample(policy, self.held_out, self.asked, key, 1, _GREEDY)
-        scored = self._score(policy, sampled, self.asked, [slice(0, len(self.asked))], 1.0)
-        line = {"step": int(state.step), **_means(scored), "length": float(sampled.length.mean())}
+        line: dict[str, float] = {"step": int(state.step)}
+        of_policy = Sampling(**self.config.sampling)
+        for prefix, count, how in (("", 1, _GREEDY), ("sampled/", self.config.eval_samples, of_policy)):
+            if count:
+                sampled = self._sample(policy, self.held_out, self.asked, jax.random.key(0), count, how)
+                scored = self._score(policy, sampled, self.asked, [slice(0, len(self.asked))], 1.0)
+                values = _means(scored) | {"length": float(sampled.length.mean())}
+                line |= {prefix + name: value for name, value in values.items()}
         path = self.workdir.path / "eval.jsonl"
         kept = path.read_text().splitlines() if path.exists() else []
         kept = [text for text in kept if json.loads(text)["step"] < line["step"]]

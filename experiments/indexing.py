@@ -94,7 +94,9 @@ def clip_needs(clips: Sequence[Clip], rows: MakeRow, file: Path | None = None) -
 def _needs_depend_on(clips: Sequence[Clip], rows: MakeRow) -> str:
     p = rows.processor
     settings = [
-        getattr(rows, f.name) for f in dataclasses.fields(rows) if f.name not in ("processor", "reader")
+        getattr(rows, f.name)
+        for f in dataclasses.fields(rows)
+        if f.name not in ("processor", "reader", "features")
     ]
     texts = p.chat_template, p.tokenizer.backend_tokenizer.to_str()
     folders = (Path(package.__file__).parent for package in (data_pipelines, o3jax.prompts))

@@ -23,7 +23,7 @@ from o3jax.generate.sampling import Sampling, StopStrings
 from o3jax.gspo.rows import UpdateShape, by_sequence, pack_groups
 from o3jax.gspo.update import response_logprobs
 from o3jax.models.config import Config
-from o3jax.models.qwen3_vl import Batch, Qwen3VL, Seen
+from o3jax.models.qwen3_vl import VISION_KEYS, Batch, Qwen3VL, Seen, visual_features
 from o3jax.models.text import for_decoding
 from o3jax.prompts import grammar
 from o3jax.prompts.collate import bucket
@@ -40,7 +40,7 @@ _TEXT = ("input_ids", "positions", "segment_ids", "next_position")
 class Sampled:
     """G completions of each of B prompts, and the prompts as the model read them."""
 
-    prompts: dict[str, np.ndarray]
+    prompts: dict[str, np.ndarray]  # where the tower is frozen `with_features`
     seen: Seen | None  # what `see` made of their pixels; not saved
     tokens: Int[np.ndarray, "B G T"]
     logprobs: Float[np.ndarray, "B G T"]  # of the sampler
@@ -83,6 +83,8 @@ def sample(
     """
     prompts = dict(prompts)
     seen: Seen = see(model, prompts)
+    if not config.rates.vision:
+        prompts = with_features(prompts, seen)  # the tower need not run again
     if model.config.evidence is not None and model.config.evidence.feedback == "prompt":
         found = proposals(model, prompts, seen, search(model, prompts, seen))
         prompts = with_text(prompts, _asked(processor, prompts, samples, found, config.box_step))
@@ -100,6 +102,14 @@ def sample(
         stop=StopStrings(tuple(config.stop), processor.decode) if config.stop else None,
     )
     return Sampled(prompts, seen, out.tokens, out.logprobs, out.length, out.finished)
+
+
+def with_features(prompts: Mapping[str, np.ndarray], seen: Seen) -> dict[str, np.ndarray]:
+    """Returns prompt rows that carry what a frozen tower made of them, in place of their patches."""
+    groups = prompts["patch_length"].shape[1]
+    features = visual_features(seen.tokens, seen.taps, groups)
+    left = {name: array for name, array in prompts.items() if name not in VISION_KEYS}
+    return left | {"patch_length": prompts["patch_length"], "visual_features": np.asarray(features)}
 
 
 def _asked(
@@ -135,7 +145,7 @@ class Rollout:
     metrics: dict[str, float]
 
     def save(self, path: Path) -> None:
-        """Writes all but the prompts' pixels, which are read again."""
+        """Writes all but the prompts' pixels or features, which are read or made again."""
         s = self.sampled
         arrays = {f"prompt_{name}": s.prompts[name] for name in _TEXT}
         arrays |= {"tokens": s.tokens, "logprobs": s.logprobs, "length": s.length, "finished": s.finished}
@@ -148,7 +158,7 @@ class Rollout:
 
     @classmethod
     def load(cls, path: Path, prompts: Mapping[str, np.ndarray]) -> Rollout:
-        """Returns what `save` wrote, with the pixels of `prompts`."""
+        """Returns what `save` wrote, with the pixels or features of `prompts`."""
         with np.load(path) as saved:
             arrays = {name: saved[name] for name in saved.files}
         prompts = dict(prompts) | {name: arrays[f"prompt_{name}"] for name in _TEXT}

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
 from configs.common import given
@@ -19,6 +20,7 @@ from data_pipelines.frames import FramesConfig
 from data_pipelines.pipeline import Pipeline
 from data_pipelines.sft import MakeRow, RowShape
 from experiments import cli
+from experiments.features import open_features
 from experiments.indexing import check_length, open_clips, open_reader, plan
 from experiments.train_loop import Workdir, micro_batches, open_mesh, train
 from experiments.trainer import check_choices, export, make_trainer
@@ -28,7 +30,7 @@ from o3jax.hf.config import config_from_hf
 from o3jax.hf.fields import Section
 from o3jax.hf.o3_config import evidence_config
 from o3jax.hf.weights import load_weights
-from o3jax.models.config import EvidenceConfig
+from o3jax.models.config import BOX_FRAMES, EvidenceConfig
 from o3jax.models.layers import REMAT
 from o3jax.models.qwen3_vl import with_evidence
 from o3jax.prompts.feedback import FEEDBACK
@@ -43,15 +45,18 @@ _CONFIG = cli.define_config("configs/sft_tiny.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
 
 
-def choose_rules(have: EvidenceConfig, asked: EvidenceConfig, feedback: str | None) -> EvidenceConfig:
-    """Returns the model's modules with what may be chosen for each run: the sharding strategy, the feedback.
+def choose_rules(have: EvidenceConfig, asked: EvidenceConfig, **rules: str | None) -> EvidenceConfig:
+    """Returns the model's modules with what may be chosen for each run: the sharding strategy, and the rules.
+
+    Args:
+        rules: fields by name; None is as the model has it.
 
     Raises:
         UserError: if the config describes other modules than those that the model has.
     """
-    chosen = dataclasses.replace(asked, feedback=feedback or have.feedback)
+    chosen = dataclasses.replace(asked, **{name: rules[name] or getattr(have, name) for name in rules})
     for name, value in dataclasses.asdict(have).items():
-        if name not in ("strategy", "feedback") and getattr(chosen, name) != value:
+        if name not in ("strategy", *rules) and getattr(chosen, name) != value:
             raise UserError(
                 f"config.evidence.{name} is {getattr(chosen, name)}, but the model has evidence modules with "
                 f"{value}: write that, or start from a model without them"
@@ -64,7 +69,8 @@ def main(argv: Sequence[str]) -> None:
     cli.join_hosts()
     cli.use_compilation_cache()
     config = _CONFIG.value
-    check_choices(config, remat=REMAT, compute_dtype=("float32", "bfloat16"), feedback=(None, *FEEDBACK))
+    check_choices(config, remat=REMAT, compute_dtype=("float32", "bfloat16"))
+    check_choices(config, feedback=(None, *FEEDBACK), box_frames=(None, *BOX_FRAMES))
     frames = FramesConfig(**config.frames)
     evidence = None
     if config.evidence is not None:
@@ -86,11 +92,13 @@ def main(argv: Sequence[str]) -> None:
         made = with_evidence(model, evidence, jax.random.key(config.seed))
         model = jax.device_put(made, parameter_shardings(made, mesh))
     if joint:
-        chosen = choose_rules(model.config.evidence, evidence, config.feedback)
+        rules = {name: config[name] for name in ("feedback", "box_frames")}
+        chosen = choose_rules(model.config.evidence, evidence, **rules)
         model.config = dataclasses.replace(model.config, evidence=chosen)
 
     shape = RowShape(config.row_length, config.row_groups, config.row_patches, config.clips_per_row)
     targets = EvidenceShape(**config.evidence_shape) if joint else None
+    features = open_features(config, model, clips)
     rows = MakeRow(
         processor,
         model.config,
@@ -101,6 +109,7 @@ def main(argv: Sequence[str]) -> None:
         full_text=config.full_text_loss,
         frames=frames,
         reader=open_reader(config),
+        features=features and features.cache,
     )
     needs = workdir.path / "needs.npz"
     planned, facts, config.max_steps = plan(config, clips, rows, batch_size, kept=needs)
@@ -129,7 +138,11 @@ def main(argv: Sequence[str]) -> None:
         )
         count = joint_counts
     state, step = make_trainer(config, model, mesh, loss, count, evidence=joint)
-    prepare = functools.partial(micro_batches, steps=config.gradient_accumulation_steps, mesh=mesh)
+
+    def prepare(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        batch = features(batch) if features else batch
+        return micro_batches(batch, steps=config.gradient_accumulation_steps, mesh=mesh)
+
     with use_mesh(mesh):
         state = train(state, step, pipeline, prepare, workdir, config, note, lambda n: clips[n].samples[0].id)
 

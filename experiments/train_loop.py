@@ -54,7 +54,7 @@ class Workdir:
     # May differ between a run and its continuation.
     FREE_FIELDS = (
         *("log_every", "save_every", "stop_at_step", "num_workers", "frame_cache", "frame_cache_gib"),
-        *("max_rejected_share", "max_failed_share"),
+        *("feature_cache", "feature_cache_gib", "max_rejected_share", "max_failed_share"),
     )
 
     def __init__(self, path: str | Path, config: ConfigDict):

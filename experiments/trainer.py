@@ -61,8 +61,16 @@ def make_trainer(
         made = LoRA(model, key=jax.random.key(config.seed), **config.lora)
         model = jax.device_put(made, parameter_shardings(made, mesh))
         loss, frozen = adapted_loss(loss), ["base", *frozen]
-    step = make_train_step(loss, optimizer, count, frozen=frozen, dtype=jnp.dtype(config.compute_dtype))
-    return replicate_scalars(init_state(model, optimizer, frozen), mesh), step
+    state = replicate_scalars(init_state(model, optimizer, frozen), mesh)
+    step = make_train_step(
+        loss,
+        optimizer,
+        count,
+        frozen=frozen,
+        dtype=jnp.dtype(config.compute_dtype),
+        shardings=jax.tree.map(lambda a: a.sharding, state),
+    )
+    return state, step
 
 
 def trained_model(state: TrainState) -> Qwen3VL:

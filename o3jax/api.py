@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from o3jax.errors import UserError
 from o3jax.generate.sampler import greedy
@@ -187,7 +187,12 @@ class Model:
         request = Request(question, prompt, clip.frames, metadata)
         if self.config.evidence is not None:
             dense = read_dense(video, self.config.evidence, self.processor.video_config.factor)
-            request = dataclasses.replace(request, dense_frames=dense.frames, dense_times=dense.times_s)
+            request = dataclasses.replace(
+                request,
+                dense_frames=dense.frames,
+                dense_times=dense.times_s,
+                frames_at=functools.partial(_frames_at, video),
+            )
         return request, clip
 
     def respond(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[Response]:
@@ -265,6 +270,13 @@ class Model:
                 ]
         notes = [f"{outside} claims lie after the end of the video and were left out"] if outside else []
         return tuple(found), notes
+
+
+def _frames_at(
+    video: str | os.PathLike[str], times_s: Float[np.ndarray, " n"]
+) -> tuple[UInt8[np.ndarray, "n H W 3"], Float[np.ndarray, " n"]]:
+    clip = read_video(video, times_s=times_s, threads="auto")
+    return clip.frames, clip.times_s
 
 
 def _located(time_s: float, box: Box | None, clip: Clip, fps: float) -> Located:

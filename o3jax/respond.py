@@ -6,7 +6,8 @@ The pixels are read once: the language model and the evidence modules share what
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,11 +19,14 @@ from o3jax.generate.sampler import Generated, greedy
 from o3jax.models.evidence import Estimate
 from o3jax.models.qwen3_vl import Batch, Qwen3VL, Seen, mention_states
 from o3jax.prompts.collate import bucket, collate
-from o3jax.prompts.dense import dense_stream, interval_mask, visual_places
+from o3jax.prompts.dense import dense_stream, interval_mask, pointed_frames, visual_places
 from o3jax.prompts.feedback import Proposal, with_proposals
 from o3jax.prompts.mentions import mention_positions
 from o3jax.prompts.processor import Processor
 from o3jax.verify.candidates import Interval, candidate_intervals
+
+# Some seconds of `Request.dense_times` -> the frames shown then, as large as `frames`, and their seconds.
+FramesAt = Callable[[Float[np.ndarray, " n"]], tuple[UInt8[np.ndarray, "n H W 3"], Float[np.ndarray, " n"]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Request:
     metadata: Mapping[str, Any]  # fps and frames_indices, as the processor takes them
     dense_frames: UInt8[np.ndarray, "n h w 3"] | None = None  # of the dense stream, and their seconds
     dense_times: Float[np.ndarray, " n"] | None = None
+    frames_at: FramesAt | None = None  # where boxes are read from the frame pointed at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +70,11 @@ class Response:
 def see(model: Qwen3VL, batch: Batch) -> Seen:
     """Returns what the model makes of a batch's pixels."""
     return model.see(batch)
+
+
+@jax.jit
+def _look(model: Qwen3VL, seen: Seen, batch: Batch) -> Seen:
+    return model.look(seen, batch)
 
 
 @jax.jit
@@ -116,8 +126,11 @@ def respond(
         batch |= _evidence_inputs(model, processor, requests, inputs["video_grid_thw"], batch)
     seen = see(model, batch)
     searched = None if model.evidence is None else search(model, batch, seen)
+    look = None
+    if searched and model.config.evidence.box_frames == "pointed":
+        look = functools.partial(_look_at, model, processor, requests, inputs["video_grid_thw"], seen)
     if searched and model.config.evidence.feedback == "prompt":
-        found = proposals(model, batch, seen, searched)
+        found = proposals(model, batch, seen, searched, look)
         texts = [_with_proposals(r, mine, box_step) for r, mine in zip(requests, found, strict=True)]
         inputs = processor(text=texts, videos=videos, video_metadata=metadata, padding_side="right")
         batch |= pad_inputs(inputs, model)
@@ -125,7 +138,7 @@ def respond(
     responses = [
         Response(tokens, probabilities, processor.decode(tokens)) for tokens, probabilities in _rows(out)
     ]
-    return _grounded(model, processor, responses, out, batch, seen, searched) if searched else responses
+    return _grounded(model, processor, responses, out, batch, seen, searched, look) if searched else responses
 
 
 def pad_inputs(inputs: Mapping[str, np.ndarray], model: Qwen3VL) -> dict[str, np.ndarray]:
@@ -186,9 +199,45 @@ def search(model: Qwen3VL, batch: Batch, seen: Seen) -> Searched:
     return Searched(relevance, found, np.stack(inside))
 
 
-def proposals(model: Qwen3VL, batch: Batch, seen: Seen, searched: Searched) -> list[list[Proposal]]:
+# Times of each video -> what was seen, with the frames at these times to read boxes from.
+Look = Callable[[Sequence[Float[np.ndarray, " m"]]], Seen]
+
+
+def _look_at(
+    model: Qwen3VL,
+    processor: Processor,
+    requests: Sequence[Request],
+    grids: Int[np.ndarray, "B 3"],
+    seen: Seen,
+    times: Sequence[Float[np.ndarray, " m"]],
+) -> Seen:
+    """Returns what was seen, and of each video the frames nearest to some times."""
+    c, video = model.config.vision, processor.video_config
+    wanted = [
+        np.unique([r.dense_times[np.abs(r.dense_times - t).argmin()] for t in mine])
+        for r, mine in zip(requests, times, strict=True)
+    ]
+    if not any(map(len, wanted)):
+        return seen
+    sizes = {"groups": bucket(max(map(len, wanted))), "patches": seen.visual.centres.shape[2] * c.merge_unit}
+    rows = []
+    for request, (_, h, w), at in zip(requests, grids.tolist(), wanted, strict=True):
+        frames = np.zeros((0, *request.frames.shape[1:]), np.uint8)
+        if len(at):
+            frames, at = request.frames_at(at)
+        size = h * video.patch_size, w * video.patch_size
+        rows.append(pointed_frames(frames, at, size, video, c, **sizes))
+    return _look(model, seen, {key: np.stack([row[key] for row in rows]) for key in rows[0]})
+
+
+def proposals(
+    model: Qwen3VL, batch: Batch, seen: Seen, searched: Searched, look: Look | None = None
+) -> list[list[Proposal]]:
     """Returns where each question alone points: the best proposal, and others that are likely."""
-    guess = jax.tree.map(np.asarray, _propose(model, batch, seen, searched.candidates))
+    guess = _propose(model, batch, seen, searched.candidates)
+    if look is not None:
+        guess = _propose(model, batch, look(np.asarray(guess.time_s)), searched.candidates)
+    guess = jax.tree.map(np.asarray, guess)
     found = []
     for row in range(len(guess.confidence)):
         order = np.argsort(-guess.confidence[row])
@@ -220,6 +269,7 @@ def _grounded(
     batch: Batch,
     seen: Seen,
     searched: Searched,
+    look: Look | None,
 ) -> list[Response]:
     """Returns the responses with relevance over time, and an estimate for each of their mentions."""
     relevance, found, candidates = searched
@@ -228,7 +278,11 @@ def _grounded(
     index = np.full((len(responses), 1, bucket(max(1, *map(len, mentions)))), -1, np.int32)
     for row, positions in zip(index, mentions, strict=True):
         row[0, : len(positions)] = positions
-    found_at = jax.tree.map(np.asarray, estimate(model, out.states, index, seen, candidates))
+    guess = estimate(model, out.states, index, seen, candidates)
+    if look is not None:
+        there = [times[: len(m)] for times, m in zip(np.asarray(guess.time_s), mentions, strict=True)]
+        guess = estimate(model, out.states, index, look(there), candidates)
+    found_at = jax.tree.map(np.asarray, guess)
     sure = np.asarray(jax.nn.sigmoid(found_at.confidence))
 
     def head(row: int, m: int) -> HeadEstimate:

@@ -355,6 +355,7 @@ def test_the_article_s_recipe_runs(small, tmp_path, capfd, quick):
             "evidence.hidden_size must be a positive multiple of 2 x num_heads",
         ),
         (["--config.evidence.strategy=wormhole"], "evidence.strategy is 'wormhole'; choose one of halo"),
+        (["--config.box_frames=best"], "config.box_frames is 'best'; choose one of stream, pointed"),
         (["--config.frames.layout=tiles"], "frames: layout must be one of native, images, not 'tiles'"),
         (["--config.num_workers=-1"], "num_workers is -1; write how many"),
         (

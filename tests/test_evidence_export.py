@@ -273,6 +273,7 @@ def refused(folder: Path, says: str) -> str:
         ("window_s", None, "evidence.window_s is missing"),
         ("strategy", "wormhole", "evidence.strategy is 'wormhole'; choose one of halo"),
         ("strategy", 3, "evidence.strategy must be text"),
+        ("box_frames", "best", "evidence.box_frames is 'best'; choose one of stream, pointed"),
         ("inject", "no", "evidence.inject must be true or false"),
         # Fields that the tensors do not fit.
         ("inject", True, r"do not fit its o3_config.json: 2 missing: evidence.injection.gate"),

@@ -77,14 +77,16 @@ def weights_of(run: Path) -> bytes:
     return (run / "model" / "model.safetensors").read_bytes()
 
 
-def test_a_run_that_is_stopped_anywhere_ends_as_one_that_is_not(write_config, tmp_path, capfd):
-    config, whole, parts = write_config(), tmp_path / "whole", tmp_path / "parts"
-    done = run_command(capfd, "gspo", f"--config={config}", f"--workdir={whole}")
+# Inside the first iteration, between the two, inside the second.
+@pytest.mark.parametrize(("vision", "stops"), [(1.0, (1, 2, 3)), (0.0, (1,))], ids=["trained", "frozen"])
+def test_a_run_that_is_stopped_anywhere_ends_as_one_that_is_not(write_config, tmp_path, capfd, vision, stops):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    flags = [f"--config={write_config()}", f"--config.rates.vision={vision}"]
+    done = run_command(capfd, "gspo", *flags, f"--workdir={whole}")
     assert done.code == 0, done.err
-    # Inside the first iteration, between the two, inside the second.
-    for step in (1, 2, 3, 0):
+    for step in (*stops, 0):
         flag = f"--config.stop_at_step={step}"
-        done = run_command(capfd, "gspo", f"--config={config}", f"--workdir={parts}", flag)
+        done = run_command(capfd, "gspo", *flags, f"--workdir={parts}", flag)
         assert done.code == 0, done.err
     assert lines_of(parts) == lines_of(whole)
     assert weights_of(parts) == weights_of(whole)

@@ -6,12 +6,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+from einops import rearrange
 
 from o3jax.errors import UserError
 from o3jax.gspo.rows import by_sequence, pack_groups
 from o3jax.models.config import EvidenceConfig
+from o3jax.models.qwen3_vl import VISION_KEYS
 from o3jax.prompts.collate import collate
-from tests.groups import GROUP, PROMPTS, SHAPE, make_setting
+from tests.groups import GROUP, PROMPTS, ROWS, SHAPE, make_setting
 from tests.tiny import make_inputs
 
 
@@ -58,6 +60,25 @@ def test_prompts_may_be_padded_on_the_left(setting, repeated):
     right = setting.repeated if repeated else setting.rows
     for key, array in setting.pack(left=True, repeated=repeated).items():
         np.testing.assert_array_equal(array, right[key], err_msg=key)
+
+
+def test_rows_carry_the_features_of_their_prompts(setting):
+    """Each of them tells its prompt, its frame group and its place there."""
+    prompts = collate(make_inputs(PROMPTS), setting.reference.config, length=64, patches=64)
+    index = np.indices((len(PROMPTS), prompts["patches"].shape[1], 64 // 4), np.float32) + 1
+    features = {"visual_features": rearrange(index, "k b t p -> b t p k 1")}
+    others = {name: a for name, a in prompts.items() if name not in VISION_KEYS or name == "patch_length"}
+    rows = pack_groups(others | features, setting.responses, setting.reference.config, SHAPE, rows=ROWS)
+    assert rows.keys() - setting.rows.keys() == {"visual_features"}
+    for key in rows.keys() & setting.rows.keys():
+        np.testing.assert_array_equal(rows[key], setting.rows[key], err_msg=key)
+    flat = rearrange(rows["visual_features"], "b t p k 1 -> b (t p) k") - 1
+    for row, slot in np.argwhere(rows["response_index"][..., 0] > 0):
+        prompt, last = rows["sequence"][row, slot, 0], rows["response_index"][row, slot, 0]
+        mine = rows["segment_ids"][row] == rows["segment_ids"][row, last]
+        there, here = (i[i >= 0] for i in (prompts["visual_index"][prompt], rows["visual_index"][row, mine]))
+        wanted = np.stack([np.full(len(there), prompt), *np.divmod(there, 64 // 4)], -1)
+        np.testing.assert_array_equal(flat[row, here], wanted)
 
 
 def test_values_go_where_their_sequences_are(setting):

@@ -92,9 +92,9 @@ def train(config_file):
         program = ["-c", code.format(**where)] if code else ["-m", "experiments.sft"]
         command = [sys.executable, *program, f"--config={config_file}", f"--workdir={workdir}", *flags]
         count = f"--xla_force_host_platform_device_count={devices}"
-        # Compiled with little effort, which takes longer than the few steps.
-        fast = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": count} | fast
+        # Compiled with little effort, which takes longer than the few steps; and each program is named.
+        jax_flags = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_LOG_COMPILES": "1"}
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": count} | jax_flags
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
     return run
@@ -125,6 +125,8 @@ def test_a_mesh_trains_as_one_device_does(train, uninterrupted, tmp_path):
     mesh = (*(f"--config.mesh.{axis}=2" for axis in axes), "--config.gradient_accumulation_steps=1")
     run = train(tmp_path, flags=(*mesh, "--config.stop_at_step=4"), devices=4)
     assert run.returncode == 0, run.stderr
+    # The state that a step returns lives where the one that it was given did.
+    assert run.stderr.count("Compiling jit(step) with") == 1
     np.testing.assert_allclose(losses(tmp_path), losses(uninterrupted)[:4], rtol=1e-4)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from o3jax.errors import UserError
 from o3jax.models.config import Config
-from o3jax.models.qwen3_vl import VISION_KEYS
+from o3jax.models.qwen3_vl import FEATURE_KEYS, VISION_KEYS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,8 @@ def pack_groups(
         sequence        int32 [B, N, 2]: which (prompt, sample) it is; -1 where there is none
 
     Args:
-        prompts: what `o3jax.prompts.collate` returns, padded on either side; `next_position` included.
+        prompts: what `o3jax.prompts.collate` returns, padded on either side; `next_position` included. With
+            `visual_features` in place of their patches, so are the rows.
         responses: the tokens of each prompt's samples.
         config: the model's configuration.
         shape: what rows are padded to.
@@ -95,9 +96,10 @@ def pack_groups(
         raise UserError(
             f"{len(units)} groups need {len(packed)} update rows, more than the {rows} that were asked for"
         )
-    batch = _empty(prompts, shape, len(packed) if rows is None else rows)
+    merge_unit = config.vision.merge_unit
+    batch = _empty(prompts, shape, len(packed) if rows is None else rows, merge_unit)
     for row, together in enumerate(packed):
-        _fill({key: array[row] for key, array in batch.items()}, together, prompts, config.vision.merge_unit)
+        _fill({key: array[row] for key, array in batch.items()}, together, prompts, merge_unit)
     return batch
 
 
@@ -122,7 +124,7 @@ def _units(
     units = []
     for prompt, texts in enumerate(responses):
         slots = np.flatnonzero(prompts["segment_ids"][prompt])
-        lengths = prompts["patch_length"][prompt] if "patches" in prompts else np.zeros(1, np.int32)
+        lengths = prompts["patch_length"][prompt] if _visual_keys(prompts) else np.zeros(1, np.int32)
         groups = int((lengths > 0).sum())
         arrays = [np.asarray(text, np.int32) for text in texts]
         samples = range(len(arrays))
@@ -145,7 +147,14 @@ def _units(
     return units
 
 
-def _empty(prompts: Mapping[str, np.ndarray], shape: UpdateShape, rows: int) -> dict[str, np.ndarray]:
+def _visual_keys(prompts: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Returns the names of the arrays with what is to be seen, the one with its tokens or patches first."""
+    return next((keys for keys in (FEATURE_KEYS, VISION_KEYS) if keys[0] in prompts), ())
+
+
+def _empty(
+    prompts: Mapping[str, np.ndarray], shape: UpdateShape, rows: int, merge_unit: int
+) -> dict[str, np.ndarray]:
     """Returns rows of padding."""
 
     def full(*sizes: int, value: int = 0, dtype: type = np.int32) -> np.ndarray:
@@ -154,8 +163,9 @@ def _empty(prompts: Mapping[str, np.ndarray], shape: UpdateShape, rows: int) -> 
     batch = {key: full(shape.length) for key in ("input_ids", "segment_ids", "branch_ids")}
     batch["positions"] = full(3, shape.length)
     batch["visual_index"] = full(shape.length, value=-1)
-    for key in VISION_KEYS if "patches" in prompts else ():
-        sizes = (shape.groups, shape.patches)[: prompts[key].ndim - 1] + prompts[key].shape[3:]
+    for key in _visual_keys(prompts):
+        width = shape.patches // merge_unit if key == "visual_features" else shape.patches
+        sizes = (shape.groups, width)[: prompts[key].ndim - 1] + prompts[key].shape[3:]
         batch[key] = full(*sizes, dtype=prompts[key].dtype)
     batch["response_ids"] = full(shape.sequences, shape.response)
     batch["response_index"] = full(shape.sequences, shape.response)
@@ -176,12 +186,14 @@ def _fill(
         row["input_ids"][here] = source["input_ids"][unit.slots]
         row["positions"][:, here] = source["positions"][:, unit.slots]
         if unit.groups:
-            size = min(source["patches"].shape[1], row["patches"].shape[1])
-            for key in VISION_KEYS:
-                part = np.index_exp[:, :size][: source[key].ndim]
+            keys = _visual_keys(source)
+            old, new = (a[keys[0]].shape[1] for a in (source, row))
+            for key in keys:
+                part = np.index_exp[:, : min(old, new)][: source[key].ndim]
                 row[key][groups : groups + unit.groups][part] = source[key][: unit.groups][part]
             # A visual token's number tells its frame group and its place in it; both may have changed.
-            old, new = (a.shape[1] // merge_unit for a in (source["patches"], row["patches"]))
+            if keys == VISION_KEYS:
+                old, new = old // merge_unit, new // merge_unit
             index = source["visual_index"][unit.slots]
             moved = (index // old + groups) * new + index % old
             row["visual_index"][here] = np.where(index < 0, -1, moved)

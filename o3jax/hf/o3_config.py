@@ -14,7 +14,7 @@ from typing import Any
 
 from o3jax.errors import UserError
 from o3jax.hf.fields import Section, read_object
-from o3jax.models.config import EvidenceConfig
+from o3jax.models.config import BOX_FRAMES, EvidenceConfig
 from o3jax.models.temporal import STRATEGIES
 from o3jax.prompts.feedback import FEEDBACK
 
@@ -72,6 +72,8 @@ def evidence_config(section: Section) -> EvidenceConfig:
         raise section.bad("strategy", f"is {config.strategy!r}; choose one of {', '.join(STRATEGIES)}")
     if config.feedback not in FEEDBACK:
         raise section.bad("feedback", f"is {config.feedback!r}; choose one of {', '.join(FEEDBACK)}")
+    if config.box_frames not in BOX_FRAMES:
+        raise section.bad("box_frames", f"is {config.box_frames!r}; choose one of {', '.join(BOX_FRAMES)}")
     return config
 
 

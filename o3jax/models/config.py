@@ -61,6 +61,9 @@ class TextConfig:
     moe_intermediate_size: int = 0
 
 
+BOX_FRAMES = ("stream", "pointed")  # of EvidenceConfig.box_frames
+
+
 @dataclasses.dataclass(frozen=True)
 class EvidenceConfig:
     """The modules that estimate evidence beside the text: temporal encoder, matching, evidence decoder."""
@@ -78,6 +81,8 @@ class EvidenceConfig:
     strategy: str = "halo"  # of attention along a sharded time axis: see o3jax.models.temporal
     proposals: int = 4  # learned queries that ask with the question alone
     feedback: str = "none"  # or "prompt": the language model reads the proposals after the question
+    # Boxes are read from the language stream's frame pairs, or from the frame pointed at, encoded extra.
+    box_frames: str = "stream"
     inject: bool = False  # F enters the visual tokens, through a gate that starts at zero
 
     @property

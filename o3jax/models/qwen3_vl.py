@@ -8,6 +8,12 @@ A batch is a dictionary of arrays, made on the host by `o3jax.prompts.collate`:
     and, where there are images or videos: patches [B, T, P, C], patch_length [B, T],
     patch_coords [B, T, P, 2], pos_index and pos_weight [B, T, P, 4]
 
+What a frozen tower made of the pixels earlier may stand in their place; the tower then does not run:
+
+    visual_features [B, T, P / 4, 1 + taps, D]: each visual token and its DeepStack features, instead of all
+    of the above but patch_length
+    dense_tokens [B, Td, Pd / 4, D]: instead of the dense stream's, below, all but dense_length
+
 For the evidence modules there is also, made by `o3jax.prompts.dense` (R rows, B dividing R: questions
 about one video are consecutive):
 
@@ -22,6 +28,11 @@ and, where a row holds several videos, each a segment of its own:
     dense_clock [B, Td], visual_clock [B, T]: the times of all videos one after the other, further apart
     than the temporal window reaches
 
+Visual tokens that no text refers to are read by the evidence decoder alone. `Qwen3VL.look` adds such ones to
+what was seen:
+
+    pointed_patches and its like, pointed_times [B, X], pointed_cells [B, P / 4, 2]
+
 Grids are data: one compiled program serves every set of grids that is padded to the same shapes.
 """
 
@@ -33,7 +44,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
+from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -58,6 +69,8 @@ Batch = Mapping[str, Array | np.ndarray]
 DENSE_CHUNK = 512  # frame pairs of the dense stream that are processed at a time, at most
 
 VISION_KEYS = ("patches", "patch_length", "patch_coords", "pos_index", "pos_weight")
+DENSE_KEYS = tuple("dense_" + key.removeprefix("patch_") for key in VISION_KEYS)
+FEATURE_KEYS = ("visual_features", "patch_length")  # instead of VISION_KEYS
 
 
 @jax.tree_util.register_dataclass
@@ -93,19 +106,20 @@ class Qwen3VL(nnx.Module):
 
     def see(self, batch: Batch, *, kernel: str = "xla", remat: str = "none") -> Seen | None:
         """Returns what the towers and the temporal encoder make of the pixels; None where there are none."""
-        if "patches" not in batch:
+        if "visual_features" in batch:
+            kept = rearrange(jnp.asarray(batch["visual_features"]), "b t p k d -> k b (t p) d")
+            tokens, taps = kept[0], kept[1:]
+        elif "patches" in batch:
+            tokens, taps = self.vision(*[batch[key] for key in VISION_KEYS], kernel=kernel, remat=remat)
+        else:
             return None
-        tokens, taps = self.vision(*[batch[key] for key in VISION_KEYS], kernel=kernel, remat=remat)
-        if self.evidence is None or "dense_patches" not in batch:
+        if self.evidence is None or "dense_length" not in batch:
             return Seen(tokens, taps, None, None)
         dense = self._dense(batch, kernel, remat)
-        unit = self.config.vision.merge_unit
-        valid = jnp.arange(batch["patches"].shape[2] // unit) < batch["patch_length"][..., None] // unit
-        by_pair = rearrange(tokens, "b (t p) d -> b t p d", t=valid.shape[1])
-        visual = VisualStream(by_pair, batch["visual_times"], batch["visual_centres"], valid)
+        visual = self._visual(tokens, batch["visual_times"], batch["visual_centres"], batch["patch_length"])
         if self.evidence.injection is not None:
             by_pair = self.evidence.injection(
-                by_pair,
+                visual.tokens,
                 batch.get("visual_clock", visual.times),
                 visual.centres,
                 dense.features,
@@ -119,9 +133,31 @@ class Qwen3VL(nnx.Module):
             visual = dataclasses.replace(visual, valid=_own(batch, "visual_clip", visual.valid))
         return Seen(tokens, taps, dense, visual)
 
+    def look(self, seen: Seen, batch: Batch) -> Seen:
+        """Returns what was seen, with the frames `pointed_*` of the batch to read boxes from."""
+        tokens, _ = self.vision(*[batch["pointed_" + key.removeprefix("patch_")] for key in VISION_KEYS])
+        times, cells = batch["pointed_times"], batch["pointed_cells"]
+        centres = repeat(cells, "b p xy -> b x p xy", x=times.shape[1])
+        more = self._visual(tokens, times, centres, batch["pointed_length"])
+        visual = jax.tree.map(lambda *streams: jnp.concatenate(streams, axis=1), seen.visual, more)
+        return dataclasses.replace(seen, visual=visual)
+
+    def _visual(
+        self,
+        tokens: Float[Array, "B tokens D"],
+        times: Float[Array, "B T"],
+        centres: Float[Array, "B T P 2"],
+        lengths: Int[Array, "B T"],
+    ) -> VisualStream:
+        by_pair = rearrange(tokens, "b (t p) d -> b t p d", t=times.shape[1])
+        valid = jnp.arange(centres.shape[2]) < lengths[..., None] // self.config.vision.merge_unit
+        return VisualStream(by_pair, times, centres, valid)
+
     def _dense(self, batch: Batch, kernel: str, remat: str) -> DenseStream:
         valid = batch["dense_length"] > 0
-        tokens = self._dense_tokens(batch, kernel)
+        tokens = (
+            batch["dense_tokens"] if "dense_tokens" in batch else dense_tokens(self.vision, batch, kernel)
+        )
         size = chunk_size(valid.shape[1])
         chunk = size if size < valid.shape[1] and np.isfinite(self.config.evidence.window_s) else None
         clock = batch.get("dense_clock", batch["dense_times"])
@@ -129,24 +165,6 @@ class Qwen3VL(nnx.Module):
         cells = batch["dense_length"].max(-1, keepdims=True) // self.config.vision.merge_unit
         cell_valid = jnp.arange(tokens.shape[2]) < cells
         return DenseStream(features, batch["dense_times"], valid, batch["dense_cells"], cell_valid)
-
-    def _dense_tokens(self, batch: Batch, kernel: str) -> Float[Array, "B T P D"]:
-        """Returns the tower's tokens of the dense stream, a chunk of frame pairs at a time.
-
-        The tower learns from the language stream alone: of this large pass nothing is kept.
-        """
-        tower = jax.lax.stop_gradient(self.vision)
-        inputs = [batch["dense_" + key.removeprefix("patch_")] for key in VISION_KEYS]
-        groups, size = inputs[0].shape[1], chunk_size(inputs[0].shape[1])
-        if size == groups:
-            return rearrange(tower(*inputs, kernel=kernel)[0], "b (t p) d -> b t p d", t=groups)
-
-        def split(x: Array) -> Array:
-            x = jnp.pad(x, [(0, 0), (0, -groups % size)] + [(0, 0)] * (x.ndim - 2))
-            return rearrange(x, "b (n t) ... -> n b t ...", t=size)
-
-        tokens = jax.lax.map(lambda xs: tower(*xs, kernel=kernel)[0], [split(jnp.asarray(x)) for x in inputs])
-        return rearrange(tokens, "n b (t p) d -> b (n t) p d", t=size)[:, :groups]
 
     def embed(
         self, batch: Batch, seen: Seen | None
@@ -213,6 +231,32 @@ class Qwen3VL(nnx.Module):
         """Returns logits [B, S, V]."""
         seen = self.see(batch, kernel=kernel, remat=remat)
         return self.logits(self.hidden(batch, seen, kernel=kernel, remat=remat))
+
+
+def dense_tokens(tower: VisionTower, batch: Batch, kernel: str = "xla") -> Float[Array, "B T P D"]:
+    """Returns the tower's tokens of the dense stream, a chunk of frame pairs at a time.
+
+    The tower learns from the language stream alone: of this large pass nothing is kept.
+    """
+    tower = jax.lax.stop_gradient(tower)
+    inputs = [batch[key] for key in DENSE_KEYS]
+    groups, size = inputs[0].shape[1], chunk_size(inputs[0].shape[1])
+    if size == groups:
+        return rearrange(tower(*inputs, kernel=kernel)[0], "b (t p) d -> b t p d", t=groups)
+
+    def split(x: Array) -> Array:
+        x = jnp.pad(x, [(0, 0), (0, -groups % size)] + [(0, 0)] * (x.ndim - 2))
+        return rearrange(x, "b (n t) ... -> n b t ...", t=size)
+
+    tokens = jax.lax.map(lambda xs: tower(*xs, kernel=kernel)[0], [split(jnp.asarray(x)) for x in inputs])
+    return rearrange(tokens, "n b (t p) d -> b (n t) p d", t=size)[:, :groups]
+
+
+def visual_features(
+    tokens: Float[Array, "B tokens D"], taps: Float[Array, "taps B tokens D"], groups: int
+) -> Float[Array, "B T P K D"]:
+    """Returns what the tower made of so many frame groups, as a batch carries it."""
+    return rearrange(jnp.concatenate([tokens[None], taps]), "k b (t p) d -> b t p k d", t=groups)
 
 
 def chunk_size(groups: int) -> int:

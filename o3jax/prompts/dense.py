@@ -1,4 +1,5 @@
-"""The dense stream of a video as the model reads it: all its frames, small, with their times.
+"""The dense stream of a video as the model reads it: all its frames, small, with their times; and single
+frames, large, that boxes are read from.
 
 Keys of the batch (see o3jax.models.qwen3_vl) that the evidence modules need beside those of
 `o3jax.prompts.collate`; everything is numpy, made on the host.
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 from o3jax.errors import UserError
 from o3jax.models.config import EvidenceConfig, VisionConfig
 from o3jax.prompts.collate import frame_layout
-from o3jax.prompts.image import VideoConfig, patchify
+from o3jax.prompts.image import VideoConfig, patchify, resize_video
 from o3jax.video import Clip, probe, read_video
 
 
@@ -80,34 +81,73 @@ def dense_stream(
     Raises:
         UserError: if the frames do not fit these sizes.
     """
-    n, height, width, _ = frames.shape
-    pair, merge = video.temporal_patch_size, vision.spatial_merge_size
-    h, w = height // video.patch_size, width // video.patch_size
-    count, size = -(-n // pair), h * w
+    _, height, width, _ = frames.shape
+    size = (height // video.patch_size) * (width // video.patch_size)
+    count = -(-len(frames) // video.temporal_patch_size)
     groups, patches = groups or count, patches or size
     if count > groups or size > patches:
         raise UserError(
             f"the dense stream has {count} frame pairs of {size} patches, more than the {groups} x {patches} "
-            "of a row: raise config.dense_groups or config.dense_patches, or use shorter clips"
+            "of a row: raise config.evidence_shape.groups or .patches, or use shorter clips"
         )
+    pairs = _pairs(frames, times_s, video, vision, groups, patches)
+    return {f"dense_{name}": array for name, array in pairs.items()}
+
+
+def pointed_frames(
+    frames: UInt8[np.ndarray, "n H W 3"],
+    times_s: Float[np.ndarray, " n"],
+    size: tuple[int, int],
+    video: VideoConfig,
+    vision: VisionConfig,
+    *,
+    groups: int,
+    patches: int,
+) -> dict[str, np.ndarray]:
+    """Returns frames to read boxes from, each twice as a pair, under `pointed_*` as in `dense_stream`.
+
+    Args:
+        frames: RGB of any size.
+        times_s: of each frame, seconds.
+        size: (height, width) of a frame of the language stream.
+        groups, patches: sizes to pad to.
+    """
+    stills = np.repeat(resize_video(frames, size), video.temporal_patch_size, axis=0)
+    times_s = np.repeat(times_s, video.temporal_patch_size)
+    pairs = _pairs(stills, times_s, video, vision, groups, patches)
+    return {f"pointed_{name}": array for name, array in pairs.items()}
+
+
+def _pairs(
+    frames: UInt8[np.ndarray, "n h w 3"],
+    times_s: Float[np.ndarray, " n"],
+    video: VideoConfig,
+    vision: VisionConfig,
+    groups: int,
+    patches: int,
+) -> dict[str, np.ndarray]:
+    n, height, width, _ = frames.shape
+    pair, merge = video.temporal_patch_size, vision.spatial_merge_size
+    h, w = height // video.patch_size, width // video.patch_size
+    count, size = -(-n // pair), h * w
     padded = np.append(times_s, np.repeat(times_s[-1:], -n % pair))
     coords, index, weight = frame_layout(h, w, vision.grid_side, merge)
     out = {
-        "dense_patches": np.zeros((groups, patches, vision.patch_dim), np.uint8),
-        "dense_length": np.zeros(groups, np.int32),
-        "dense_coords": np.zeros((groups, patches, 2), np.int32),
-        "dense_pos_index": np.zeros((groups, patches, 4), np.int32),
-        "dense_pos_weight": np.zeros((groups, patches, 4), np.float32),
-        "dense_times": np.zeros(groups, np.float32),
-        "dense_cells": np.zeros((patches // merge**2, 2), np.float32),
-        "dense_grid": np.array([h // merge, w // merge], np.int32),
+        "patches": np.zeros((groups, patches, vision.patch_dim), np.uint8),
+        "length": np.zeros(groups, np.int32),
+        "coords": np.zeros((groups, patches, 2), np.int32),
+        "pos_index": np.zeros((groups, patches, 4), np.int32),
+        "pos_weight": np.zeros((groups, patches, 4), np.float32),
+        "times": np.zeros(groups, np.float32),
+        "cells": np.zeros((patches // merge**2, 2), np.float32),
+        "grid": np.array([h // merge, w // merge], np.int32),
     }
-    out["dense_patches"][:count, :size] = patchify(frames, video).reshape(count, size, -1)
-    out["dense_length"][:count] = size
-    out["dense_coords"][:count, :size] = coords
-    out["dense_pos_index"][:count, :size], out["dense_pos_weight"][:count, :size] = index, weight
-    out["dense_times"][:count] = padded.reshape(count, pair).mean(-1)
-    out["dense_cells"][: size // merge**2] = cell_centres(h // merge, w // merge)
+    out["patches"][:count, :size] = patchify(frames, video).reshape(count, size, vision.patch_dim)
+    out["length"][:count] = size
+    out["coords"][:count, :size] = coords
+    out["pos_index"][:count, :size], out["pos_weight"][:count, :size] = index, weight
+    out["times"][:count] = padded.reshape(count, pair).mean(-1)
+    out["cells"][: size // merge**2] = cell_centres(h // merge, w // merge)
     return out
 
 

@@ -161,6 +161,7 @@ def make_train_step(
     *,
     frozen: Sequence[str] = (),
     dtype: jnp.dtype = jnp.float32,
+    shardings: TrainState | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns a jitted step; the given state is donated.
 
@@ -172,6 +173,8 @@ def make_train_step(
     Args:
         frozen: parts of the model ("vision", "text", "evidence") that stay as they are, without
             gradients or optimizer state.
+        shardings: of the state, on a mesh. Without them the compiler chooses where the new state lives, and
+            compiles the step once more for a state that lives there.
     """
 
     def loss_of(trained: nnx.Module, fixed: nnx.Module, batch: Batch, counts: Metrics) -> Any:
@@ -200,4 +203,4 @@ def make_train_step(
         model = _join(optax.apply_updates(trained, updates), fixed)
         return TrainState(state.step + 1, model, opt_state), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

@@ -1,0 +1,101 @@
+"""`python -m experiments.gspo_study`: what GSPO teaches o3-tiny, and what GRPO and a ratio of 1 do instead.
+
+Trains configs/gspo_tiny.py with three seeds and its two rivals with one, evaluates the models before and
+after, prints a table and draws WORKDIR/curves.png. What is already in the folder is used again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+
+from experiments import cli
+from experiments.ablation import command, entry
+
+_WORKDIR = flags.DEFINE_string("study", "runs/gspo_study", "Folder of all runs.")
+_SOURCE = flags.DEFINE_string("start", "o3-tiny", "The fine-tuned model to start from.")
+_QUESTIONS = flags.DEFINE_integer("test_questions", 200, "Test questions of an evaluation.")
+
+RUNS = {"gspo": (0, 1, 2), "grpo": (0,), "one": (0,)}
+_METRICS = ("accuracy", "m_tIoU", "m_vIoU")
+
+
+def evaluate(model: str, out: Path) -> dict[str, Any]:
+    """Returns the metrics of a model on test questions, after evaluating it where that is not done."""
+    if not out.exists():
+        command("evaluate", f"--model_path={model}", f"--num_questions={_QUESTIONS.value}", f"--out={out}")
+    return json.loads(out.read_text(encoding="utf-8"))["metrics"]
+
+
+def train(kind: str, seed: int) -> Path:
+    """Returns the folder of a run, after training it where that is not done."""
+    folder = Path(_WORKDIR.value) / f"{kind}_{seed}"
+    if not (folder / "model").exists():
+        command("gspo", f"--config=configs/gspo_tiny.py:{kind}", f"--config.seed={seed}",
+                f"--config.sft_model_path={_SOURCE.value}", f"--workdir={folder}")  # fmt: skip
+    return folder
+
+
+def held_out(folder: Path, prefix: str = "") -> tuple[list[int], list[float]]:
+    """Returns steps, and the mean reward of the held-out prompts at each, the term for the format excluded.
+
+    Args:
+        prefix: "" for greedy completions, "sampled/" for those of the policy.
+    """
+    lines = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    return (
+        [line["step"] for line in lines],
+        [line[f"{prefix}reward"] - line[f"{prefix}reward/format"] for line in lines],
+    )
+
+
+def draw(folders: Sequence[Path], path: Path) -> None:
+    """Writes the curves of some runs as a PNG: held-out rewards, clip fraction and entropy by step."""
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    (greedy, sampled), (clipped, entropy) = figure.subplots(2, 2)
+    for folder in folders:
+        for axes, prefix in ((greedy, ""), (sampled, "sampled/")):
+            axes.plot(*held_out(folder, prefix), marker=".", label=folder.name.replace("_", ", seed "))
+        log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for axes, name in ((clipped, "clip_fraction"), (entropy, "entropy")):
+            values = np.array([line[name] for line in log])
+            smooth = np.convolve(np.pad(values, 4, mode="edge"), np.full(9, 1 / 9), mode="valid")
+            axes.plot([line["step"] for line in log], smooth)
+    greedy.set_title("held-out reward without format, greedy")
+    sampled.set_title("the same, sampled by the policy")
+    clipped.set_title("share of completions that the clip holds back")
+    entropy.set_title("entropy of a token, nats")
+    for axes in (clipped, entropy):
+        axes.set_xlabel("optimizer step")
+    greedy.legend()
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    study = Path(_WORKDIR.value)
+    study.mkdir(parents=True, exist_ok=True)
+    folders = {kind: [train(kind, seed) for seed in seeds] for kind, seeds in RUNS.items()}
+    draw([folder for some in folders.values() for folder in some], study / "curves.png")
+    before = evaluate(_SOURCE.value, study / "before.json")
+    names = ["reward, greedy", "reward, sampled", *_METRICS]
+    print(f"| | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
+    start = folders["gspo"][0]
+    row = [f"{held_out(start, prefix)[1][0]:.3f}" for prefix in ("", "sampled/")]
+    print(f"| before | {' | '.join([*row, *(f'{before[field]:.3f}' for field in _METRICS)])} |")
+    for kind, some in folders.items():
+        row = [entry([held_out(folder, prefix)[1][-1] for folder in some]) for prefix in ("", "sampled/")]
+        after = [evaluate(str(folder / "model"), folder / "evaluation.json") for folder in some]
+        row += [entry([metrics[field] for metrics in after]) for field in _METRICS]
+        print(f"| {kind} | {' | '.join(row)} |")
+    print(f"curves: {study / 'curves.png'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
