@@ -7,9 +7,6 @@ folder is used again; one that was cut off goes on.
 from __future__ import annotations
 
 import json
-import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from absl import flags
 
 from configs.ablation_tiny import CELLS
 from experiments import cli
+from experiments.study import command, entry
 from o3jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/ablation", "Folder of all runs.")
@@ -51,16 +49,6 @@ def run(cell: str, seed: int) -> dict[str, Any]:
     return json.loads(result.read_text(encoding="utf-8"))["metrics"]
 
 
-def command(name: str, *arguments: str) -> None:
-    """Runs one of the commands of this project; it prints its own progress and mistakes.
-
-    Raises:
-        UserError: if it fails.
-    """
-    if subprocess.run([sys.executable, "-m", f"experiments.{name}", *arguments]).returncode:
-        raise UserError(f"experiments.{name} failed, see above; the same command goes on from there")
-
-
 def seeds_of(cell: str) -> list[int]:
     """Returns the seeds that the flags name for a cell."""
     named = dict(text.partition("=")[::2] for text in _SEEDS.value)
@@ -70,14 +58,6 @@ def seeds_of(cell: str) -> list[int]:
         return [int(seed) for seed in named.get(cell, "0").split(",")]
     except ValueError:
         raise UserError(f"--seeds={cell}={named[cell]} is wrong; write numbers, as in {cell}=0,1,2") from None
-
-
-def entry(values: Sequence[float | None]) -> str:
-    """Returns the mean of some seeds' values with their range, or the only one."""
-    if None in values:
-        return "-"
-    mean = f"{statistics.fmean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.3f}-{max(values):.3f})"
 
 
 def main(argv: Sequence[str]) -> None:

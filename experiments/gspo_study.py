@@ -16,11 +16,11 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from experiments import cli
-from experiments.ablation import command, entry
+from experiments.study import command, entry
 
-_WORKDIR = flags.DEFINE_string("study", "runs/gspo_study", "Folder of all runs.")
-_SOURCE = flags.DEFINE_string("start", "o3-tiny", "The fine-tuned model to start from.")
-_QUESTIONS = flags.DEFINE_integer("test_questions", 200, "Test questions of an evaluation.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/gspo_study", "Folder of all runs.")
+_SOURCE = flags.DEFINE_string("source", "o3-tiny", "The fine-tuned model to start from.")
+_NUM_QUESTIONS = flags.DEFINE_integer("num_questions", 200, "Test questions of an evaluation.")
 
 RUNS = {"gspo": (0, 1, 2), "grpo": (0,), "one": (0,)}
 _METRICS = ("accuracy", "m_tIoU", "m_vIoU")
@@ -29,7 +29,9 @@ _METRICS = ("accuracy", "m_tIoU", "m_vIoU")
 def evaluate(model: str, out: Path) -> dict[str, Any]:
     """Returns the metrics of a model on test questions, after evaluating it where that is not done."""
     if not out.exists():
-        command("evaluate", f"--model_path={model}", f"--num_questions={_QUESTIONS.value}", f"--out={out}")
+        command(
+            "evaluate", f"--model_path={model}", f"--num_questions={_NUM_QUESTIONS.value}", f"--out={out}"
+        )
     return json.loads(out.read_text(encoding="utf-8"))["metrics"]
 
 
