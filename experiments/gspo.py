@@ -12,7 +12,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -297,13 +297,23 @@ def check(config: ConfigDict) -> None:
 
 def main(argv: Sequence[str]) -> None:
     del argv
+    run(_CONFIG.value, _WORKDIR.value)
+
+
+def run(
+    config: ConfigDict, folder: str, trainer: Callable[..., tuple[TrainState, StepFn]] = make_trainer
+) -> None:
+    """Trains in a folder until config.max_steps, and exports the model.
+
+    Args:
+        trainer: makes the state and the step function, as `make_trainer` does.
+    """
     cli.use_compilation_cache()
-    config = _CONFIG.value
     if os.environ.get("JAX_COORDINATOR_ADDRESS"):
         raise UserError("GSPO runs on one host and all its devices: unset JAX_COORDINATOR_ADDRESS")
     check(config)
     frames = FramesConfig(**config.frames)
-    workdir = Workdir(_WORKDIR.value, config)
+    workdir = Workdir(folder, config)
 
     source = model_folder(config.sft_model_path)
     processor = load_processor(source)
@@ -355,7 +365,7 @@ def main(argv: Sequence[str]) -> None:
     )
     dtype = jnp.dtype(config.compute_dtype)
     reference = jax.tree.map(lambda a: jnp.array(a, dtype), model) if config.kl_coef else None
-    state, step = make_trainer(config, model, mesh, loss, sequence_counts, evidence=False)
+    state, step = trainer(config, model, mesh, loss, sequence_counts, evidence=False)
     updates = Updates(
         model.config,
         UpdateShape(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -46,42 +47,91 @@ _BLOCK = 128
 
 
 def _xla(q: Array, k: Array, v: Array, mask: Mask) -> Array:
-    length, group = q.shape[1], q.shape[2] // k.shape[2]
-    q = rearrange(q, "b s (k g) h -> b k g s h", g=group)
+    q = rearrange(q * q.shape[-1] ** -0.5, "b s (k g) h -> b k g s h", k=k.shape[2])
     k, v = rearrange(k, "b t k h -> b k t h"), rearrange(v, "b t k h -> b k t h")
-    if not mask.causal:
-        out = _read(_scores(q, k) + _bias(mask.dense()), v)
-    else:
-        allowed, blocks = mask.dense()[:, None, None], []
-        for start in range(0, length, _BLOCK):
-            queries, keys = slice(start, start + _BLOCK), slice(0, start + _BLOCK)
-            scores = _scores(q[..., queries, :], k[:, :, keys])
-            scores = jnp.where(allowed[..., queries, keys], scores, _HIDDEN)
-            blocks.append(_read(scores, v[:, :, keys]))
-        out = jnp.concatenate(blocks, axis=3)
-    return rearrange(out, "b k g s h -> b s (k g) h")
+    return rearrange(_in_blocks(q, k, v, mask), "b k g s h -> b s (k g) h")
+
+
+@jax.custom_vjp
+def _in_blocks(q: Float[Array, "B K G S H"], k: Array, v: Array, mask: Mask) -> Float[Array, "B K G S H"]:
+    """Returns the attention of scaled queries.
+
+    Its gradient keeps each query's highest score and sum of weights, and makes the scores from them again,
+    a block at a time: to store those of every layer and to load them takes longer than one more product.
+    """
+    return _forward(q, k, v, mask)[0]
+
+
+def _forward(q: Array, k: Array, v: Array, mask: Mask) -> tuple[Array, tuple]:
+    allowed, parts = mask.dense()[:, None, None], []
+    for queries, keys in _blocks(q.shape[3], k.shape[2], mask.causal, whole=not mask.causal):
+        scores = _dot("bkgsh,bkth->bkgst", q[..., queries, :], k[:, :, keys])
+        highest, weights, total = _weigh(_hide(scores, allowed[..., queries, keys], mask.causal))
+        parts.append((highest, total, _dot("bkgst,bkth->bkgsh", weights, v[:, :, keys]) / total))
+    highest, total, out = (jnp.concatenate(part, axis=3) for part in zip(*parts, strict=True))
+    kept = (highest, total, out.astype(v.dtype))
+    highest, total, out = (checkpoint_name(x, "attention") for x in kept)  # see `layers.checkpointed`
+    return out, (q, k, v, mask, highest, total, out)
+
+
+def _backward(residuals: tuple, grad: Array) -> tuple[Array, Array, Array, None]:
+    q, k, v, mask, highest, total, out = residuals
+    allowed = rearrange(mask.dense(), "b s t -> b 1 t 1 s")
+    # Weights are not divided by their sum here either, but what they are multiplied with.
+    grad = grad / total
+    highest, mean = (rearrange(x, "b k g s -> b k 1 g s") for x in (highest[..., 0], jnp.sum(grad * out, -1)))
+    grad, dq = grad.astype(v.dtype), []
+    dk, dv = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    for queries, keys in _blocks(q.shape[3], k.shape[2], mask.causal):
+        some_q, some_k, some_grad = q[..., queries, :], k[:, :, keys], grad[..., queries, :]
+        # Keys before queries: only one product then has to bring scores into another order first.
+        scores = _dot("bkth,bkgsh->bktgs", some_k, some_q)
+        weights = jnp.exp(_hide(scores, allowed[:, :, keys, :, queries], mask.causal) - highest[..., queries])
+        dscores = weights * (_dot("bkth,bkgsh->bktgs", v[:, :, keys], some_grad) - mean[..., queries])
+        dq.append(_dot("bktgs,bkth->bkgsh", dscores, some_k))
+        dk = dk.at[:, :, keys].add(_dot("bktgs,bkgsh->bkth", dscores, some_q))
+        dv = dv.at[:, :, keys].add(_dot("bktgs,bkgsh->bkth", weights, some_grad))
+    dq = jnp.concatenate(dq, axis=3)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+_in_blocks.defvjp(_forward, _backward)
+
+
+def _blocks(queries: int, keys: int, causal: bool, whole: bool = False) -> list[tuple[slice, slice]]:
+    """Returns which queries are computed together, and which keys they read."""
+    size = queries if whole else _BLOCK
+    return [(slice(i, i + size), slice(0, i + size if causal else keys)) for i in range(0, queries, size)]
 
 
 # A finite minimum: a query with nothing to read (padding) gets an even average, not NaN.
 _HIDDEN = float(np.finfo(np.float32).min)
 
 
-def _bias(allowed: Bool[Array, "B S T"]) -> Float[Array, "B 1 1 S T"]:
+def _hide(scores: Array, allowed: Bool[Array, "*dims"], causal: bool) -> Array:
     # Added, where one would rather choose: XLA:CPU then makes the two products, the mask and the softmax
-    # one operation. (Not so with causal blocks, where choosing is faster.)
-    return jnp.where(allowed[:, None, None], 0.0, _HIDDEN)
+    # one operation. Not so with causal blocks, where choosing is faster.
+    return jnp.where(allowed, scores, _HIDDEN) if causal else scores + _bias(allowed)
 
 
-def _scores(q: Array, k: Array) -> Float[Array, "B K G S T"]:
-    scaled = q * q.shape[-1] ** -0.5
-    return jnp.einsum("bkgsh,bkth->bkgst", scaled, k, preferred_element_type=jnp.float32)
+def _bias(allowed: Bool[Array, "*dims"]) -> Float[Array, "*dims"]:
+    return jnp.where(allowed, 0.0, _HIDDEN)
 
 
-def _read(scores: Array, v: Array) -> Array:
-    # The division comes after the product with v, on H values per query instead of T.
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    out = jnp.einsum("bkgst,bkth->bkgsh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
+def _dot(equation: str, a: Array, b: Array) -> Array:
+    """Returns the float32 product of two arrays, both in the lower precision of the two."""
+    dtype = min(a.dtype, b.dtype, key=lambda d: d.itemsize)
+    return jnp.einsum(equation, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def _weigh(scores: Float[Array, "*dims T"]) -> tuple[Array, Array, Array]:
+    """Returns the highest score, and the weights and their sum relative to it.
+
+    The division comes after the product with v, on H values per query instead of T.
+    """
+    highest = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - highest)
+    return highest, weights, weights.sum(-1, keepdims=True)
 
 
 def cached_attention(
@@ -92,8 +142,10 @@ def cached_attention(
 ) -> Float[Array, "B S N H"]:
     """Returns attention to a cache, laid out so that no step rearranges it for the two products."""
     q = rearrange(q, "b s (k g) h -> b k g s h", k=k.shape[1])
-    scores = jnp.einsum("bkgsh,bkht->bkgst", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    return rearrange(_read(scores + _bias(allowed), v), "b k g s h -> b s (k g) h")
+    scores = _dot("bkgsh,bkht->bkgst", q * q.shape[-1] ** -0.5, k)
+    _, weights, total = _weigh(scores + _bias(allowed[:, None, None]))
+    out = _dot("bkgst,bkth->bkgsh", weights, v) / total
+    return rearrange(out.astype(v.dtype), "b k g s h -> b s (k g) h")
 
 
 KERNELS: dict[str, Callable[[Array, Array, Array, Mask], Array]] = {"xla": _xla}
@@ -137,10 +189,10 @@ def group_attention(
     heads = prefix[0].shape[1]
     scaled = q * q.shape[-1] ** -0.5
     together = rearrange(scaled, "b s (k g) h -> b k (g s) h", k=heads)
-    shared = _part(together, *prefix, _bias(prefix_allowed[:, None])[:, 0])
+    shared = _part(together, *prefix, _bias(prefix_allowed[:, None, None]))
     shared = [rearrange(x, "b k (g s) h -> b s k g h", s=q.shape[1]) for x in shared]
     apart = rearrange(scaled, "b s (k g) h -> b s k g h", k=heads)
-    parts = (shared, _part(apart, *own, _bias(own_allowed[:, None])))
+    parts = (shared, _part(apart, *own, _bias(own_allowed[:, None, None, None])))
     top = jnp.maximum(parts[0][0], parts[1][0])
     total, out = 0.0, 0.0
     for highest, weight, value in parts:
@@ -155,7 +207,6 @@ def _part(q: Array, k: Array, v: Array, bias: Array) -> tuple[Array, Array, Arra
     Sums are merged per query; to bring the scores of the two parts into one order would take longer.
     """
     scores = jnp.einsum("...gh,...ht->...gt", q, k, preferred_element_type=jnp.float32) + bias
-    highest = scores.max(-1, keepdims=True)
-    weights = jnp.exp(scores - highest)
+    highest, weights, total = _weigh(scores)
     value = jnp.einsum("...gt,...th->...gh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return highest, weights.sum(-1, keepdims=True), value
+    return highest, total, value

@@ -90,12 +90,35 @@ def _rms_norm_bwd(eps: float, residuals: tuple[Array, Array], grad: Array) -> tu
 rms_norm.defvjp(_rms_norm_fwd, _rms_norm_bwd)
 
 
+@jax.custom_vjp
 def layer_norm(x: Float[Array, "*dims D"], scale: Array, bias: Array) -> Float[Array, "*dims D"]:
-    """Returns LayerNorm(x) with eps 1e-6, statistics in float32."""
+    """Returns LayerNorm(x) with eps 1e-6, statistics in float32; its backward pass, too, keeps x alone."""
+    return _standardised(x)[0].astype(x.dtype) * scale + bias
+
+
+def _standardised(x: Array) -> tuple[Array, Array]:
     wide = x.astype(jnp.float32)
-    mean = jnp.mean(wide, -1, keepdims=True)
-    var = jnp.mean(jnp.square(wide - mean), -1, keepdims=True)
-    return ((wide - mean) * jax.lax.rsqrt(var + 1e-6)).astype(x.dtype) * scale + bias
+    centred = wide - jnp.mean(wide, -1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + 1e-6)
+    return centred * inverse, inverse
+
+
+def _layer_norm_fwd(x: Array, scale: Array, bias: Array) -> tuple[Array, tuple[Array, Array]]:
+    return layer_norm(x, scale, bias), (x, scale)
+
+
+def _layer_norm_bwd(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array, Array]:
+    x, scale = residuals
+    unit, inverse = _standardised(x)
+    scaled = (grad * scale).astype(jnp.float32)
+    scaled -= jnp.mean(scaled, -1, keepdims=True)
+    dx = inverse * (scaled - unit * jnp.mean(scaled * unit, -1, keepdims=True))
+    rows = tuple(range(x.ndim - 1))
+    dscale = jnp.sum(grad * unit.astype(x.dtype), rows)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), jnp.sum(grad, rows).astype(scale.dtype)
+
+
+layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
 
 
 def checkpointed(fn: Callable, remat: str) -> Callable:

@@ -168,7 +168,6 @@ class TextDecoder(nnx.Module):
         q = checkpoint_name(rotate(shard(q, "batch", "sequence", "heads", None), *rope), "q")
         k = checkpoint_name(rotate(shard(k, "batch", "sequence", "kv_heads", None), *rope), "k")
         h, state = attend(q, k, v, state)
-        h = checkpoint_name(h, "attention")
         # Heads and their dims as one axis: contracted as two, XLA:CPU would transpose the weights each time.
         x = x + linear(h.reshape(*h.shape[:2], -1), p.o[...].reshape(-1, c.hidden_size))
         h = rms_norm(x, p.post_norm[...], c.rms_norm_eps)

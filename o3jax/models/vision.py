@@ -117,11 +117,12 @@ class VisionTower(nnx.Module):
 
         def block(x: Array, p: VisionLayers) -> Array:
             h = layer_norm(x, p.norm1_scale[...], p.norm1_bias[...])
-            q, k, v = jnp.moveaxis(linear(h, p.qkv[...]) + p.qkv_bias[...], 2, 0)
+            # Split: the gradients are then joined, where those of indexed parts are padded and summed.
+            q, k, v = (x[:, :, 0] for x in jnp.split(linear(h, p.qkv[...]) + p.qkv_bias[...], 3, axis=2))
             # Rotated in float32 and cast back, as the reference implementation does.
             q = checkpoint_name(rotate(q.astype(jnp.float32), cos, sin).astype(dtype), "q")
             k = checkpoint_name(rotate(k.astype(jnp.float32), cos, sin).astype(dtype), "k")
-            h = checkpoint_name(attention(q, k, checkpoint_name(v, "v"), mask, kernel), "attention")
+            h = attention(q, k, checkpoint_name(v, "v"), mask, kernel)
             x = (
                 x
                 + linear(h.reshape(*h.shape[:2], -1), p.out[...].reshape(-1, c.hidden_size))

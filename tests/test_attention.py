@@ -1,0 +1,96 @@
+"""Attention and the layers that bring their own gradient, against plain formulas and JAX's derivatives."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from o3jax.models.attention import Mask, attention
+from o3jax.models.layers import layer_norm, linear
+from tests.tiny import QUICK
+
+B, S, T, N, K, H = 2, 300, 40, 4, 2, 8  # queries of three blocks, the last one not full
+
+
+def packed() -> Mask:
+    """Two segments with padding behind; in the first a prefix that two branches continue."""
+    segments, branches = np.ones((B, S), np.int32), np.zeros((B, S), np.int32)
+    segments[:, 200:], segments[0, 280:] = 2, 0
+    branches[:, 60:110], branches[:, 110:170] = 1, 2
+    return Mask(segments, segments, branches, branches, causal=True)
+
+
+def across() -> Mask:
+    """Queries of one thing to keys of another; some have nothing to read."""
+    queries, keys = np.ones((B, S), np.int32), np.ones((B, T), np.int32)
+    queries[1, 250:], keys[:, 30:] = 2, 0
+    return Mask(queries, keys)
+
+
+def plain(q, k, v, allowed):
+    k, v = (jnp.repeat(x, N // K, axis=2) for x in (k, v))
+    scores = jnp.einsum("bsnh,btnh->bnst", q, k) / np.sqrt(H)
+    scores = jnp.where(allowed[:, None], scores, -1e30)
+    return jnp.einsum("bnst,btnh->bsnh", jax.nn.softmax(scores, -1), v)
+
+
+def results(fn, arguments, weights):
+    """Returns what `fn` gives and the gradients of its weighted sum."""
+
+    def run(*arguments):
+        out, back = jax.vjp(fn, *arguments)
+        return out, *back(weights.astype(out.dtype))
+
+    # Compiled with little effort, the CPU lacks products of bfloat16.
+    options = QUICK if arguments[0].dtype == jnp.float32 else None
+    return jax.jit(run, compiler_options=options)(*arguments)
+
+
+def assert_close(got, expected, tolerance):
+    for mine, theirs in zip(got, expected, strict=True):
+        mine, theirs = (np.asarray(x, np.float32) for x in (mine, theirs))
+        np.testing.assert_allclose(mine, theirs, atol=tolerance * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("mask", [packed(), across()], ids=["packed", "across"])
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
+def test_attention_and_its_gradients(mask, dtype, tolerance):
+    rng, keys = np.random.default_rng(0), mask.kv_segments.shape[1]
+    shapes = (B, S, N, H), (B, keys, K, H), (B, keys, K, H)
+    arguments = [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+    allowed = np.asarray(mask.dense())
+    # Where a query has nothing to read, nobody reads its result.
+    weights = rng.standard_normal((B, S, N, H)) * allowed.any(-1)[..., None, None]
+    got = results(lambda *x: attention(*x, mask), arguments, weights)
+    exact = [np.asarray(x, np.float32) for x in arguments]
+    out, *gradients = results(lambda *x: plain(*x, allowed), exact, weights)
+    assert all(x.dtype == dtype for x in got) and np.isfinite(np.asarray(got[0], np.float32)).all()
+    there = allowed.any(-1)
+    assert_close([got[0][there]], [out[there]], tolerance)
+    assert_close(got[1:], gradients, tolerance)
+
+
+def test_no_scores_are_kept_for_the_backward_pass():
+    q, k = (jax.ShapeDtypeStruct((B, S, heads, H), jnp.float32) for heads in (N, K))
+    kept = jax.eval_shape(lambda *x: jax.vjp(lambda *y: attention(*y, packed()), *x)[1], q, k, k)
+    sizes = [leaf.size for leaf in jax.tree.leaves(kept)]
+    assert sum(sizes) < 6 * q.size and max(sizes) <= q.size
+
+
+@pytest.mark.parametrize("width", [6, 30], ids=["narrower", "wider"])
+def test_linear_and_layer_norm_have_the_gradients_of_their_formulas(width):
+    rng = np.random.default_rng(1)
+    x, w = jnp.asarray(rng.standard_normal((3, 7, 12)) + 2), jnp.asarray(rng.standard_normal((12, 2, width)))
+    weights = rng.standard_normal((3, 7, 2, width))
+    got = results(linear, (x, w), weights)
+    assert_close(got, results(lambda x, w: jnp.einsum("abd,dnh->abnh", x, w), (x, w), weights), 1e-6)
+    scale, bias = jnp.asarray(rng.standard_normal((2, 12)))
+
+    def formula(x, scale, bias):
+        return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6) * scale + bias
+
+    weights = rng.standard_normal(x.shape)
+    got = results(layer_norm, (x, scale, bias), weights)
+    assert_close(got, results(formula, (x, scale, bias), weights), 3e-6)
