@@ -57,9 +57,7 @@ from o3jax.gspo.rows import UpdateShape
 from o3jax.gspo.update import gspo_objective, sequence_counts
 from o3jax.hf.config import config_from_hf
 from o3jax.hf.weights import load_weights
-from o3jax.models.layers import REMAT
 from o3jax.models.qwen3_vl import Qwen3VL
-from o3jax.prompts.feedback import FEEDBACK
 from o3jax.prompts.processor import Processor, load_processor
 from o3jax.respond import see
 from o3jax.sft.state import Metrics, TrainState
@@ -274,10 +272,7 @@ def held_out(config: ConfigDict, rows: MakePrompt) -> tuple[dict[str, np.ndarray
 
 def check(config: ConfigDict) -> None:
     """Raises a UserError for a config whose fields do not go together."""
-    check_choices(
-        config, remat=REMAT, compute_dtype=("float32", "bfloat16"), feedback=(None, *FEEDBACK), ratio=RATIOS
-    )
-    check_choices(config, reward_evidence=("text", "head", "both"))
+    check_choices(config, ratio=RATIOS, reward_evidence=("text", "head", "both"))
     for field in ("group_size", "prompts_per_iteration", "minibatches_per_rollout", "max_completion_length"):
         if config[field] < 1:
             raise UserError(f"config.{field} is {config[field]}; write at least 1")

@@ -31,9 +31,7 @@ from o3jax.hf.fields import Section
 from o3jax.hf.o3_config import evidence_config
 from o3jax.hf.weights import load_weights
 from o3jax.models.config import BOX_FRAMES, EvidenceConfig
-from o3jax.models.layers import REMAT
 from o3jax.models.qwen3_vl import with_evidence
-from o3jax.prompts.feedback import FEEDBACK
 from o3jax.prompts.processor import load_processor
 from o3jax.prompts.tokenizer import number_tokens
 from o3jax.sft.evidence import EvidenceWeights
@@ -69,8 +67,7 @@ def main(argv: Sequence[str]) -> None:
     cli.join_hosts()
     cli.use_compilation_cache()
     config = _CONFIG.value
-    check_choices(config, remat=REMAT, compute_dtype=("float32", "bfloat16"))
-    check_choices(config, feedback=(None, *FEEDBACK), box_frames=(None, *BOX_FRAMES))
+    check_choices(config, box_frames=(None, *BOX_FRAMES))
     frames = FramesConfig(**config.frames)
     evidence = None
     if config.evidence is not None:

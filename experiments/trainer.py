@@ -14,10 +14,14 @@ from ml_collections import ConfigDict
 from experiments.train_loop import StepFn, Workdir, is_first_host
 from o3jax.api import Settings, export_model
 from o3jax.errors import UserError
+from o3jax.models.layers import REMAT
 from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.prompts.feedback import FEEDBACK
 from o3jax.prompts.processor import Processor
 from o3jax.sft.lora import LoRA, adapted_loss
 from o3jax.sft.state import (
+    OPTIMIZERS,
+    SCHEDULES,
     CountFn,
     LossFn,
     TrainState,
@@ -94,8 +98,14 @@ def export(
 
 
 def check_choices(config: ConfigDict, **known: tuple) -> None:
-    """Raises a UserError unless each of these fields has a known value, and `num_workers` is a number."""
-    for field, choices in known.items():
+    """Raises a UserError unless these fields and those of both stages have a known value.
+
+    Args:
+        known: the choices for each field of one stage alone.
+    """
+    both = {"remat": REMAT, "compute_dtype": ("float32", "bfloat16"), "feedback": (None, *FEEDBACK)}
+    both |= {"lr_scheduler_type": SCHEDULES, "optimizer": OPTIMIZERS}
+    for field, choices in (both | known).items():
         if config[field] not in choices:
             raise UserError(
                 f"config.{field} is '{config[field]}'; choose one of {', '.join(filter(None, choices))}"

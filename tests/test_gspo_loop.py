@@ -195,6 +195,8 @@ def make_prompts(folder: Path, clips: Sequence[Clip], **options):
 def test_the_model_is_asked_as_the_api_asks(tmp_path):
     """Prompt rows with proposals, the group sampler and the heads' estimates, against `Model.respond`."""
     model = load("o3-tiny")
+    evidence = dataclasses.replace(model.config.evidence, box_frames="stream")  # as rollouts read boxes
+    model.backbone.config = dataclasses.replace(model.config, evidence=evidence)
     shape = EvidenceShape(
         groups=75, patches=36, questions=1, question_length=32, mentions=2, boxes=1, intervals=1
     )

@@ -36,13 +36,16 @@ class TrainState:
     opt_state: optax.OptState
 
 
+SCHEDULES = ("constant", "linear", "cosine")
+
+
 def learning_rate(
     kind: str, peak: float, steps: int, warmup_steps: int = 0, final_fraction: float = 0.0
 ) -> optax.Schedule:
     """Returns step -> learning rate: linear warm-up, then `constant`, `linear` or `cosine` decay.
 
     Raises:
-        UserError: if `kind` is none of them.
+        UserError: if `kind` is none of `SCHEDULES`.
     """
     decay_steps = max(steps - warmup_steps, 1)
     decays = {
@@ -51,7 +54,7 @@ def learning_rate(
         "cosine": optax.cosine_decay_schedule(peak, decay_steps, final_fraction),
     }
     if kind not in decays:
-        raise UserError(f"config.lr_scheduler_type is '{kind}'; choose one of {', '.join(decays)}")
+        raise UserError(f"config.lr_scheduler_type is '{kind}'; choose one of {', '.join(SCHEDULES)}")
     if not warmup_steps:
         return decays[kind]
     return optax.join_schedules(
