@@ -182,7 +182,7 @@ def test_published_names_give_what_the_registry_gives():
         (
             "good",
             {},
-            "'good' is unknown; use one of format, open_o3, open_o3_paper, article, article_literal, or",
+            "'good' is unknown; use one of format, open_o3, open_o3_paper, article, article_literal, over",
         ),
         ("tests.nothing:reward", {}, "importing 'tests.nothing' failed .ModuleNotFoundError"),
         ("tests.test_scoring:nothing", {}, "has no such function"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -49,44 +50,47 @@ _BLOCK = 128
 def _xla(q: Array, k: Array, v: Array, mask: Mask) -> Array:
     q = rearrange(q * q.shape[-1] ** -0.5, "b s (k g) h -> b k g s h", k=k.shape[2])
     k, v = rearrange(k, "b t k h -> b k t h"), rearrange(v, "b t k h -> b k t h")
-    return rearrange(_in_blocks(q, k, v, mask), "b k g s h -> b s (k g) h")
+    ids = mask.q_segments, mask.kv_segments, mask.q_branches, mask.kv_branches
+    return rearrange(_in_blocks(q, k, v, ids, mask.causal), "b k g s h -> b s (k g) h")
 
 
-@jax.custom_vjp
-def _in_blocks(q: Float[Array, "B K G S H"], k: Array, v: Array, mask: Mask) -> Float[Array, "B K G S H"]:
-    """Returns the attention of scaled queries.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _in_blocks(
+    q: Float[Array, "B K G S H"], k: Array, v: Array, ids: tuple, causal: bool
+) -> Float[Array, "B K G S H"]:
+    """Returns the attention of scaled queries; `ids` are the arrays of a Mask.
 
     Its gradient keeps each query's highest score and sum of weights, and makes the scores from them again,
     a block at a time: to store those of every layer and to load them takes longer than one more product.
     """
-    return _forward(q, k, v, mask)[0]
+    return _forward(q, k, v, ids, causal)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, mask: Mask) -> tuple[Array, tuple]:
-    allowed, parts = mask.dense()[:, None, None], []
-    for queries, keys in _blocks(q.shape[3], k.shape[2], mask.causal, whole=not mask.causal):
+def _forward(q: Array, k: Array, v: Array, ids: tuple, causal: bool) -> tuple[Array, tuple]:
+    allowed, parts = Mask(*ids, causal=causal).dense()[:, None, None], []
+    for queries, keys in _blocks(q.shape[3], k.shape[2], causal, whole=not causal):
         scores = _dot("bkgsh,bkth->bkgst", q[..., queries, :], k[:, :, keys])
-        highest, weights, total = _weigh(_hide(scores, allowed[..., queries, keys], mask.causal))
+        highest, weights, total = _weigh(_hide(scores, allowed[..., queries, keys], causal))
         parts.append((highest, total, _dot("bkgst,bkth->bkgsh", weights, v[:, :, keys]) / total))
     highest, total, out = (jnp.concatenate(part, axis=3) for part in zip(*parts, strict=True))
     kept = (highest, total, out.astype(v.dtype))
     highest, total, out = (checkpoint_name(x, "attention") for x in kept)  # see `layers.checkpointed`
-    return out, (q, k, v, mask, highest, total, out)
+    return out, (q, k, v, ids, highest, total, out)
 
 
-def _backward(residuals: tuple, grad: Array) -> tuple[Array, Array, Array, None]:
-    q, k, v, mask, highest, total, out = residuals
-    allowed = rearrange(mask.dense(), "b s t -> b 1 t 1 s")
+def _backward(causal: bool, residuals: tuple, grad: Array) -> tuple[Array, Array, Array, None]:
+    q, k, v, ids, highest, total, out = residuals
+    allowed = rearrange(Mask(*ids, causal=causal).dense(), "b s t -> b 1 t 1 s")
     # Weights are not divided by their sum here either, but what they are multiplied with.
     grad = grad / total
     highest, mean = (rearrange(x, "b k g s -> b k 1 g s") for x in (highest[..., 0], jnp.sum(grad * out, -1)))
     grad, dq = grad.astype(v.dtype), []
     dk, dv = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    for queries, keys in _blocks(q.shape[3], k.shape[2], mask.causal):
+    for queries, keys in _blocks(q.shape[3], k.shape[2], causal):
         some_q, some_k, some_grad = q[..., queries, :], k[:, :, keys], grad[..., queries, :]
         # Keys before queries: only one product then has to bring scores into another order first.
         scores = _dot("bkth,bkgsh->bktgs", some_k, some_q)
-        weights = jnp.exp(_hide(scores, allowed[:, :, keys, :, queries], mask.causal) - highest[..., queries])
+        weights = jnp.exp(_hide(scores, allowed[:, :, keys, :, queries], causal) - highest[..., queries])
         dscores = weights * (_dot("bkth,bkgsh->bktgs", v[:, :, keys], some_grad) - mean[..., queries])
         dq.append(_dot("bktgs,bkth->bkgsh", dscores, some_k))
         dk = dk.at[:, :, keys].add(_dot("bktgs,bkgsh->bkth", dscores, some_q))
