@@ -16,7 +16,7 @@ lint: $(VENV)/dev
 bench: $(VENV)/dev
 	$(BIN)/python -m experiments.bench
 
-# How the embedded model was made (about three hours on two cores that other work shared).
+# How the embedded model was made (more than three hours on two cores that other work shared).
 o3-tiny: $(VENV)/runtime
 	$(BIN)/python -m experiments.ground --config=configs/ground_tiny.py --workdir=runs/ground_tiny
 	$(BIN)/python -m experiments.sft --config=configs/sft_tiny.py:captions --workdir=runs/captions_tiny
@@ -24,7 +24,9 @@ o3-tiny: $(VENV)/runtime
 	$(BIN)/python -m experiments.sft --config=configs/sft_tiny.py:evidence --workdir=runs/evidence_tiny \
 	  --config.stop_at_step=1056
 	$(BIN)/python -m experiments.sft --config=configs/sft_tiny.py:feedback --workdir=runs/feedback_tiny
-	$(BIN)/python -m experiments.convert --source=runs/feedback_tiny/model --target=o3jax/assets/o3-tiny --dtype=bfloat16
+	$(BIN)/python -m experiments.gspo --config=configs/gspo_tiny.py --workdir=runs/gspo_tiny --config.seed=1 \
+	  --config.sft_model_path=runs/feedback_tiny/model
+	$(BIN)/python -m experiments.convert --source=runs/gspo_tiny/model --target=o3jax/assets/o3-tiny --dtype=bfloat16
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
