@@ -63,19 +63,19 @@ def draw(folders: Sequence[Path], path: Path) -> None:
     (greedy, sampled), (clipped, entropy) = figure.subplots(2, 2)
     for folder in folders:
         for axes, prefix in ((greedy, ""), (sampled, "sampled/")):
-            axes.plot(*held_out(folder, prefix), marker=".", label=folder.name.replace("_", ", seed "))
+            axes.plot(*held_out(folder, prefix), marker=".")
         log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for axes, name in ((clipped, "clip_fraction"), (entropy, "entropy")):
             values = np.array([line[name] for line in log])
             smooth = np.convolve(np.pad(values, 4, mode="edge"), np.full(9, 1 / 9), mode="valid")
-            axes.plot([line["step"] for line in log], smooth)
+            axes.plot([line["step"] for line in log], smooth, label=folder.name.replace("_", ", seed "))
     greedy.set_title("held-out reward without format, greedy")
     sampled.set_title("the same, sampled by the policy")
     clipped.set_title("share of completions that the clip holds back")
     entropy.set_title("entropy of a token, nats")
     for axes in (clipped, entropy):
         axes.set_xlabel("optimizer step")
-    greedy.legend()
+    clipped.legend()
     figure.savefig(path, dpi=110)
 
 
