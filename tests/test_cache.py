@@ -22,7 +22,7 @@ from o3jax.hf import config_from_hf
 from o3jax.prompts.processor import load_processor
 from o3jax.video import VideoError, read_video
 from tests.streams import put_many
-from tests.tiny import EVIDENCE, film
+from tests.tiny import EVIDENCE, film, same
 
 SHAPE = EvidenceShape(
     groups=160, patches=16, questions=2, question_length=64, mentions=4, boxes=2, intervals=2
@@ -49,14 +49,6 @@ def batches(rows: MakeRow, clips: FolderClips, workers: int = 0) -> list[dict[st
     out = [{key: np.array(array) for key, array in next(stream).items()} for _ in ROWS]
     stream.close()
     return out
-
-
-def same(ones, others):
-    for one, other in zip(ones, others, strict=True):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert one[key].dtype == other[key].dtype
-            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
 
 
 def cached(setting, folder, max_bytes=PLENTY) -> MakeRow:

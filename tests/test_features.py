@@ -33,7 +33,7 @@ from o3jax.prompts.processor import load_processor
 from o3jax.video import VideoError
 from tests.commands import run_command
 from tests.groups import KL, PROMPTS, ROWS, SHAPE, make_setting
-from tests.tiny import EVIDENCE, QUICK, film, make_inputs
+from tests.tiny import EVIDENCE, QUICK, film, make_inputs, same
 
 ROW = RowShape(640, 6, 16, clips=2)
 ASKED = EvidenceShape(
@@ -60,14 +60,6 @@ def batches(rows, clips):
     out = [{key: np.array(array) for key, array in next(stream).items()} for _ in PLANNED]
     stream.close()
     return out
-
-
-def same(ones, others):
-    for one, other in zip(ones, others, strict=True):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert one[key].dtype == other[key].dtype
-            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
 
 
 def parts(seen, batch):

@@ -285,3 +285,12 @@ def film(folder: Path, count: int, questions: int = 1) -> FolderClips:
         samples += [dataclasses.replace(s, id=f"s{number}-{at}") for at, s in enumerate(asked)]
     media = {s.video_path: probe(folder / s.video_path) for s in samples}
     return FolderClips(Index(folder, samples, [], media), questions)
+
+
+def same(ones, others):
+    """Asserts that batches are the same, bit for bit."""
+    for one, other in zip(ones, others, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert one[key].dtype == other[key].dtype
+            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
