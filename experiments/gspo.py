@@ -278,6 +278,8 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{field} is {config[field]}; write at least 1")
     if config.eval_every and config.eval_prompts < 1:
         raise UserError(f"config.eval_prompts is {config.eval_prompts}; write at least 1, or eval_every=0")
+    if config.eval_samples < 0:
+        raise UserError(f"config.eval_samples is {config.eval_samples}; write how many, 0 for greedy alone")
     if config.prompts_per_iteration % config.minibatches_per_rollout:
         raise UserError(
             f"config.prompts_per_iteration is {config.prompts_per_iteration}, which "

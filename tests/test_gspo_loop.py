@@ -169,6 +169,7 @@ def test_a_clip_that_cannot_be_read_teaches_nothing(write_config, clip, tmp_path
         (["--config.max_steps=3"], "config.max_steps is 3 optimizer steps, 2 to an iteration"),
         (["--config.group_size=0"], "config.group_size is 0; write at least 1"),
         (["--config.eval_every=1", "--config.eval_prompts=0"], "config.eval_prompts is 0; write at least 1"),
+        (["--config.eval_samples=-1"], "config.eval_samples is -1; write how many, 0 for greedy alone"),
         (["--config.ratio=odds"], "config.ratio is 'odds'; choose one of sequence"),
         (["--config.reward=niceness"], "reward 'niceness' is unknown; use one of format"),
         (["--config.reward_evidence=head"], "has no evidence modules: write text"),
