@@ -74,7 +74,7 @@ def gspo() -> ConfigDict:
     c.reward_fallback = 0.0  # of a completion that cannot be rewarded
     c.max_failed_rewards = 0.05  # share of all completions; more stops the run
 
-    c.advantages = ConfigDict({"ddof": 1, "eps": 1e-6, "positive_only": False})
+    c.advantages = ConfigDict({"ddof": 1, "eps": 1e-6, "scale_rewards": "group", "positive_only": False})
     c.ratio = "sequence"  # or sequence_token, token (GRPO), one (the published code's)
     c.clip_low = 3e-4
     c.clip_high = 4e-4

@@ -6,12 +6,15 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from data_pipelines.evidence import check_room
+from data_pipelines.frames import decode_frames, plan_frames
 from data_pipelines.pipeline import Pipeline
 from data_pipelines.sample import Sample
 from data_pipelines.sft import LEDGER_KEYS, Clip, MakeRow, Row, Written
 from o3jax.errors import UserError
+from o3jax.prompts.dense import Source
 
 
 class MakePrompt(MakeRow):
@@ -53,6 +56,25 @@ class MakePrompt(MakeRow):
                 [clip], [written], [read.error], [[end]]
             )
         return row
+
+    def source(self, clip: Clip) -> Source | None:
+        """Returns what boxes about a clip are read from beside the prompt's frames; None for these alone."""
+        evidence = self.config.evidence
+        if self.evidence is None or evidence.box_frames == "stream" or clip.is_image:
+            return None
+        times, _ = clip.dense_plan(evidence, self.processor.video_config.factor)
+        size = plan_frames(clip.samples, clip.about(), self.processor, self.frames, pairs=clip.pairs).size
+
+        def frames_at(
+            times: Float[np.ndarray, " n"],
+        ) -> tuple[UInt8[np.ndarray, "n H W 3"], Float[np.ndarray, " n"]]:
+            try:
+                return decode_frames(clip.video, times, size, self.reader), times
+            except UserError as failure:
+                print(f"boxes are read from the prompt's frames alone: {failure}", flush=True)
+                return np.zeros((0, *size, 3), np.uint8), np.zeros(0)
+
+        return Source(times, size, frames_at)
 
     def _question(self, sample: Sample) -> str:
         return sample.question  # the model's own proposals follow later, see `with_text`

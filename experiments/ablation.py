@@ -15,7 +15,7 @@ from absl import flags
 
 from configs.ablation_tiny import CELLS
 from experiments import cli
-from experiments.study import command, entry
+from experiments.study import at, command, entry
 from o3jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/ablation", "Folder of all runs.")
@@ -65,16 +65,10 @@ def main(argv: Sequence[str]) -> None:
     rows = []
     for cell in CELLS:
         found = [run(cell, seed) for seed in seeds_of(cell)]
-        rows.append([cell, *(entry([_at(metrics, path) for metrics in found]) for path in _COLUMNS.values())])
+        rows.append([cell, *(entry([at(metrics, path) for metrics in found]) for path in _COLUMNS.values())])
     print(f"| cell | {' | '.join(_COLUMNS)} |\n|{'---|' * (1 + len(_COLUMNS))}")
     for row in rows:
         print(f"| {' | '.join(row)} |")
-
-
-def _at(metrics: Any, path: Sequence[str]) -> float | None:
-    for name in path:
-        metrics = None if metrics is None else metrics.get(name)
-    return metrics
 
 
 if __name__ == "__main__":

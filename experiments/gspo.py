@@ -52,7 +52,7 @@ from o3jax.api import end_tokens, model_folder
 from o3jax.errors import UserError
 from o3jax.generate.sampling import Sampling
 from o3jax.gspo import group_advantages
-from o3jax.gspo.loss import RATIOS
+from o3jax.gspo.loss import RATIOS, SCALES
 from o3jax.gspo.rows import UpdateShape
 from o3jax.gspo.update import gspo_objective, sequence_counts
 from o3jax.hf.config import config_from_hf
@@ -81,10 +81,11 @@ class Iterations:
     eos_ids: tuple[int, ...]
     mesh: Mesh
     workdir: Workdir
+    rows: MakePrompt
     clips: Sequence[Clip]
     reference: Any  # the model before training, where the loss has a KL to it
-    held_out: Mapping[str, np.ndarray] | None  # prompts of the evaluation, and what they ask
-    asked: Sequence[Sample | None]
+    held_out: Mapping[str, np.ndarray] | None  # prompts of the evaluation, and their clips
+    asked: Sequence[Clip]
     rollout: Rollout | None = None
 
     def __call__(self, state: TrainState, item: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
@@ -121,7 +122,8 @@ class Iterations:
         for prefix, count, how in (("", 1, _GREEDY), ("sampled/", self.config.eval_samples, of_policy)):
             if count:
                 sampled = self._sample(policy, self.held_out, self.asked, jax.random.key(0), count, how)
-                scored = self._score(policy, sampled, self.asked, [slice(0, len(self.asked))], 1.0)
+                samples = [clip.samples[0] for clip in self.asked]
+                scored = self._score(policy, sampled, samples, [slice(0, len(samples))], 1.0)
                 values = _means(scored) | {"length": float(sampled.length.mean())}
                 line |= {prefix + name: value for name, value in values.items()}
         path = self.workdir.path / "eval.jsonl"
@@ -134,9 +136,10 @@ class Iterations:
     def _roll_out(self, state: TrainState, iteration: int, prompts: Mapping[str, np.ndarray]) -> Rollout:
         config, watch = self.config, Stopwatch()
         policy = self._policy(state)
-        samples = [self.clips[n].samples[0] if n >= 0 else None for n in prompts["prompt_number"].tolist()]
+        clips = [self.clips[n] if n >= 0 else None for n in prompts["prompt_number"].tolist()]
+        samples = [clip and clip.samples[0] for clip in clips]
         key = jax.random.fold_in(jax.random.key(config.seed), iteration)
-        sampled = self._sample(policy, prompts, samples, key, config.group_size, Sampling(**config.sampling))
+        sampled = self._sample(policy, prompts, clips, key, config.group_size, Sampling(**config.sampling))
         watch.lap("rollout")
         parts = [self._part(number) for number in range(config.minibatches_per_rollout)]
         scored = self._score(policy, sampled, samples, parts, (int(state.step) + 1) / config.max_steps)
@@ -179,13 +182,15 @@ class Iterations:
         self,
         policy: Qwen3VL,
         prompts: Mapping[str, np.ndarray],
-        samples: Sequence[Sample | None],
+        clips: Sequence[Clip | None],
         key: jax.Array,
         group_size: int,
         sampling: Sampling,
     ) -> Sampled:
+        samples = [clip and clip.samples[0] for clip in clips]
+        sources = [clip and self.rows.source(clip) for clip in clips]
         options = {"group_size": group_size, "sampling": sampling, "eos_ids": self.eos_ids}
-        return sample(decoder(policy), self.processor, self.config, prompts, samples, key, **options)
+        return sample(decoder(policy), self.processor, self.config, prompts, samples, sources, key, **options)
 
     def _texts(self, sampled: Sampled) -> list[list[str]]:
         special = set(self.processor.tokenizer.all_special_ids)
@@ -257,8 +262,8 @@ def _by_task(samples: Sequence[Sample | None], rewards: np.ndarray) -> dict[str,
     }
 
 
-def held_out(config: ConfigDict, rows: MakePrompt) -> tuple[dict[str, np.ndarray] | None, list[Sample]]:
-    """Returns prompts of the synthetic world's validation split, with what they ask; none if that is off."""
+def held_out(config: ConfigDict, rows: MakePrompt) -> tuple[dict[str, np.ndarray] | None, list[Clip]]:
+    """Returns prompts of the synthetic world's validation split, with their clips; none if that is off."""
     if not config.eval_every:
         return None, []
     kind, _, level = config.rl_data_path.partition(":")
@@ -267,12 +272,14 @@ def held_out(config: ConfigDict, rows: MakePrompt) -> tuple[dict[str, np.ndarray
     clips = SyntheticClips("val", int(level), 1, 0)
     chosen = [clips[index] for index in range(config.eval_prompts)]
     made = [rows.map(clip) for clip in chosen]
-    return {k: np.stack([row[k] for row in made]) for k in made[0]}, [clip.samples[0] for clip in chosen]
+    return {k: np.stack([row[k] for row in made]) for k in made[0]}, chosen
 
 
 def check(config: ConfigDict) -> None:
     """Raises a UserError for a config whose fields do not go together."""
     check_choices(config, ratio=RATIOS, reward_evidence=("text", "head", "both"))
+    if (scale := config.advantages.scale_rewards) not in SCALES:
+        raise UserError(f"config.advantages.scale_rewards is '{scale}'; choose one of {', '.join(SCALES)}")
     for field in ("group_size", "prompts_per_iteration", "minibatches_per_rollout", "max_completion_length"):
         if config[field] < 1:
             raise UserError(f"config.{field} is {config[field]}; write at least 1")
@@ -386,6 +393,7 @@ def run(
             eos_ids,
             mesh,
             workdir,
+            rows,
             clips,
             reference,
             *held_out(config, rows),

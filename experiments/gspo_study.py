@@ -1,6 +1,6 @@
 """`python -m experiments.gspo_study`: what GSPO teaches o3-tiny, and what GRPO and a ratio of 1 do instead.
 
-Trains configs/gspo_tiny.py with three seeds and its two rivals with one, evaluates the models before and
+Trains configs/gspo_tiny.py with three seeds and its rivals with one, evaluates the models before and
 after, prints a table and draws WORKDIR/curves.png. What is already in the folder is used again.
 """
 
@@ -16,14 +16,21 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from experiments import cli
-from experiments.study import command, entry
+from experiments.study import at, command, entry
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/gspo_study", "Folder of all runs.")
 _SOURCE = flags.DEFINE_string("source", "o3-tiny", "The fine-tuned model to start from.")
 _NUM_QUESTIONS = flags.DEFINE_integer("num_questions", 200, "Test questions of an evaluation.")
 
-RUNS = {"gspo": (0, 1, 2), "grpo": (0,), "one": (0,)}
-_METRICS = ("accuracy", "m_tIoU", "m_vIoU")
+RUNS = {"gspo": (0, 1, 2), "scaled": (0,), "grpo": (0,), "one": (0,)}
+_TOP = 3.0  # the reward `overlap` of a perfect answer, without the term for the format
+_METRICS = {
+    "accuracy": ("accuracy",),
+    "m_tIoU": ("m_tIoU",),
+    "m_vIoU": ("m_vIoU",),
+    "decoder m_tIoU": ("head", "m_tIoU"),
+    "decoder m_vIoU": ("head", "m_vIoU"),
+}
 
 
 def evaluate(model: str, out: Path) -> dict[str, Any]:
@@ -85,18 +92,30 @@ def main(argv: Sequence[str]) -> None:
     study.mkdir(parents=True, exist_ok=True)
     folders = {kind: [train(kind, seed) for seed in seeds] for kind, seeds in RUNS.items()}
     draw([folder for some in folders.values() for folder in some], study / "curves.png")
-    before = evaluate(_SOURCE.value, study / "before.json")
-    names = ["reward, greedy", "reward, sampled", *_METRICS]
+    names = ["greedy", "of the headroom", "sampled", "of the headroom", *_METRICS]
     print(f"| | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
-    start = folders["gspo"][0]
-    row = [f"{held_out(start, prefix)[1][0]:.3f}" for prefix in ("", "sampled/")]
-    print(f"| before | {' | '.join([*row, *(f'{before[field]:.3f}' for field in _METRICS)])} |")
+    before = evaluate(_SOURCE.value, study / "before.json")
+    print(_row("before", folders["gspo"][:1], [before], 0))
     for kind, some in folders.items():
-        row = [entry([held_out(folder, prefix)[1][-1] for folder in some]) for prefix in ("", "sampled/")]
         after = [evaluate(str(folder / "model"), folder / "evaluation.json") for folder in some]
-        row += [entry([metrics[field] for metrics in after]) for field in _METRICS]
-        print(f"| {kind} | {' | '.join(row)} |")
+        print(_row(kind, some, after, -1))
     print(f"curves: {study / 'curves.png'}")
+
+
+def _row(name: str, folders: Sequence[Path], found: Sequence[dict[str, Any]], line: int) -> str:
+    """Returns a row of the table.
+
+    Args:
+        found: the metrics of each run's model.
+        line: of the held-out rewards, 0 for those before training and -1 for the last.
+    """
+    cells = [name]
+    for prefix in ("", "sampled/"):
+        rewards = [held_out(folder, prefix)[1] for folder in folders]
+        cells.append(entry([mine[line] for mine in rewards]))
+        cells.append(entry([(mine[line] - mine[0]) / (_TOP - mine[0]) for mine in rewards]))
+    cells += [entry([at(metrics, path) for metrics in found]) for path in _METRICS.values()]
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -27,10 +28,11 @@ from o3jax.models.qwen3_vl import VISION_KEYS, Batch, Qwen3VL, Seen, visual_feat
 from o3jax.models.text import for_decoding
 from o3jax.prompts import grammar
 from o3jax.prompts.collate import bucket
+from o3jax.prompts.dense import Source
 from o3jax.prompts.feedback import with_proposals
 from o3jax.prompts.mentions import claim_numbers, mention_positions
 from o3jax.prompts.processor import Processor
-from o3jax.respond import estimate, proposals, search, see
+from o3jax.respond import Look, estimate, look_at, proposals, search, see
 
 # Of the prompts' arrays, what the model's proposals change.
 _TEXT = ("input_ids", "positions", "segment_ids", "next_position")
@@ -41,7 +43,8 @@ class Sampled:
     """G completions of each of B prompts, and the prompts as the model read them."""
 
     prompts: dict[str, np.ndarray]  # where the tower is frozen `with_features`
-    seen: Seen | None  # what `see` made of their pixels; not saved
+    seen: Seen | None  # what `see` made of their pixels; not saved, nor is `look`
+    look: Look | None  # at the frames that boxes are read from, where the model does
     tokens: Int[np.ndarray, "B G T"]
     logprobs: Float[np.ndarray, "B G T"]  # of the sampler
     length: Int[np.ndarray, "B G"]
@@ -69,6 +72,7 @@ def sample(
     config: ConfigDict,
     prompts: Mapping[str, np.ndarray],
     samples: Sequence[Sample | None],
+    sources: Sequence[Source | None],
     key: jax.Array,
     *,
     group_size: int,
@@ -80,13 +84,15 @@ def sample(
     Args:
         model: of `decoder`.
         samples: what the prompts ask, None where the clip could not be read.
+        sources: what boxes are read from, of `MakePrompt.source`.
     """
     prompts = dict(prompts)
     seen: Seen = see(model, prompts)
     if not config.rates.vision:
         prompts = with_features(prompts, seen)  # the tower need not run again
+    look = functools.partial(look_at, model, processor, seen, sources) if any(sources) else None
     if model.config.evidence is not None and model.config.evidence.feedback == "prompt":
-        found = proposals(model, prompts, seen, search(model, prompts, seen))
+        found = proposals(model, prompts, seen, search(model, prompts, seen), look)
         prompts = with_text(prompts, _asked(processor, prompts, samples, found, config.box_step))
     out = sample_groups(
         model,
@@ -101,7 +107,7 @@ def sample(
         slots=config.rollout_slots or None,
         stop=StopStrings(tuple(config.stop), processor.decode) if config.stop else None,
     )
-    return Sampled(prompts, seen, out.tokens, out.logprobs, out.length, out.finished)
+    return Sampled(prompts, seen, look, out.tokens, out.logprobs, out.length, out.finished)
 
 
 def with_features(prompts: Mapping[str, np.ndarray], seen: Seen) -> dict[str, np.ndarray]:
@@ -164,7 +170,7 @@ class Rollout:
         prompts = dict(prompts) | {name: arrays[f"prompt_{name}"] for name in _TEXT}
         names = ("tokens", "logprobs", "length", "finished")
         return cls(
-            Sampled(prompts, None, *(arrays[name] for name in names)),
+            Sampled(prompts, None, None, *(arrays[name] for name in names)),
             arrays["advantages"],
             arrays["logp_old"],
             arrays.get("logp_ref"),
@@ -254,9 +260,14 @@ def head_evidence(
             prompt, one = batch["sequence"][row, number]
             states[part][prompt, one] = read[row, number]
     candidates = search(model, sampled.prompts, sampled.seen).candidates
+    asked = model, states.reshape(count, group * room, -1), index
     candidates = np.repeat(candidates, group, axis=0)
-    states = states.reshape(count, group * room, -1)
-    guess = jax.tree.map(np.asarray, estimate(model, states, index, sampled.seen, candidates))
+    guess = estimate(*asked, sampled.seen, candidates)
+    if sampled.look is not None:
+        times = np.asarray(guess.time_s).reshape(index.shape)
+        there = [mine[at >= 0] for mine, at in zip(times, index, strict=True)]
+        guess = estimate(*asked, sampled.look(there), candidates)
+    guess = jax.tree.map(np.asarray, guess)
     evidence: list[list[list[dict[str, Any]]]] = []
     for row, mine in enumerate(responses):
         evidence.append([])

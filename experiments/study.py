@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -21,6 +22,13 @@ def command(name: str, *arguments: str) -> None:
     """
     if subprocess.run([sys.executable, "-m", f"experiments.{name}", *arguments]).returncode:
         raise UserError(f"experiments.{name} failed, see above; the same command goes on from there")
+
+
+def at(metrics: Any, path: Sequence[str]) -> float | None:
+    """Returns a number of an evaluation's `metrics`, or None if there is none."""
+    for name in path:
+        metrics = None if metrics is None else metrics.get(name)
+    return metrics
 
 
 def entry(values: Sequence[float | None]) -> str:

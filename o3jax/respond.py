@@ -19,14 +19,11 @@ from o3jax.generate.sampler import Generated, greedy
 from o3jax.models.evidence import Estimate
 from o3jax.models.qwen3_vl import Batch, Qwen3VL, Seen, mention_states
 from o3jax.prompts.collate import bucket, collate
-from o3jax.prompts.dense import dense_stream, interval_mask, pointed_frames, visual_places
+from o3jax.prompts.dense import FramesAt, Source, dense_stream, interval_mask, pointed_frames, visual_places
 from o3jax.prompts.feedback import Proposal, with_proposals
 from o3jax.prompts.mentions import mention_positions
 from o3jax.prompts.processor import Processor
 from o3jax.verify.candidates import Interval, candidate_intervals
-
-# Some seconds of `Request.dense_times` -> the frames shown then, as large as `frames`, and their seconds.
-FramesAt = Callable[[Float[np.ndarray, " n"]], tuple[UInt8[np.ndarray, "n H W 3"], Float[np.ndarray, " n"]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +125,12 @@ def respond(
     searched = None if model.evidence is None else search(model, batch, seen)
     look = None
     if searched and model.config.evidence.box_frames == "pointed":
-        look = functools.partial(_look_at, model, processor, requests, inputs["video_grid_thw"], seen)
+        patch = processor.video_config.patch_size
+        sources = [
+            Source(r.dense_times, (h * patch, w * patch), r.frames_at)
+            for r, (_, h, w) in zip(requests, inputs["video_grid_thw"].tolist(), strict=True)
+        ]
+        look = functools.partial(look_at, model, processor, seen, sources)
     if searched and model.config.evidence.feedback == "prompt":
         found = proposals(model, batch, seen, searched, look)
         texts = [_with_proposals(r, mine, box_step) for r, mine in zip(requests, found, strict=True)]
@@ -203,29 +205,33 @@ def search(model: Qwen3VL, batch: Batch, seen: Seen) -> Searched:
 Look = Callable[[Sequence[Float[np.ndarray, " m"]]], Seen]
 
 
-def _look_at(
+def look_at(
     model: Qwen3VL,
     processor: Processor,
-    requests: Sequence[Request],
-    grids: Int[np.ndarray, "B 3"],
     seen: Seen,
+    sources: Sequence[Source | None],
     times: Sequence[Float[np.ndarray, " m"]],
 ) -> Seen:
-    """Returns what was seen, and of each video the frames nearest to some times."""
+    """Returns what was seen, and of each video the frames nearest to some times, to read boxes from.
+
+    Args:
+        sources: of each row of `seen`; None for what has no frames but those that were seen.
+        times: of each row, seconds.
+    """
     c, video = model.config.vision, processor.video_config
     wanted = [
-        np.unique([r.dense_times[np.abs(r.dense_times - t).argmin()] for t in mine])
-        for r, mine in zip(requests, times, strict=True)
+        np.unique([] if one is None else [one.times_s[np.abs(one.times_s - t).argmin()] for t in mine])
+        for one, mine in zip(sources, times, strict=True)
     ]
     if not any(map(len, wanted)):
         return seen
     sizes = {"groups": bucket(max(map(len, wanted))), "patches": seen.visual.centres.shape[2] * c.merge_unit}
     rows = []
-    for request, (_, h, w), at in zip(requests, grids.tolist(), wanted, strict=True):
-        frames = np.zeros((0, *request.frames.shape[1:]), np.uint8)
+    for one, at in zip(sources, wanted, strict=True):
+        size = one.size if one else (video.factor, video.factor)
+        frames = np.zeros((0, *size, 3), np.uint8)
         if len(at):
-            frames, at = request.frames_at(at)
-        size = h * video.patch_size, w * video.patch_size
+            frames, at = one.frames_at(at)
         rows.append(pointed_frames(frames, at, size, video, c, **sizes))
     return _look(model, seen, {key: np.stack([row[key] for row in rows]) for key in rows[0]})
 

@@ -171,6 +171,7 @@ def test_a_clip_that_cannot_be_read_teaches_nothing(write_config, clip, tmp_path
         (["--config.eval_every=1", "--config.eval_prompts=0"], "config.eval_prompts is 0; write at least 1"),
         (["--config.eval_samples=-1"], "config.eval_samples is -1; write how many, 0 for greedy alone"),
         (["--config.ratio=odds"], "config.ratio is 'odds'; choose one of sequence"),
+        (["--config.advantages.scale_rewards=batch"], "config.advantages.scale_rewards is 'batch'"),
         (["--config.reward=niceness"], "reward 'niceness' is unknown; use one of format"),
         (["--config.reward_evidence=head"], "has no evidence modules: write text"),
         (["--config.sampling.temperature=-1.0"], "temperature must be 0 or a positive number"),
@@ -184,30 +185,30 @@ def test_mistakes_are_one_sentence(write_config, tmp_path, capfd, flags, says):
 
 # --- prompts ---
 
+SHAPE = EvidenceShape(
+    groups=75, patches=36, questions=1, question_length=32, mentions=2, boxes=1, intervals=1
+)
+
 
 def make_prompts(folder: Path, clips: Sequence[Clip], **options):
-    """Returns the prompt rows of clips."""
+    """Returns the prompt rows of clips, and what made them."""
     processor, config = load_processor(folder), config_from_hf(folder)
     rows = MakePrompt(processor, config, RowShape(416, 12, 64), "plain", 10, **options)
     made = [rows.map(clip) for clip in clips]
-    return {key: np.stack([row[key] for row in made]) for key in made[0]}
+    return {key: np.stack([row[key] for row in made]) for key in made[0]}, rows
 
 
 def test_the_model_is_asked_as_the_api_asks(tmp_path):
     """Prompt rows with proposals, the group sampler and the heads' estimates, against `Model.respond`."""
     model = load("o3-tiny")
-    evidence = dataclasses.replace(model.config.evidence, box_frames="stream")  # as rollouts read boxes
-    model.backbone.config = dataclasses.replace(model.config, evidence=evidence)
-    shape = EvidenceShape(
-        groups=75, patches=36, questions=1, question_length=32, mentions=2, boxes=1, intervals=1
-    )
+    assert model.config.evidence.box_frames == "pointed"
     clips, requests = [], []
     for index in range(2):
         one, path = SyntheticClips("test", 1, 1)[index], tmp_path / f"{index}.mp4"
         write_video(one.video, path)
         clips.append(dataclasses.replace(one, video=path))
         requests.append(model.request(path, one.samples[0].question)[0])
-    prompts = make_prompts(model.folder, clips, evidence=shape)
+    prompts, rows = make_prompts(model.folder, clips, evidence=SHAPE)
     wanted = model.respond(requests, max_new_tokens=96)
 
     policy = load_weights(model.folder, model.config, dtype=jnp.float32)
@@ -219,6 +220,7 @@ def test_the_model_is_asked_as_the_api_asks(tmp_path):
         gspo_tiny.get_config(),
         prompts,
         samples,
+        [rows.source(one) for one in clips],
         jax.random.key(0),
         **options,
     )
@@ -240,8 +242,24 @@ def test_the_model_is_asked_as_the_api_asks(tmp_path):
                 np.testing.assert_allclose(estimated["box"], head.box, atol=2e-3)
 
 
+def test_a_frame_that_cannot_be_read_leaves_those_of_the_prompt(tmp_path, capfd):
+    """A damaged video may be readable where the prompt looks, and not where a box is to be read."""
+    loaded, clip = load("o3-tiny"), SyntheticClips("test", 1, 1)[0]
+    made = MakePrompt(loaded.processor, loaded.config, RowShape(416, 12, 64), "plain", 10, SHAPE)
+    frames, times = made.source(clip).frames_at(np.array([1.0, 2.0]))
+    assert frames.shape == (2, *made.source(clip).size, 3) and times.tolist() == [1.0, 2.0]
+    broken = tmp_path / "broken.mp4"
+    write_video(clip.video, broken)
+    source = made.source(dataclasses.replace(clip, video=broken))
+    broken.write_bytes(b"no video")
+    frames, times = source.frames_at(np.array([1.0, 2.0]))
+    assert len(frames) == len(times) == 0
+    assert "boxes are read from the prompt's frames alone" in (told := capfd.readouterr().out)
+    assert "broken.mp4" in told
+
+
 def test_other_text_behind_the_video_stands_where_it_would_have_stood(video_model):
-    prompts = make_prompts(video_model, [SyntheticClips("test", 1, 1)[0]])
+    prompts, _ = make_prompts(video_model, [SyntheticClips("test", 1, 1)[0]])
     start = int(prompts["prompt_start"][0])
     end = int((prompts["segment_ids"][0] > 0).sum())
     ids = prompts["input_ids"][0, start:end].tolist()

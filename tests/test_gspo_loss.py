@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -254,6 +255,23 @@ def test_equal_rewards_have_no_advantage(asarray):
     assert not np.asarray(got[0]).any() and abs(got[1]).max() > 1
     assert not np.asarray(group_advantages(asarray([0.5] * 4))).any()
     assert group_advantages(asarray([3.0])) == 0  # a group of one
+
+
+def test_rewards_need_not_be_scaled():
+    """Then a group counts by how much its rewards differ: the update is the gradient of the mean reward."""
+    rewards = np.array([REWARDS, np.array(REWARDS) / 100, [0.7] * 4])
+    got = group_advantages(rewards, scale_rewards="none")
+    np.testing.assert_allclose(got, rewards - rewards.mean(1, keepdims=True), atol=1e-12)
+    kept = group_advantages(rewards, scale_rewards="none", positive_only=True)
+    np.testing.assert_array_equal(kept, np.maximum(got, 0))
+    # Two answers, the first with probability p: its gradient by the logit is p (1 - p) times the gap.
+    p = 0.3
+    answers = np.array(list(itertools.product([0, 1], repeat=6)))
+    chance = np.prod(np.where(answers == 0, p, 1 - p), axis=1)
+    advantages = group_advantages(np.where(answers == 0, 1.0, 0.2), scale_rewards="none")
+    slope = (advantages * np.where(answers == 0, 1 - p, -p)).mean(1)  # of the log-probabilities
+    biased = 5 / 6  # a sample is part of its own baseline
+    assert (chance * slope).sum() == pytest.approx(biased * p * (1 - p) * 0.8, abs=1e-12)
 
 
 def test_only_good_directions_are_kept():

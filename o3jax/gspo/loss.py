@@ -18,13 +18,19 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 RATIOS = ("sequence", "sequence_token", "token", "one")
+SCALES = ("group", "none")
 # Of a log-ratio, where it is exponentiated: far outside of any clip, and far from overflow.
 _LARGEST = 20.0
 _LARGEST_KL = 10.0  # the same for the KL estimate, as published
 
 
 def group_advantages(
-    rewards: ArrayLike, ddof: int = 1, eps: float = 1e-6, *, positive_only: bool = False
+    rewards: ArrayLike,
+    ddof: int = 1,
+    eps: float = 1e-6,
+    *,
+    scale_rewards: str = "group",
+    positive_only: bool = False,
 ) -> Float[Array | np.ndarray, "*B G"]:
     """Returns (r - mean) / (std + eps) within each group, of the rewards' shape, float32 or wider.
 
@@ -35,6 +41,8 @@ def group_advantages(
         rewards: [G], or [B, G] for B groups.
         ddof: the divisor of the variance is G - ddof; 1 as in most implementations, 0 in some.
         eps: added to the standard deviation.
+        scale_rewards: one of `SCALES`; "none" leaves r - mean, the gradient of the mean reward (Dr. GRPO,
+            arXiv:2503.20783): a group whose rewards hardly differ then hardly counts.
         positive_only: the article's "keep only the update direction of high-scoring samples": advantages
             below 0 become 0, so such responses push nothing away, but still count in the denominator.
     """
@@ -43,8 +51,9 @@ def group_advantages(
     rewards = rewards.astype(xp.promote_types(rewards.dtype, xp.float32))
     centred = rewards - rewards.mean(-1, keepdims=True)
     std = xp.sqrt(xp.square(centred).sum(-1, keepdims=True) / max(rewards.shape[-1] - ddof, 1))
+    scale = std + eps if scale_rewards == "group" else 1
     alike = rewards.max(-1, keepdims=True) == rewards.min(-1, keepdims=True)
-    advantages = xp.where(alike, 0, centred / (xp.where(alike, 1, std) + eps))
+    advantages = xp.where(alike, 0, centred / xp.where(alike, 1, scale))
     return xp.maximum(advantages, 0) if positive_only else advantages
 
 

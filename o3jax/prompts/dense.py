@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -20,6 +21,17 @@ from o3jax.models.config import EvidenceConfig, VisionConfig
 from o3jax.prompts.collate import frame_layout
 from o3jax.prompts.image import VideoConfig, patchify, resize_video
 from o3jax.video import Clip, probe, read_video
+
+# Seconds -> the frames that a video shows nearest to them, and the frames' own seconds.
+FramesAt = Callable[[Float[np.ndarray, " n"]], tuple[UInt8[np.ndarray, "n H W 3"], Float[np.ndarray, " n"]]]
+
+
+class Source(NamedTuple):
+    """A video that single frames can be read of."""
+
+    times_s: Float[np.ndarray, " n"]  # of all its frames, as the dense stream has them
+    size: tuple[int, int]  # (height, width) of a frame of the language stream
+    frames_at: FramesAt
 
 
 def dense_rate(native_fps: float, c: EvidenceConfig) -> float:
