@@ -23,6 +23,7 @@ from data_pipelines.sft import RowShape
 from data_pipelines.synthetic import COLORS, SHAPES, make_scene, scene_seed
 from experiments import cli
 from experiments.train_loop import Workdir, micro_batches, open_mesh, train
+from experiments.trainer import optimizer_of
 from o3jax.hf.export import export_weights
 from o3jax.models.config import Config, TextConfig, VisionConfig
 from o3jax.models.layers import Initializer
@@ -33,7 +34,7 @@ from o3jax.prompts.image import ImageConfig, VideoConfig
 from o3jax.prompts.processor import Processor, load_processor
 from o3jax.prompts.tokenizer import build_tokenizer, number_tokens
 from o3jax.sft.grounding import GroundedTower, grounding_loss, known_counts
-from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
+from o3jax.sft.state import init_state, make_train_step
 from o3jax.sharding import replicate_scalars, use_mesh
 
 _CONFIG = cli.define_config("configs/ground_tiny.py")
@@ -120,21 +121,13 @@ def main(argv: Sequence[str]) -> None:
     clips = FramePairs(processor, config.level, config.pairs_per_clip, config.seed + 1)
     rows = MakeGroundingRow(processor, model.config, shape)
     pipeline = Pipeline(clips, [rows], batch_size=config.train_batch_size, seed=config.seed)
-    schedule = learning_rate(
-        config.lr_scheduler_type, config.learning_rate, config.max_steps, config.warmup_steps
-    )
-    optimizer = make_optimizer(
-        schedule,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        b2=config.adam_b2,
-        kind=config.optimizer,
-    )
-    step = make_train_step(grounding_loss, optimizer, known_counts)
+    optimizer = optimizer_of(config)
     mesh = open_mesh(config)
     prepare = functools.partial(micro_batches, steps=1, mesh=mesh)
     with use_mesh(mesh):
         state = replicate_scalars(init_state(grounded, optimizer), mesh)
+        shardings = jax.tree.map(lambda a: a.sharding, state)
+        step = make_train_step(grounding_loss, optimizer, known_counts, shardings=shardings)
         state = train(state, step, pipeline, prepare, workdir, config)
     if int(state.step) < config.max_steps:
         return

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -33,6 +34,18 @@ from o3jax.sft.state import (
 from o3jax.sharding import parameter_shardings, replicate_scalars
 
 
+def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
+    """Returns the optimizer that a config describes, with its schedule."""
+    return make_optimizer(
+        learning_rate(config.lr_scheduler_type, config.learning_rate, config.max_steps, config.warmup_steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        b2=config.adam_b2,
+        kind=config.optimizer,
+        rates=config.get("rates"),
+    )
+
+
 def make_trainer(
     config: ConfigDict, model: Qwen3VL, mesh: Mesh, loss: LossFn, count: CountFn, *, evidence: bool
 ) -> tuple[TrainState, StepFn]:
@@ -47,17 +60,7 @@ def make_trainer(
     Raises:
         UserError: if a field has no such choice.
     """
-    schedule = learning_rate(
-        config.lr_scheduler_type, config.learning_rate, config.max_steps, config.warmup_steps
-    )
-    optimizer = make_optimizer(
-        schedule,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        b2=config.adam_b2,
-        kind=config.optimizer,
-        rates=config.rates,
-    )
+    optimizer = optimizer_of(config)
     frozen = [
         part for part, rate in config.rates.items() if not rate or (part == "evidence" and not evidence)
     ]

@@ -28,6 +28,7 @@ from data_pipelines.sample import ST_TASK, VISUAL_TASK, Sample
 from data_pipelines.sft import Clip, FolderClips, MakeRow, RowShape
 from experiments.bench_gpu_table import EIGHT_B
 from experiments.train_loop import Workdir
+from experiments.trainer import optimizer_of
 from o3jax.api import model_folder
 from o3jax.generate.sampling import Sampling
 from o3jax.hf import config_from_hf
@@ -41,7 +42,7 @@ from o3jax.sft.evidence import EvidenceWeights
 from o3jax.sft.joint import joint_counts, joint_loss
 from o3jax.sft.lora import LoRA, adapted_loss
 from o3jax.sft.loss import text_loss, token_counts
-from o3jax.sft.state import init_state, learning_rate, make_optimizer
+from o3jax.sft.state import init_state
 from o3jax.video import VideoInfo
 from tests.commands import ROOT, command, run_command
 
@@ -122,15 +123,8 @@ def sft_parts(c: ConfigDict, rank: int = 0) -> tuple:
     size = c.per_device_train_batch_size * c.mesh.data * c.mesh.fsdp
     batch = {key: jax.ShapeDtypeStruct((size, *a.shape), a.dtype) for key, a in row.items()}
 
-    schedule = learning_rate(c.lr_scheduler_type, c.learning_rate, c.max_steps or 100, c.warmup_steps)
-    optimizer = make_optimizer(
-        schedule,
-        weight_decay=c.weight_decay,
-        max_grad_norm=c.max_grad_norm,
-        b2=c.adam_b2,
-        kind=c.optimizer,
-        rates=c.rates,
-    )
+    c.max_steps = c.max_steps or 100
+    optimizer = optimizer_of(c)
     frozen = [part for part, rate in c.rates.items() if not rate]
     c.lora.rank = rank
 
