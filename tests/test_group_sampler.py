@@ -191,6 +191,21 @@ def test_neighbours_change_nothing(sample, batch, rollouts):
         assert_same(sample(prompts, prompt_ids=order, slots=2), expected)
 
 
+def test_a_group_that_has_ended_keeps_its_tokens(sample, batch):
+    """It stays in its slot as long as one that came later runs, which then writes where its tokens began."""
+    asked = {"group_size": 2, "max_new_tokens": 6, "eos_ids": tuple(range(1, 110))}
+    ids = np.arange(16)
+    prompts = {key: np.repeat(array[1:2], len(ids), axis=0) for key, array in batch.items()}
+    alone = sample(prompts, prompt_ids=ids, slots=1, **asked)
+    length = alone.length.max(1)
+    # The third takes the place of the first and outlives the second, whose columns it comes round to.
+    first, second, third = (int(np.flatnonzero(length == size)[0]) for size in (2, 4, 6))
+    order = np.array([first, second, third])
+    prompts = {key: array[order] for key, array in prompts.items()}
+    together = sample(prompts, prompt_ids=order, slots=2, **asked)
+    assert_same(together, jax.tree.map(lambda a: a[order], alone))
+
+
 def test_temperature_zero_is_greedy(sample, models, batch):
     out = sample(sampling=Sampling(0.0))
     expected = greedy(models[1], batch, max_new_tokens=T, eos_ids=ENDS, pad_id=PAD)
