@@ -16,14 +16,18 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from experiments import cli
+from experiments.data_audit import as_record
 from experiments.study import at, command, entry
+from experiments.synthetic_eval import questions_of
+from o3jax.rewards import overlap
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/gspo_study", "Folder of all runs.")
 _SOURCE = flags.DEFINE_string("source", "o3-tiny", "The fine-tuned model to start from.")
 _NUM_QUESTIONS = flags.DEFINE_integer("num_questions", 200, "Test questions of an evaluation.")
 
-RUNS = {"gspo": (0, 1, 2), "scaled": (0,), "grpo": (0,), "one": (0,)}
+RUNS = {"gspo": (0, 1, 2), "grpo": (0,), "one": (0,)}
 _TOP = 3.0  # the reward `overlap` of a perfect answer, without the term for the format
+_WHERE = ("held-out greedy", "held-out sampled", "test")
 _METRICS = {
     "accuracy": ("accuracy",),
     "m_tIoU": ("m_tIoU",),
@@ -34,12 +38,23 @@ _METRICS = {
 
 
 def evaluate(model: str, out: Path) -> dict[str, Any]:
-    """Returns the metrics of a model on test questions, after evaluating it where that is not done."""
+    """Returns what `experiments.evaluate` writes of a model; what is there already is read."""
     if not out.exists():
         command(
             "evaluate", f"--model_path={model}", f"--num_questions={_NUM_QUESTIONS.value}", f"--out={out}"
         )
-    return json.loads(out.read_text(encoding="utf-8"))["metrics"]
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+def test_reward(evaluation: dict[str, Any]) -> float:
+    """Returns the mean reward of the texts of an evaluation, the term for the format excluded."""
+    generations = evaluation["generations"]
+    asked = questions_of("test", len(generations), 1, 0)
+    rewards = []
+    for question, generation in zip(asked, generations, strict=True):
+        terms = overlap.score(generation["text"], as_record(question.sample))
+        rewards.append(sum(terms.values()) - terms["format"])
+    return float(np.mean(rewards))
 
 
 def train(kind: str, seed: int) -> Path:
@@ -92,28 +107,38 @@ def main(argv: Sequence[str]) -> None:
     study.mkdir(parents=True, exist_ok=True)
     folders = {kind: [train(kind, seed) for seed in seeds] for kind, seeds in RUNS.items()}
     draw([folder for some in folders.values() for folder in some], study / "curves.png")
-    names = ["greedy", "of the headroom", "sampled", "of the headroom", *_METRICS]
+    names = [f"{where}, {what}" for where in _WHERE for what in ("reward", "gained")] + list(_METRICS)
     print(f"| | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
     before = evaluate(_SOURCE.value, study / "before.json")
-    print(_row("before", folders["gspo"][:1], [before], 0))
+    start = [held_out(folders["gspo"][0], prefix)[1][0] for prefix in ("", "sampled/")]
+    start.append(test_reward(before))
+    print(_row("before", start, [start], [before]))
     for kind, some in folders.items():
         after = [evaluate(str(folder / "model"), folder / "evaluation.json") for folder in some]
-        print(_row(kind, some, after, -1))
+        ends = [
+            [*(held_out(folder, prefix)[1][-1] for prefix in ("", "sampled/")), test_reward(evaluation)]
+            for folder, evaluation in zip(some, after, strict=True)
+        ]
+        print(_row(kind, start, ends, after))
     print(f"curves: {study / 'curves.png'}")
 
 
-def _row(name: str, folders: Sequence[Path], found: Sequence[dict[str, Any]], line: int) -> str:
-    """Returns a row of the table.
+def _row(
+    name: str,
+    start: Sequence[float],
+    ends: Sequence[Sequence[float]],
+    evaluations: Sequence[dict[str, Any]],
+) -> str:
+    """Returns a row of the table: of each reward the mean of the runs and what it gained of the headroom.
 
     Args:
-        found: the metrics of each run's model.
-        line: of the held-out rewards, 0 for those before training and -1 for the last.
+        start: the rewards that `_WHERE` names, before training.
+        ends: of each run, the same after it.
     """
     cells = [name]
-    for prefix in ("", "sampled/"):
-        rewards = [held_out(folder, prefix)[1] for folder in folders]
-        cells.append(entry([mine[line] for mine in rewards]))
-        cells.append(entry([(mine[line] - mine[0]) / (_TOP - mine[0]) for mine in rewards]))
+    for first, last in zip(start, zip(*ends, strict=True), strict=True):
+        cells += [entry(last), entry([(one - first) / (_TOP - first) for one in last])]
+    found = [evaluation["metrics"] for evaluation in evaluations]
     cells += [entry([at(metrics, path) for metrics in found]) for path in _METRICS.values()]
     return f"| {' | '.join(cells)} |"
 

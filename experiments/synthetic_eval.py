@@ -141,6 +141,12 @@ def make_questions(
         raise UserError(f"num_questions must be at least 1, not {count}")
     clips = -(-count // QUESTIONS_PER_CLIP)
     make_dataset(folder, split, clips, level, seed, on_clip)
+    return questions_of(split, count, level, seed)
+
+
+def questions_of(split: str, count: int, level: int, seed: int) -> list[Question]:
+    """Returns the first `count` questions of a split, two per clip; no file is written."""
+    clips = -(-count // QUESTIONS_PER_CLIP)
     scenes = [make_scene(scene_seed(split, index, seed), level, QUESTIONS_PER_CLIP) for index in range(clips)]
     return [Question(sample, scene) for scene in scenes for sample in scene.samples()][:count]
 
