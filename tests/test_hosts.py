@@ -55,10 +55,8 @@ def train(config_file: Path, workdir: Path, hosts: int, *flags: str) -> list[sub
         f"--workdir={workdir}",
         *flags,
     ]
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
+    xla_flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+    environment = os.environ | {"XLA_FLAGS": xla_flags}
     if hosts > 1:
         environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(hosts)}
     processes = [

@@ -91,10 +91,9 @@ def train(config_file):
     ) -> subprocess.CompletedProcess:
         program = ["-c", code.format(**where)] if code else ["-m", "experiments.sft"]
         command = [sys.executable, *program, f"--config={config_file}", f"--workdir={workdir}", *flags]
-        count = f"--xla_force_host_platform_device_count={devices}"
-        # Compiled with little effort, which takes longer than the few steps; and each program is named.
-        jax_flags = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_LOG_COMPILES": "1"}
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": count} | jax_flags
+        xla_flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+        # Each program that is compiled is named.
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags, "JAX_LOG_COMPILES": "1"}
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
     return run
