@@ -12,7 +12,7 @@ import numpy as np
 from o3jax.gspo import group_advantages, gspo_loss
 from o3jax.gspo.rows import UpdateShape, by_sequence, pack_groups
 from o3jax.prompts.collate import collate
-from tests.tiny import QUICK, Reference, make_inputs
+from tests.tiny import Reference, make_inputs
 
 # Videos and images of different grids; groups of three responses. The first and third prompt share a row.
 PROMPTS = [[3, (3, 4, 6), 4], [2, (2, 8, 6), 6], [3, (4, 6), 5], [2, (2, 4, 4), 3], [9]]
@@ -66,7 +66,7 @@ class Setting:
             value, _ = gspo_loss(logp, old, mask, advantages, logp_ref=ref, kl_coef=KL)
             return value, jnp.where(there, logp, 0)
 
-        fn = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)
+        fn = jax.jit(jax.value_and_grad(loss, has_aux=True))
         (value, logp), gradients = fn(self.reference.ours)
         return float(value), gradients, np.asarray(logp)
 

@@ -9,7 +9,6 @@ import pytest
 
 from o3jax.models.attention import Mask, attention
 from o3jax.models.layers import layer_norm, linear
-from tests.tiny import QUICK
 
 B, S, T, N, K, H = 2, 300, 40, 4, 2, 8  # queries of three blocks, the last one not full
 
@@ -43,9 +42,7 @@ def results(fn, arguments, weights):
         out, back = jax.vjp(fn, *arguments)
         return out, *back(weights.astype(out.dtype))
 
-    # Compiled with little effort, the CPU lacks products of bfloat16.
-    options = QUICK if arguments[0].dtype == jnp.float32 else None
-    return jax.jit(run, compiler_options=options)(*arguments)
+    return jax.jit(run)(*arguments)
 
 
 def assert_close(got, expected, tolerance):

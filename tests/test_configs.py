@@ -317,15 +317,7 @@ def small(video_model, clip, tmp_path) -> Path:
     return path
 
 
-@pytest.fixture
-def quick():
-    """Programs that are compiled fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def test_the_article_s_recipe_runs(small, tmp_path, capfd, quick):
+def test_the_article_s_recipe_runs(small, tmp_path, capfd):
     done = run_command(capfd, "sft", f"--config={small}", f"--workdir={tmp_path / 'run'}")
     assert done.code == 0, done.err
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -31,16 +31,11 @@ from o3jax.sft.evidence import (
     open_candidates,
     relevance_loss,
 )
-from tests.tiny import QUICK
 
 CONFIG = EvidenceConfig(hidden_size=16, num_heads=2, decoder_layers=2, question_layers=1, proposals=3)
 WIDTH = 12  # of the language model
 B, M, T, P, PAIRS, TOKENS = 2, 3, 6, 4, 3, 5
 WEIGHTS = EvidenceWeights()
-
-
-def quick(fn):
-    return jax.jit(fn, compiler_options=QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +80,7 @@ def make_inputs(seed=0):
 
 @pytest.fixture(scope="module")
 def decode(modules):
-    run = quick(lambda inputs: modules[0](**inputs))
+    run = jax.jit(lambda inputs: modules[0](**inputs))
     return lambda inputs: jax.tree.map(np.asarray, run(inputs))
 
 
@@ -197,7 +192,7 @@ def test_questions(modules):
     valid = np.array([[True, True, True, False], [True, True, False, False]])
     dense = make_inputs()["dense"]
 
-    @quick
+    @jax.jit
     def run(embeddings, dense):
         question = encoder(embeddings, valid)
         return question, encoder.relevance(question, dense)
@@ -295,7 +290,7 @@ def test_it_learns_one_batch():
         )
         return said_loss + slot_loss + match_loss / match_count, sums
 
-    @quick
+    @jax.jit
     def step(model, state):
         (_, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(model)
         updates, state = optimizer.update(grads, state)
@@ -440,7 +435,7 @@ def test_the_loss_as_written_out_in_float64():
     got = mention_counts(targets)
     assert {name: float(value) for name, value in got.items()} == counts
     assert min(counts.values()) > 2 and expected["right"] >= 1
-    loss, sums = quick(lambda e, t: mention_loss(e, t, times, weights, got))(estimate, targets)
+    loss, sums = jax.jit(lambda e, t: mention_loss(e, t, times, weights, got))(estimate, targets)
     for name, value in expected.items():
         assert float(sums[name]) == pytest.approx(value, rel=1e-4, abs=1e-5), name
     factors = {
@@ -462,7 +457,7 @@ def test_micro_batches_add_up():
     times = np.tile(np.arange(6, dtype=np.float32), (4, 1))
     counts = mention_counts(targets)
 
-    @quick
+    @jax.jit
     def gradient(estimate, targets, times):
         return jax.grad(lambda e: mention_loss(e, targets, times, WEIGHTS, counts)[0])(estimate)
 
@@ -504,7 +499,7 @@ def test_proposals_are_matched_one_to_one():
     targets.has_time[:] = [[True, True], [True, False], [False, False]]
     targets.has_box[:] = False
     estimate.time_s[:] = [[1.1, 3.0, 1.2], [9.0, 2.1, 0.0], [0.0, 0.0, 0.0]]
-    match = quick(lambda e, t: match_proposals(e, t, WEIGHTS))
+    match = jax.jit(lambda e, t: match_proposals(e, t, WEIGHTS))
     matched = jax.tree.map(np.asarray, match(estimate, targets))
     assert matched.has_time.tolist() == [[True, True, False], [False, True, False], [False] * 3]
     assert matched.time[matched.has_time].tolist() == [1.0, 5.0, 2.0]
@@ -555,7 +550,7 @@ def test_losses_are_finite(data):
     assert np.isfinite(loss) and all(np.isfinite(x).all() for x in jax.tree.leaves((sums, gradient)))
 
 
-FINITE = quick(loss_and_gradient)
+FINITE = jax.jit(loss_and_gradient)
 
 
 def test_the_whole_gradient_is_finite(modules):
@@ -576,7 +571,7 @@ def test_the_whole_gradient_is_finite(modules):
     )
     targets = make_targets(np.random.default_rng(0), B, mentions, share=0.5)
 
-    @quick
+    @jax.jit
     def run(decoder):
         def total(decoder):
             times = inputs["dense"].times

@@ -33,7 +33,7 @@ from o3jax.prompts.collate import collate
 from o3jax.sharding import make_mesh
 from tests.commands import run_command
 from tests.test_hf import assert_same_leaves
-from tests.tiny import QUICK, make_inputs, our_logits
+from tests.tiny import make_inputs, our_logits
 
 EVIDENCE = EvidenceConfig(
     hidden_size=32, num_heads=4, temporal_layers=3, window_s=math.inf, strategy="ring", proposals=3
@@ -202,7 +202,7 @@ def test_injection_makes_transformers_differ_by_what_is_stated(tiny, tmp_path, c
     again = load_weights(tmp_path / "out", config_from_hf(tmp_path / "out"))
     assert_same_leaves(again, model)
     batch = collate(inputs, model.config) | fixed_dense(model.config)
-    ours = our_logits(again, batch, QUICK)
+    ours = our_logits(again, batch)
     assert stated > 0.05
     assert abs(np.abs(ours - plain).max() - stated) <= 2e-4
 

@@ -33,7 +33,7 @@ from o3jax.prompts.processor import load_processor
 from o3jax.video import VideoError
 from tests.commands import run_command
 from tests.groups import KL, PROMPTS, ROWS, SHAPE, make_setting
-from tests.tiny import EVIDENCE, QUICK, film, make_inputs, same
+from tests.tiny import EVIDENCE, film, make_inputs, same
 
 ROW = RowShape(640, 6, 16, clips=2)
 ASKED = EvidenceShape(
@@ -108,7 +108,7 @@ def test_cold_and_warm(setting, tmp_path, monkeypatch):
         for key in batch.keys() & old.keys():
             np.testing.assert_array_equal(batch[key], old[key], err_msg=key)
 
-    see = jax.jit(lambda model, batch: model.see(batch), compiler_options=QUICK)
+    see = jax.jit(lambda model, batch: model.see(batch))
     for batch, old in list(zip(made, plain, strict=True))[::2]:
         wanted = parts(see(model, old), old)
         with monkeypatch.context() as patched:
@@ -222,7 +222,7 @@ def test_gradients_of_update_rows_with_features(tiny, monkeypatch):
     setting = make_setting(tiny("dense"))
     model, config = setting.reference.ours, setting.reference.config
     prompts = collate(make_inputs(PROMPTS), config, length=64, patches=64)
-    see = jax.jit(lambda model, batch: model.see(batch), compiler_options=QUICK)
+    see = jax.jit(lambda model, batch: model.see(batch))
     carrying = with_features(prompts, see(model, prompts))
     assert not carrying.keys() & (set(VISION_KEYS) - {"patch_length"})
     logp = np.zeros((ROWS, SHAPE.sequences, SHAPE.response), np.float32) - 5.0
@@ -234,7 +234,7 @@ def test_gradients_of_update_rows_with_features(tiny, monkeypatch):
             model.vision = jax.lax.stop_gradient(model.vision)
             return gspo_objective(model, batch, sequence_counts(batch), ratio="token", kl_coef=KL)[0]
 
-        return jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(jax.tree.map(lambda a: a, model))
+        return jax.jit(jax.value_and_grad(loss))(jax.tree.map(lambda a: a, model))
 
     wanted, expected = gradients(setting.rows)
     without_tower(monkeypatch)

@@ -14,7 +14,7 @@ from o3jax.generate.cache import extend, prefill
 from o3jax.generate.sampler import Generated, greedy
 from o3jax.models.text import for_decoding, for_training
 from o3jax.prompts.collate import collate
-from tests.tiny import QUICK, make_inputs, our_logits
+from tests.tiny import make_inputs, our_logits
 
 NEW = 32
 PAD = 0
@@ -128,7 +128,7 @@ def continued(reference, tokens) -> dict[str, np.ndarray]:
 
 
 def test_logprobs_equal_those_of_a_full_forward_pass(reference, generated):
-    logits = our_logits(reference.ours, continued(reference, generated.tokens), QUICK)
+    logits = our_logits(reference.ours, continued(reference, generated.tokens))
     logp = np.asarray(jax.nn.log_softmax(logits))
     for row, size in enumerate(make_inputs(ROWS)["attention_mask"].sum(1)):
         at = size - 1 + np.arange(NEW)
@@ -141,8 +141,8 @@ def test_logprobs_equal_those_of_a_full_forward_pass(reference, generated):
 def test_the_cache_equals_that_of_a_longer_prompt(reference, generated, left):
     """Prompt, then three tokens one by one, leaves what a prefill of everything leaves."""
     model, new = reference.ours, jnp.asarray(generated.tokens[:, :4])
-    fill = jax.jit(prefill, static_argnums=2, compiler_options=QUICK)
-    step = jax.jit(extend, compiler_options=QUICK)
+    fill = jax.jit(prefill, static_argnums=2)
+    step = jax.jit(extend)
     _, cache = fill(model, collate(make_inputs(ROWS, left=left), reference.config), 4)
     for token in new.T[:3]:
         hidden, cache = step(model, token, cache)

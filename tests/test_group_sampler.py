@@ -35,14 +35,6 @@ ENDS = tuple(range(1, 16))  # of 320 tokens: some samples end early, some never
 FILTERS = Sampling(0.9, top_p=0.95, top_k=40, min_p=0.02)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Programs are compiled with little effort: it is the larger part of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def models(tiny):
     """The model as the trainer has it, and as generation wants it."""

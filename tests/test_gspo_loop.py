@@ -47,14 +47,6 @@ def get_config():
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Programs are compiled with little effort: it is the larger part of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def write_config(video_model, tmp_path):
     """A function that writes the config of a small run and returns its path."""

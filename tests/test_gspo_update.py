@@ -21,7 +21,7 @@ from o3jax.sft.loss import IGNORE, token_logprobs
 from o3jax.sft.state import init_state, make_train_step
 from o3jax.sharding import batch_sharding, make_mesh, parameter_shardings, use_mesh
 from tests.groups import GROUP, KL, PROMPTS, ROWS, flat, make_setting
-from tests.tiny import QUICK
+from tests.tiny import FUSED
 
 MICRO, LEARNING_RATE = 2, 3e-6
 
@@ -33,7 +33,7 @@ def setting(tiny):
 
 @functools.cache
 def logprobs_fn():
-    return jax.jit(response_logprobs, compiler_options=QUICK)
+    return jax.jit(response_logprobs, compiler_options=FUSED)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def make_step(model, batch):
     )
     state = init_state(jax.tree.map(jnp.copy, model), optimizer)
     loss_fn = functools.partial(gspo_objective, kl_coef=KL)
-    return make_train_step(loss_fn, optimizer, sequence_counts).lower(state, batch).compile(QUICK), state
+    return make_train_step(loss_fn, optimizer, sequence_counts).lower(state, batch).compile(FUSED), state
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from o3jax.sft.evidence import EvidenceWeights, mention_counts, mention_loss
 from o3jax.sft.joint import joint_counts, joint_loss, targets_of
 from o3jax.sft.loss import IGNORE
 from o3jax.sft.state import init_state, make_train_step
-from tests.tiny import EVIDENCE, QUICK
+from tests.tiny import EVIDENCE, FUSED
 
 ROW = RowShape(384, 3, 16)
 SHAPE = EvidenceShape(
@@ -72,7 +72,7 @@ def only(batch, row):
 @pytest.fixture(scope="module")
 def loss_and_gradients():
     """A compiled (model, batch, counts) -> ((loss, sums), gradients); batches here have three rows."""
-    return jax.jit(jax.value_and_grad(LOSS, has_aux=True), compiler_options=QUICK)
+    return jax.jit(jax.value_and_grad(LOSS, has_aux=True))
 
 
 # --- rows ---
@@ -198,7 +198,7 @@ def test_a_long_dense_stream_is_read_in_chunks(setting, clip, monkeypatch):
     batch = as_batch(rows.map(clip))
 
     def features():  # traced anew each time
-        see = jax.jit(lambda model, batch: model.see(batch).dense.features, compiler_options=QUICK)
+        see = jax.jit(lambda model, batch: model.see(batch).dense.features)
         return np.asarray(see(model, batch))
 
     whole = features()
@@ -256,7 +256,7 @@ def test_weights_of_text_and_evidence(setting, clip):
     batch = as_batch(rows.map(clip))
     counts = joint_counts(batch)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(model, weight):
         return joint_loss(
             model, batch, counts, evidence_weight=weight, weights=EvidenceWeights(), candidate_low=0.1
@@ -270,15 +270,13 @@ def test_weights_of_text_and_evidence(setting, clip):
 def test_a_closed_gate_changes_nothing_until_it_is_trained(setting, clip):
     _, plain, model, rows = setting
     batch = as_batch(rows.map(clip))
-    # With the fusions that users have: it is rounding that is compared.
-    fused = QUICK | {"xla_cpu_use_fusion_emitters": True}
-    forward = jax.jit(lambda model, batch: model(batch), compiler_options=fused)
+    forward = jax.jit(lambda model, batch: model(batch), compiler_options=FUSED)
     before = forward(model, batch)
     np.testing.assert_allclose(before, forward(plain, batch), atol=1e-6)
     optimizer = optax.sgd(1.0)
     step = make_train_step(LOSS, optimizer, joint_counts, frozen=("vision", "text"))
     state = init_state(jax.tree.map(jnp.copy, model), optimizer, ("vision", "text"))
-    state, _ = step.lower(state, {k: a[None] for k, a in batch.items()}).compile(QUICK)(
+    state, _ = step.lower(state, {k: a[None] for k, a in batch.items()}).compile()(
         state, {k: a[None] for k, a in batch.items()}
     )
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), state.model, model)
@@ -335,7 +333,7 @@ def test_forty_mentions(setting, clip):
         estimate = model.estimate(states, np.ones((1, 40), bool), seen, np.ones((1, 80), bool))
         return mention_loss(estimate, targets, seen.dense.times, EvidenceWeights(), mention_counts(targets))
 
-    (value, sums), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)(model)
+    (value, sums), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(model)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((value, sums, gradients)))
     assert sums["time_error"] > 0
 

@@ -26,7 +26,7 @@ from o3jax.sft.loss import text_loss, token_counts
 from o3jax.sft.state import init_state, make_optimizer, make_train_step
 from o3jax.sharding import make_mesh, parameter_shardings
 from tests.commands import run_command
-from tests.tiny import QUICK, make_inputs, our_logits
+from tests.tiny import make_inputs, our_logits
 
 RANK, ALPHA = 3, 12.0
 DENSE = ("q", "k", "v", "o", "gate", "up", "down", "qkv", "out", "fc1", "fc2")
@@ -107,7 +107,7 @@ def test_the_merged_export_is_the_adapted_model_in_transformers(tiny, tmp_path):
     reference = tiny("dense")
     made = lora(reference.ours, DENSE)
     inputs = make_inputs([[3, (4, 6), 5, (2, 6, 4), 2]])
-    ours = our_logits(made.adapted(), collate(inputs, reference.config), QUICK)
+    ours = our_logits(made.adapted(), collate(inputs, reference.config))
     export_weights(made.merged(), tmp_path / "out")
     model = type(reference.torch).from_pretrained(tmp_path / "out")
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_gradients_follow_from_those_of_the_whole_weights(setting):
     model, batch = setting
     made = lora(model, ("q", "qkv", "down"))
     loss = functools.partial(text_loss, counts={"text": 1.0}, remat="names")
-    gradients = jax.jit(jax.grad(lambda m: loss(m, batch)[0]), compiler_options=QUICK)(made.merged())
+    gradients = jax.jit(jax.grad(lambda m: loss(m, batch)[0]))(made.merged())
     parts = {"vision": made.vision, "text": made.text}
 
     def of_parts(parts):
@@ -141,7 +141,7 @@ def test_gradients_follow_from_those_of_the_whole_weights(setting):
         whole.vision, whole.text = parts["vision"], parts["text"]
         return adapted_loss(lambda m, b, _: loss(m, b))(whole, batch, {})[0]
 
-    got = jax.jit(jax.grad(of_parts), compiler_options=QUICK)(parts)
+    got = jax.jit(jax.grad(of_parts))(parts)
     for tower, name in (("text", "q"), ("vision", "qkv"), ("text", "down")):
         adapter, mine = getattr(parts[tower], name), getattr(got[tower], name)
         a, b = np.float64(adapter.a[...]), np.float64(adapter.b[...])
@@ -190,7 +190,7 @@ def test_only_what_stands_beside_the_base_is_trained(setting, with_all):
     micro = {key: a[None] for key, a in setting[1].items()}
     step = make_train_step(adapted_loss(of_all), optimizer, token_counts, frozen=["base"])
     state = init_state(made, optimizer, frozen=["base"])
-    step = step.lower(state, micro).compile(QUICK)
+    step = step.lower(state, micro).compile()
     for _ in range(3):
         state, metrics = step(state, micro)
     assert np.isfinite(metrics["loss"])
@@ -212,7 +212,7 @@ def test_adapters_lie_on_the_mesh_as_their_weights_do(tiny):
     assert spec("q", "a") == (None, "fsdp", None) and spec("q", "b") == (None, None, "tensor")
     assert spec("o", "a") == (None, "tensor", None) and spec("o", "b") == (None, None, "fsdp")
     assert spec("down", "a") == (None, "tensor", None) and spec("down", "b") == (None, None, "fsdp")
-    merged = jax.jit(lambda m: m.merged().text.layers.o[...], compiler_options=QUICK)
+    merged = jax.jit(lambda m: m.merged().text.layers.o[...])
     np.testing.assert_allclose(merged(jax.device_put(made, shardings)), merged(made), rtol=0, atol=1e-6)
 
 
@@ -247,15 +247,7 @@ def saved(workdir, step):
     return {path.removeprefix(".model."): np.asarray(a) for path, a in found.items()}
 
 
-@pytest.fixture
-def quick():
-    """Programs that are compiled fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def test_a_run_resumes_and_exports_the_merged_model(config_file, video_model, tmp_path, capfd, quick):
+def test_a_run_resumes_and_exports_the_merged_model(config_file, video_model, tmp_path, capfd):
     flags = [f"--config={config_file}"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done = run_command(capfd, "sft", *flags, f"--workdir={whole}")

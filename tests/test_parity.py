@@ -18,7 +18,7 @@ from o3jax.models.layers import rms_norm
 from o3jax.models.qwen3_vl import VISION_KEYS, Qwen3VL
 from o3jax.prompts import collate as collate_module
 from o3jax.prompts.collate import collate
-from tests.tiny import KINDS, QUICK, make_inputs, our_logits, to_release_dialect
+from tests.tiny import KINDS, make_inputs, our_logits, to_release_dialect
 
 TOLERANCE = 1e-4
 MIXED = [[3, (4, 6), 5, (2, 6, 4), 2], [4, (4, 4), (1, 10, 12), 4]]
@@ -189,7 +189,7 @@ def test_mistakes_show(tiny, mutant, monkeypatch):
     if mutant:
         mutant(monkeypatch)
     batch = collate(inputs, reference.config)
-    got = our_logits(reference.ours, batch, QUICK)
+    got = our_logits(reference.ours, batch)
     error = logit_error(reference.logits(inputs), got, inputs["attention_mask"])
     assert error > 5 * TOLERANCE if mutant else error <= TOLERANCE
 
@@ -213,7 +213,7 @@ def test_gradients_equal_transformers(tiny, kind):
         return jnp.sum(losses, where=targets >= 0) / jnp.sum(targets >= 0)
 
     batch = collate(inputs, reference.config)
-    ours_loss, grads = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(reference.ours, batch)
+    ours_loss, grads = jax.jit(jax.value_and_grad(loss))(reference.ours, batch)
     np.testing.assert_allclose(ours_loss, theirs_loss.item(), rtol=1e-5)
 
     ours, seen = model_leaves(grads), set()

@@ -39,7 +39,7 @@ from o3jax.sft.joint import joint_counts, joint_loss
 from o3jax.sft.loss import IGNORE
 from o3jax.sft.state import TrainState
 from tests.streams import Drawn, Named
-from tests.tiny import EVIDENCE, QUICK, film
+from tests.tiny import EVIDENCE, film
 
 SHAPE = EvidenceShape(
     groups=160, patches=16, questions=3, question_length=64, mentions=4, boxes=2, intervals=2
@@ -69,7 +69,7 @@ def batch_of(*rows):
 @pytest.fixture(scope="module")
 def run():
     loss = functools.partial(joint_loss, evidence_weight=0.4, weights=EvidenceWeights(), candidate_low=0.1)
-    return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 def opened(row):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -28,7 +27,6 @@ from o3jax.sft.loss import IGNORE
 from tests.commands import command, run_command
 from tests.test_joint import EVIDENCE, ROW, SHAPE
 from tests.test_respond import prompt_of
-from tests.tiny import QUICK
 from tests.videos import read_number
 
 POINTED = dataclasses.replace(EVIDENCE, box_frames="pointed")
@@ -166,7 +164,7 @@ def test_a_frame_added_later_is_as_one_seen_from_the_start(loaded, clip):
     states = rng.standard_normal((3, 4, loaded.config.text.hidden_size)).astype(np.float32)
     valid, everything = np.ones((3, 4), bool), np.ones((3, SHAPE.groups), bool)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(model, batch, added):
         whole = model.see(batch)
         stream = jax.tree.map(lambda x: x[:, :GROUPS], whole.visual)

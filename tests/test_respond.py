@@ -24,7 +24,6 @@ from o3jax.prompts.collate import collate
 from o3jax.prompts.mentions import mention_positions
 from o3jax.respond import Request
 from tests.test_joint import EVIDENCE, ROW, SHAPE
-from tests.tiny import QUICK
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +54,9 @@ def test_recorded_states_are_those_of_the_teacher_forced_pass(model):
     request = prompt_of(model, clip, "When?")
     inputs = processor(text=[request.prompt], videos=[request.frames], video_metadata=[request.metadata])
     length = inputs["input_ids"].shape[1]
-    start = jax.jit(lambda m, b: prefill(m, b, 32), compiler_options=QUICK)
-    step = jax.jit(extend, compiler_options=QUICK)
-    forward = jax.jit(lambda m, b: m.hidden(b, m.see(b)), compiler_options=QUICK)
+    start = jax.jit(lambda m, b: prefill(m, b, 32))
+    step = jax.jit(extend)
+    forward = jax.jit(lambda m, b: m.hidden(b, m.see(b)))
     for text in TEXTS:
         ids = processor.tokenizer(text)["input_ids"]
         _, cache = start(backbone, collate(inputs, model.config))
@@ -83,8 +82,8 @@ def test_generation_records_the_state_at_each_token(model):
     inputs = processor(text=[request.prompt], videos=[request.frames], video_metadata=[request.metadata])
     batch = collate(inputs, model.config)
     out = greedy(backbone, batch, max_new_tokens=6, eos_ids=(), pad_id=0)
-    start = jax.jit(lambda m, b: prefill(m, b, 32), compiler_options=QUICK)
-    step = jax.jit(extend, compiler_options=QUICK)
+    start = jax.jit(lambda m, b: prefill(m, b, 32))
+    step = jax.jit(extend)
     _, cache = start(backbone, batch)
     for i in range(5):
         hidden, cache = step(backbone, out.tokens[:, i], cache)

@@ -26,7 +26,6 @@ from o3jax.prompts.processor import load_processor
 from o3jax.prompts.tokenizer import number_tokens
 from o3jax.sft.loss import IGNORE, cross_entropy, number_targets, text_loss, token_counts
 from o3jax.sft.state import TrainState, learning_rate, make_optimizer, make_train_step
-from tests.tiny import QUICK
 
 LENGTH, GROUPS, PATCHES = 384, 3, 16  # of every row here, so that programs are shared
 ONE = {"text": 1.0}  # counts that leave a sum what it is
@@ -50,7 +49,7 @@ def packed(setting):
 def sums_and_gradients(remat):
     """Returns a compiled (model, batch) -> ((summed loss, sums), gradients)."""
     fn = jax.value_and_grad(functools.partial(text_loss, counts=ONE, remat=remat), has_aux=True)
-    return functools.cache(lambda: jax.jit(fn, compiler_options=QUICK))()
+    return functools.cache(lambda: jax.jit(fn))()
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +112,7 @@ def test_cross_entropy_equals_torch(tokens, chunk, soft):
         sums = cross_entropy(hidden, head, jnp.asarray(labels), soft_targets=targets, chunk=chunk)
         return sums["loss"] / 8, sums  # divided, as by the number of tokens
 
-    fn = jax.jit(jax.value_and_grad(summed, (0, 1), has_aux=True), compiler_options=QUICK)
+    fn = jax.jit(jax.value_and_grad(summed, (0, 1), has_aux=True))
     (got, sums), ours = fn(hidden, head)
     np.testing.assert_allclose(8 * got, loss, rtol=1e-6)
     assert (int(sums["correct"]), int(sums["tokens"])) == (correct, count) and correct >= 4
@@ -128,7 +127,7 @@ def test_the_head_keeps_its_precision(tokens):
     def loss(hidden, head):
         return cross_entropy(hidden, head, jnp.asarray(labels), chunk=3)["loss"]
 
-    got = jax.jit(jax.grad(loss, (0, 1)), compiler_options=QUICK)(jnp.asarray(hidden), low)
+    got = jax.jit(jax.grad(loss, (0, 1)))(jnp.asarray(hidden), low)
     assert [gradient.dtype for gradient in got] == [jnp.float32, jnp.bfloat16]
     *_, wanted = torch_cross_entropy(hidden, np.asarray(low, np.float32), labels)
     for mine, theirs in zip(got, wanted, strict=True):
@@ -143,7 +142,7 @@ def test_nothing_labelled_costs_nothing(tokens):
         sums = cross_entropy(hidden, jnp.asarray(head), nothing)
         return sums["loss"], sums
 
-    (_, sums), gradient = jax.jit(jax.value_and_grad(summed, has_aux=True), compiler_options=QUICK)(hidden)
+    (_, sums), gradient = jax.jit(jax.value_and_grad(summed, has_aux=True))(hidden)
     assert {name: float(value) for name, value in sums.items()} == {"loss": 0, "correct": 0, "tokens": 0}
     assert not np.asarray(gradient).any()
 
@@ -265,7 +264,7 @@ def test_accumulation_equals_the_large_batch(setting, uneven):
         batch = {key: a.reshape(steps, 4 // steps, *a.shape[1:]) for key, a in uneven.items()}
         optimizer = keep_gradients()
         state = TrainState(np.int32(0), jax.tree.map(np.array, model), jax.tree.map(np.zeros_like, model))
-        step = make_train_step(text_loss, optimizer, token_counts).lower(state, batch).compile(QUICK)
+        step = make_train_step(text_loss, optimizer, token_counts).lower(state, batch).compile()
         state, metrics = step(state, batch)
         assert int(state.step) == 1
         assert metrics["tokens"] == (uneven["labels"] != IGNORE).sum()
@@ -313,7 +312,7 @@ def test_weight_decay_leaves_norms_and_biases_alone(setting, kind):
         learning_rate("constant", 0.5, 1), weight_decay=0.1, max_grad_norm=1.0, kind=kind
     )
     nothing = jax.tree.map(np.zeros_like, marked)
-    update = jax.jit(lambda g, m: optimizer.update(g, optimizer.init(m), m)[0], compiler_options=QUICK)
+    update = jax.jit(lambda g, m: optimizer.update(g, optimizer.init(m), m)[0])
     updates, seen = arrays(update(nothing, marked)), set()
     for name, leaf in arrays(marked).items():
         embedding = name.split(".")[-1] in ("embed", "pos_embed", "lm_head")
@@ -342,9 +341,7 @@ def test_muon_turns_every_projection_and_leaves_the_rest_to_adamw(setting):
     gradient = jax.tree.map(lambda a: rng.standard_normal(a.shape).astype(np.float32), model)
     options = {"weight_decay": 0.0, "max_grad_norm": 1e9, "kind": "muon"}
     plain, turned = (
-        arrays(
-            jax.jit(lambda g, m, o=o: o.update(g, o.init(m), m)[0], compiler_options=QUICK)(gradient, model)
-        )
+        arrays(jax.jit(lambda g, m, o=o: o.update(g, o.init(m), m)[0])(gradient, model))
         for o in (optax.nadamw(1.0, weight_decay=0.0), make_optimizer(lambda _: 1.0, **options))
     )
     checked = 0

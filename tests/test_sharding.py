@@ -26,7 +26,7 @@ from o3jax.sharding import (
     shard,
     use_mesh,
 )
-from tests.tiny import QUICK, make_inputs
+from tests.tiny import make_inputs
 
 LEARNING_RATE = 0.05
 ROWS = [
@@ -57,7 +57,7 @@ def three_steps(model, batch):
         for key, value in batch.items()
     }
     state = init_state(jax.tree.map(jnp.copy, model), optimizer)
-    step = make_train_step(text_loss, optimizer, token_counts).lower(state, micro).compile(QUICK)
+    step = make_train_step(text_loss, optimizer, token_counts).lower(state, micro).compile()
     losses, grads = [], None
     for _ in range(3):
         state, metrics = step(state, micro)

@@ -28,7 +28,6 @@ from o3jax.models.temporal import (
     wire_bytes,
 )
 from o3jax.sharding import make_mesh, use_mesh
-from tests.tiny import QUICK
 
 RATE = 10.0
 CONFIG = EvidenceConfig(hidden_size=16, num_heads=2, temporal_layers=2, window_s=0.5, max_rate=RATE)
@@ -78,7 +77,7 @@ def attention_and_gradients(window_s: float, groups: int, strategy: str):
         out, back = jax.vjp(lambda *x: temporal_attention(*x, times, valid, **options), q, k, v)
         return out, *back(d_out)
 
-    return jax.jit(both, compiler_options=QUICK)
+    return jax.jit(both)
 
 
 def random_case(groups: int, seed: int = 0, *, cells: int = 3):
@@ -184,7 +183,7 @@ def test_the_compiled_program_sends_what_is_documented(strategy):
                 lambda *xs: temporal_attention(*xs, window_s=window_s, halo=halo, strategy=strategy),
                 out_shardings=split,
             )
-            program = attention.lower(x, x, x, times, valid).compile(QUICK).as_text()
+            program = attention.lower(x, x, x, times, valid).compile().as_text()
             documented = wire_bytes(strategy, groups=groups, cells=cells, width=8, halo=halo, ways=8)
             assert received(program, repeats=7) == {OPERATIONS[strategy]: rows * documented}
             counted.append(documented)
@@ -206,7 +205,7 @@ def make_encoder(c: EvidenceConfig = CONFIG) -> TemporalEncoder:
 
 
 def encode(encoder, tokens, times, valid, **options) -> np.ndarray:
-    run = jax.jit(lambda *xs: xs[0](*xs[1:], **options), compiler_options=QUICK)
+    run = jax.jit(lambda *xs: xs[0](*xs[1:], **options))
     return np.asarray(run(encoder, tokens, times, valid))
 
 
@@ -301,7 +300,7 @@ def test_gradients_do_not_depend_on_chunks_or_remat_and_ignore_padding():
         def loss(encoder, tokens):
             return (encoder(tokens, times, valid, **options) * weight).sum()
 
-        return jax.jit(jax.grad(loss, (0, 1)), compiler_options=QUICK)(encoder, tokens)
+        return jax.jit(jax.grad(loss, (0, 1)))(encoder, tokens)
 
     plain, chunked = gradients(), gradients(chunk=6, remat="names")
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(chunked), strict=True):
@@ -312,7 +311,7 @@ def test_gradients_do_not_depend_on_chunks_or_remat_and_ignore_padding():
 
 def test_only_differences_of_times_count():
     encoder, (tokens, times, valid) = make_encoder(), padded_video((24, 20), 24)
-    run = jax.jit(lambda times: encoder(tokens, times, valid), compiler_options=QUICK)
+    run = jax.jit(lambda times: encoder(tokens, times, valid))
     here, hour_later, slower = run(times), run(times + 3600), run(times * 1.1)
     # A float32 of an hour is exact to 0.2 ms only.
     np.testing.assert_allclose(here, hour_later, atol=2e-2)
@@ -347,7 +346,7 @@ def test_cells_do_not_mix():
     encoder, (tokens, times, valid) = make_encoder(), padded_video((12,), 12, cells=3)
     changed = tokens.copy()
     changed[:, :, 1] += 1
-    run = jax.jit(lambda tokens: encoder(tokens, times, valid), compiler_options=QUICK)
+    run = jax.jit(lambda tokens: encoder(tokens, times, valid))
     moved = np.abs(run(tokens) - run(changed)).max((0, 1, 3))
     assert moved[1] > 0.1 and moved[0] == moved[2] == 0
 
@@ -427,7 +426,7 @@ def test_injection_adds_the_nearest_features_through_its_gate():
     grid = np.array([[2, 3], [3, 2]])
     injection = Injection(CONFIG, 5, Initializer(jax.random.key(0)))
     inputs = (visual, visual_times, coords, features, times, valid, grid)
-    run = jax.jit(lambda injection: injection(*inputs), compiler_options=QUICK)
+    run = jax.jit(lambda injection: injection(*inputs))
 
     assert np.asarray(run(injection)).tobytes() == visual.tobytes()
 

@@ -22,7 +22,6 @@ from o3jax.prompts.processor import load_processor
 from o3jax.sft.loss import text_loss, token_counts
 from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
 from tests.commands import ROOT, run_command
-from tests.tiny import QUICK
 
 STEPS = 10
 
@@ -229,7 +228,7 @@ def test_learning_works(video_model):
     batch = {key: np.stack([row[key] for row in rows])[None] for key in rows[0]}
     optimizer = make_optimizer(learning_rate("constant", 1e-2, 30), weight_decay=0.0, max_grad_norm=1.0)
     state = jax.jit(lambda model: init_state(model, optimizer))(model)
-    step = make_train_step(text_loss, optimizer, token_counts).lower(state, batch).compile(QUICK)
+    step = make_train_step(text_loss, optimizer, token_counts).lower(state, batch).compile()
     losses = []
     for _ in range(30):
         state, metrics = step(state, batch)
