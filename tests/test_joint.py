@@ -257,12 +257,15 @@ def test_weights_of_text_and_evidence(setting, clip):
     counts = joint_counts(batch)
 
     @jax.jit
-    def run(model, weight):
+    def run(model, batch, weight):
         return joint_loss(
             model, batch, counts, evidence_weight=weight, weights=EvidenceWeights(), candidate_low=0.1
         )
 
-    (text, sums), (evidence, _), (both, _) = run(model, 0.0), run(model, 1.0), run(model, 0.4)
+    (text, sums), (evidence, _), (both, _) = (run(model, batch, weight) for weight in (0.0, 1.0, 0.4))
+    other = np.where(batch["labels"] == IGNORE, IGNORE, 7)
+    np.testing.assert_allclose(run(model, batch | {"labels": other}, 1.0)[0], evidence, rtol=1e-6)
+    assert abs(run(model, batch | {"labels": other}, 0.0)[0] - text) > 0.1
     np.testing.assert_allclose(text, sums["text"] / counts["text"], rtol=1e-6)
     np.testing.assert_allclose(both, 0.6 * text + 0.4 * evidence, rtol=1e-5)
 
