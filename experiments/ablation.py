@@ -21,7 +21,9 @@ from o3jax.errors import UserError
 _WORKDIR = flags.DEFINE_string("workdir", "runs/ablation", "Folder of all runs.")
 _SOURCE = flags.DEFINE_string("source", "runs/questions_tiny/model", "The text-only model to start from.")
 _SEEDS = flags.DEFINE_multi_string(
-    "seeds", ["full=0,1,2", "prompt=0,1,2"], "Seeds of a cell, CELL=N,...; the others have seed 0."
+    "seeds",
+    ["no_encoder=0,1,2", "full=0,1,2", "prompt=0,1,2"],
+    "Seeds of a cell, CELL=N,...; the others have seed 0.",
 )
 _NUM_QUESTIONS = flags.DEFINE_integer("num_questions", 200, "Test questions of an evaluation.")
 
