@@ -106,6 +106,17 @@ def test_two_estimates_in_chromium(numbered: videos.Fixture, tmp_path: Path) -> 
         assert page.js(f"{styles}.map(([e, s]) => s.outlineStyle)") == ["none", "dashed"]
         assert page.js(f"new Set({styles}.map(([e, s]) => s.getPropertyValue('--c'))).size") == 1
 
+        # No line crosses a label, even where another box lies upon it.
+        on_top = page.js(
+            "(() => { const label = overlay.querySelector('div:not(.stated) span');"
+            "const stated = overlay.querySelector('.stated'), before = stated.style.cssText;"
+            "stated.style.cssText = 'inset: 0'; overlay.style.pointerEvents = 'auto';"
+            "const r = label.getBoundingClientRect();"
+            "const found = document.elementFromPoint((r.left + r.right) / 2, (r.top + r.bottom) / 2);"
+            "stated.style.cssText = before; overlay.style.pointerEvents = ''; return found === label; })()"
+        )
+        assert on_top
+
         # Everything on the timeline has one scale: 4 s are its width.
         assert place(".timeline svg", "#timeline")[::2] == pytest.approx([0, 1], abs=0.01)
         assert place(".timeline div.bar", "#timeline")[::2] == pytest.approx([0.15, 0.4], abs=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from PIL import Image
 
 from o3jax.errors import UserError
 from o3jax.report import annotate, annotate_video, write_report
+from o3jax.report.answer import Located
 from tests import videos
-from tests.answers import RELEVANCE, make_answer, numbers_shown, two_estimates
+from tests.answers import BOX, RELEVANCE, make_answer, numbers_shown, two_estimates
 
 
 def test_annotated_video(numbered: videos.Fixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +70,25 @@ def test_annotated_video_of_two_estimates(numbered: videos.Fixture, tmp_path: Pa
     band = np.abs(strip[top + 2] - np.array([0x1E, 0x3A, 0x4C])).sum(-1) < 30
     for time_s, searched in ((0.2, False), (0.6, True), (2.1, False), (2.5, True), (3.8, False)):
         assert band[left + round((right - left) * time_s / 4)] == searched, time_s
+
+
+def test_no_line_crosses_a_label(numbered: videos.Fixture) -> None:
+    answer = two_estimates(numbered)
+    cat, width, height = answer.evidence[0], 600, 360
+    left, top, right, bottom = BOX
+    crossing = dataclasses.replace(cat.text, box=(left - 0.01, top - 0.02, right, bottom))
+
+    def paint(text: Located | None) -> np.ndarray:
+        alone = dataclasses.replace(answer, evidence=(dataclasses.replace(cat, text=text),))
+        painter = annotate._Painter(alone, width, height, 4.0)
+        return painter.paint(np.zeros((height, width, 3), np.uint8), cat.time_s)
+
+    with_text, without = paint(crossing), paint(None)
+    x, y = round(left * width), round(top * height)
+    label = np.s_[y - 16 : y - 2, x + 1 : x + 24]  # "cat", above the decoder's box
+    assert (without[label] == without[label][0, 0]).mean() < 0.95  # there are letters
+    np.testing.assert_array_equal(with_text[label], without[label])
+    assert (with_text[y - 7, x + 40 : x + 150] != without[y - 7, x + 40 : x + 150]).any()
 
 
 def test_any_label_can_be_drawn() -> None:

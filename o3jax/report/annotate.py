@@ -202,18 +202,19 @@ class _Painter:
         image = Image.new("RGB", (self.width, self.height + self.strip))
         image.paste(Image.fromarray(frame))
         draw = ImageDraw.Draw(image)
+        drawn = []
         for track in self.tracks:
             if box := box_at(track, time_s):
                 line = max(2, self.unit // 8) if track.stated else max(2, self.unit // 5)
-                x1, y1, _, y2 = draw_box(
-                    draw, box, (self.width, self.height), track.color, line, track.stated
-                )
-                if track.stated:  # its label is small and below, where the other box has none
-                    small = max(8, 3 * self.unit // 4)
-                    foot = min(y2 + small + small // 3 + 1, self.height)
-                    draw_label(draw, (x1, foot), self.width, track.color, TEXT_LABEL[self.language], small)
-                else:
-                    draw_label(draw, (x1, y1), self.width, track.color, track.object, self.unit)
+                size = self.width, self.height
+                drawn.append((track, draw_box(draw, box, size, track.color, line, track.stated)))
+        for track, (x1, y1, _, y2) in drawn:  # after all boxes, whose lines would cross them
+            if track.stated:  # its label is small and below, where the other box has none
+                small = max(8, 3 * self.unit // 4)
+                foot = min(y2 + small + small // 3 + 1, self.height)
+                draw_label(draw, (x1, foot), self.width, track.color, TEXT_LABEL[self.language], small)
+            else:
+                draw_label(draw, (x1, y1), self.width, track.color, track.object, self.unit)
         image.paste(self.background, (0, self.height))
         middle = self.height + self.rail // 2
         font = _font("", self.unit)
