@@ -84,18 +84,19 @@ def _backward(causal: bool, residuals: tuple, grad: Array) -> tuple[Array, Array
     # Weights are not divided by their sum here either, but what they are multiplied with.
     grad = grad / total
     highest, mean = (rearrange(x, "b k g s -> b k 1 g s") for x in (highest[..., 0], jnp.sum(grad * out, -1)))
-    grad, dq = grad.astype(v.dtype), []
+    grad, columns, dq = grad.astype(v.dtype), rearrange(k, "b k t h -> b k h t"), []
     dk, dv = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     for queries, keys in _blocks(q.shape[3], k.shape[2], causal):
         some_q, some_k, some_grad = q[..., queries, :], k[:, :, keys], grad[..., queries, :]
-        # Keys before queries: only one product then has to bring scores into another order first.
+        # Keys before queries, and dq with its axes swapped: no product has to bring scores into another
+        # order first.
         scores = _dot("bkth,bkgsh->bktgs", some_k, some_q)
         weights = jnp.exp(_hide(scores, allowed[:, :, keys, :, queries], causal) - highest[..., queries])
         dscores = weights * (_dot("bkth,bkgsh->bktgs", v[:, :, keys], some_grad) - mean[..., queries])
-        dq.append(_dot("bktgs,bkth->bkgsh", dscores, some_k))
+        dq.append(_dot("bkht,bktgs->bkhgs", columns[..., keys], dscores))
         dk = dk.at[:, :, keys].add(_dot("bktgs,bkgsh->bkth", dscores, some_q))
         dv = dv.at[:, :, keys].add(_dot("bktgs,bkgsh->bkth", weights, some_grad))
-    dq = jnp.concatenate(dq, axis=3)
+    dq = rearrange(jnp.concatenate(dq, axis=4), "b k h g s -> b k g s h")
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
