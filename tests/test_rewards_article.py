@@ -178,15 +178,18 @@ LONG = record(*FOUR, duration=100.0)
         ([5, 30], LONG, 0.25),
         ([5, 28.9, 61.1, 95], LONG, 0.25),  # two are more than 1 s off
         ([5, 5.5, 4.5], LONG, 0.125),
+        # Two quarters, but one truth: 29.5 and 30.5 of 120 s.
+        ([29.5, 30.5], record(MAN | {"time": 30.0}, duration=120.0), 0.125),
+        ([29.5, 30.5], record(MAN | {"time": 29.5}, MAN | {"time": 30.5}, duration=120.0), 0.25),
         ([40, 80], LONG, 0.0),
         ([], LONG, 0.0),
         ([5, 30, 50, 60], LONG | {"duration": 60.0}, 0.0),  # only over 60 s
         ([5, 30], LONG | {"duration": 60.1}, 0.25),
-        ([10, 30, 60, 90], record({"interval": [0, 100], "box": BOX}, duration=100.0), 0.125),
+        ([10, 30, 60, 90], record({"interval": [0, 100], "box": BOX}, duration=100.0), 0.125 / 4),
     ],
 )
 def test_spread(times, sample, spread):
-    """The last: four claims for one truth hit in four quarters, but keep (2 / 4)^2 of that."""
+    """The last: four claims in four quarters are one hit for one truth, and keep (2 / 4)^2 of that."""
     terms = article.score(text(*(claim(time, BOX) for time in times)), sample)
     assert terms["spread"] == pytest.approx(spread)
 
@@ -203,6 +206,9 @@ def at(x: float) -> coords.Box:
         ([claim(1, at(0))], 0.0),  # nothing follows
         ([claim(1, at(0)), claim(2, at(0.5))], 0.5),
         ([claim(2, at(0)), claim(1, at(0))], 0.0),  # back in time
+        ([claim(1, at(0)), claim(1, at(0))], 0.0),  # said twice
+        ([claim(1, at(0)), claim(1, name="MAN")], 0.0),
+        ([claim(1, at(0)), claim(1, at(0)), claim(2, at(0))], 0.25),
         ([claim(1, at(0)), claim(1.5, at(0.5))], 0.5),  # one width a second
         ([claim(1, at(0)), claim(1.5, at(0.51))], 0.0),
         ([claim(1, at(0)), claim(1.5, at(0.7), name="dog")], 0.5),  # another object

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from o3jax.rewards import article, open_o3
+from o3jax.rewards import article, open_o3, overlap
 from o3jax.rewards.records import ST, TEMPORAL_MCQ, VISUAL
 from o3jax.rewards.rouge import MAX_CHARACTERS, MAX_WORDS, rouge
 from tests.test_rewards_properties import ANSWER, RECORDS
@@ -60,6 +60,14 @@ FRAMES += ["<think><t>{}x</think><answer><t>{}x</answer>"]
 FRAMES += ["<think><obj>a</obj><box>[1]</box>{}at<t>x</think><answer><box>[{}]</box></answer>"]
 
 
+REWARDS = {
+    "compat": open_o3.score,
+    "paper": open_o3.score_paper,
+    "article": article.score,
+    "overlap": overlap.score,
+}
+
+
 def hostile(size: int) -> Iterator[str]:
     for unit in UNITS:
         for frame in FRAMES:
@@ -67,9 +75,7 @@ def hostile(size: int) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("task", [ST, VISUAL, TEMPORAL_MCQ])
-@pytest.mark.parametrize(
-    "reward", [open_o3.score, open_o3.score_paper, article.score], ids=["compat", "paper", "article"]
-)
+@pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS)
 def test_twice_the_text_takes_at_most_twice_the_steps(reward, task):
     """Counted, not timed; what runs inside one step is linear by itself (find, split, json)."""
     rouge("warm", "up")
@@ -78,9 +84,7 @@ def test_twice_the_text_takes_at_most_twice_the_steps(reward, task):
         assert twice <= 2.2 * once + 300, (short[:60], once, twice)
 
 
-@pytest.mark.parametrize(
-    "reward", [open_o3.score, open_o3.score_paper, article.score], ids=["compat", "paper", "article"]
-)
+@pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS)
 def test_four_times_the_text_takes_about_four_times_as_long(reward):
     """Inside one step nothing backtracks either: what is quadratic takes 16 times as long, the published
     pattern for claims years."""

@@ -65,6 +65,20 @@ def test_what_the_truth_lacks_is_not_asked_for():
     assert score(said(claim()), RECORD | {"evidence": []})["evidence"] == 0
 
 
+@pytest.mark.parametrize(("time", "off"), [("1.0", 0), ("2.9", 0), ("4.0", 1), ("0.0", 1), ("6.5", 3.5)])
+def test_inside_an_interval_any_time_is_right(time, off):
+    for beside in ({}, {"time": 9.0}):  # the interval goes before it
+        evidence = [{"interval": [1.0, 3.0], "box": [0.1, 0.2, 0.3, 0.6]} | beside]
+        got = score(said(claim(time=time)), RECORD | {"evidence": evidence})["evidence"]
+        assert got == pytest.approx(math.exp(-(off**2) / 2))
+    assert (
+        score(said("<obj>red star</obj><box>[100,200,300,600]</box>"), RECORD | {"evidence": evidence})[
+            "evidence"
+        ]
+        == 0
+    )  # no time
+
+
 def test_the_width_of_the_gaussian_is_an_option():
     assert score(said(claim(time="3.0")), RECORD, near_s=0.5)["evidence"] == pytest.approx(math.exp(-2))
     with pytest.raises(UserError, match="near_s .* is 0; write seconds above 0"):

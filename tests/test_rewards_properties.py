@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from o3jax.prompts import coords, grammar
-from o3jax.rewards import article, open_o3
+from o3jax.rewards import article, open_o3, overlap
 from o3jax.rewards.records import FREE_FORM, MCQ, ST, TASKS, TEMPORAL, TEMPORAL_MCQ, VISUAL
 
 BOX, OTHER, FULL = (0.2, 0.2, 0.5, 0.6), (0.6, 0.1, 0.9, 0.4), (0.0, 0.0, 1.0, 1.0)
@@ -27,6 +27,7 @@ RECORDS = {
             {"object": "man", "time": 10.0, "box": BOX},
             {"object": "dog", "time": 20.0, "box": OTHER},
         ],
+        "intervals": [[10.0, 20.0]],
     }
     for task, answer in TRUTHS.items()
 }
@@ -88,6 +89,9 @@ def test_any_text_has_a_bounded_reward(text, task, step):
     assert -1 <= terms["time"] <= 1.5 and -0.5 <= terms["box"] <= 1
     assert 0 <= terms["spread"] <= 0.5 and 0 <= terms["coherence"] <= 0.5
     assert 0 <= terms["answer"] <= 1 and terms["format"] in (0, 0.5, 1)
+    terms = overlap.score(text, RECORDS[task])
+    assert tuple(terms) == ("evidence", "interval", "answer", "format")
+    assert all(0 <= value <= 1 for value in terms.values())
 
 
 # Evidence of the article's reward, given as items: no text rounds it.
@@ -185,7 +189,7 @@ truth_lists = st.lists(
 def test_honest_evidence_beats_cheats(truths, off, seed):
     small = [
         t | {"box": (t["box"][0], t["box"][1], t["box"][2], min(t["box"][3], t["box"][1] + 0.4))}
-        for t in truths
+        for t in sorted(truths, key=lambda t: t["time"])
     ]
     honest = [item | {"time": item["time"] + off} for item in small]
     best = worth(honest, *small, duration=100.0)["total"]
@@ -198,8 +202,10 @@ def test_honest_evidence_beats_cheats(truths, off, seed):
         for x, y in ((0, 0), (2, 0), (0, 2), (2, 2), (1, 1))
     ]
     assert worth(honest + grid[:: 1 + seed % 5], *small, duration=100.0)["total"] < best - 1
-    for many in range(2 * len(small) + 1, 9 * len(small)):  # the right ones, often
-        assert worth((honest * 9)[:many], *small, duration=100.0)["total"] < best
+    for many in range(len(small) + 1, 9 * len(small)):  # the right ones, each several times in a row
+        again = sorted((honest * 9)[:many], key=lambda item: item["time"])
+        total = worth(again, *small, duration=100.0)["total"]
+        assert total <= best + 1e-9 if many <= 2 * len(small) else total < best
 
 
 def test_a_wrong_answer_of_right_form_beats_an_empty_one_and_spam_gains_nothing():

@@ -68,8 +68,23 @@ def published(text: str, task: str, step: float) -> dict[str, float]:
         terms["thk_temporal_point"] = sum(math.exp(-(d**2) / (2 * sigma**2)) for d in near) / len(near)
     if task == ST and "<answer>" in text and "</answer>" in text.split("<answer>", 1)[1]:
         terms["thk_spatial"] = published_claims(think)
-    terms["format"] = open_o3.format_term(text, RECORDS[task])  # has its own second implementation
+    terms["format"] = published_format(text, task)
     return {name: float(value) for name, value in terms.items()}
+
+
+def published_format(text: str, task: str) -> float:
+    def even(part: str, *tags: str) -> bool:
+        return all(len(re.findall(f"<{t}>", part)) == len(re.findall(f"</{t}>", part)) for t in tags)
+
+    think = re.search("<think>(.*?)</think>", text, re.DOTALL)
+    answer = re.search("<answer>(.*?)</answer>", text, re.DOTALL)
+    if not (think and answer and even(text, "think", "answer") and even(think[1], "obj", "t", "box")):
+        return 0.0
+    if task in (TEMPORAL, TEMPORAL_MCQ):
+        return 1.0 if think[1].count("<t>") >= 2 else 0.5
+    named = task == VISUAL and re.search(r"<obj>(\w+)</obj><box>(\[.*?\])</box>", text)
+    shown = all(think[1].count(tag) for tag in ("<obj>", "<t>", "<box>"))
+    return 1.0 if named or shown or task in (MCQ, FREE_FORM) else 0.5
 
 
 def published_claims(think: str) -> float:
@@ -130,6 +145,7 @@ PIECES = [
     ),
     *("B", "Correct Option: ", "soup", "man", " ", "]", claim(5), claim(8, "[0,0,100,100]"), claim(2, HALF)),
     *(f"<box>{MAN}</box>", "<t>12</t>s to <t>30.5</t>s", "</think><answer>"),
+    *("<obj>two men</obj>", "<obj>pot</obj>"),
 ]
 
 

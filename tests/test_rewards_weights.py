@@ -41,7 +41,10 @@ def test_every_weight_counts():
             text(claim(10, BOX), claim(20, OTHER), claim(20.2, (0.6, 0.2, 0.8, 0.4))),
             record(MAN, DOG, duration=100.0),
         ),
-        (text(*[claim(10, (0.2, 0.2, 0.6, 0.9))] * 3), record(MAN, MAN, duration=45.0)),
+        (
+            text(*(claim(time, (0.2, 0.2, 0.6, 0.9)) for time in (10, 10.2, 10.4))),
+            record(MAN, MAN, duration=45.0),
+        ),
     ]
     plain = [article.score(said, sample) for said, sample in cases]
     for field in dataclasses.fields(ArticleWeights):

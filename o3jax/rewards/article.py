@@ -4,9 +4,10 @@ term       worth
 time       mean over the true evidence: +1.5 within 1 s, +0.5 within 3 s, else -1
 box        mean over the true evidence: +1 for a box that covers 90 % of the target, +0.3 for 50 %, else -0.5;
            the two upper tiers also need an area of at most twice the target's (not in mode "literal")
-spread     of videos over 60 s: 0.5 x share of the video's quarters with a claim within 1 s of true evidence
-coherence  of videos over 30 s: 0.5 x share of consecutive claims that do not go back in time and, for one
-           object, move at most one frame width per second
+spread     of videos over 60 s: 0.5 x share of the video's quarters with a claim that is matched to true
+           evidence within 1 s
+coherence  of videos over 30 s: 0.5 x share of consecutive claims that go forward in time (different objects
+           may share a moment) and, for one object, move at most one frame width per second
 answer     0 to 1, see `answer_term`
 format     0, 0.5 or 1, as published, with names of several words
 
@@ -14,6 +15,8 @@ Claims are matched one to one with the true evidence, so that all time errors to
 counted up to twice `far_s`, so that a claim far off does not shift the others; among matchings that are level
 in this, the one with the best tiers. True evidence without a claim counts as the worst tier, so that saying
 nothing never beats an honest try.
+
+Saying a claim twice in a row gains nothing: the repeat is neither matched to the same truth nor coherent.
 
 Spam: up to `claims_per_truth` boxes may be claimed for each that is true. With k times as many, what time and
 box are above the worst tier, and both bonuses, shrink to 1 / k^2: more guesses hit more often, but many more
@@ -207,13 +210,19 @@ def _estimate(item: Record) -> _Claim:
     return _Claim(str(item.get("object", "")), time, () if box is None else (tuple(map(float, box)),))
 
 
+def stretch(item: Record) -> tuple[float, float] | None:
+    """Returns when true evidence is: its interval, else its moment as one without length; or None."""
+    moment = None if item.get("time") is None else (item["time"], item["time"])
+    found = moment if item.get("interval") is None else item["interval"]
+    return None if found is None else tuple(map(float, found))
+
+
 def _truth(item: Record) -> _Truth:
     """Returns a piece of true evidence; a box without area cannot be covered and counts as none."""
-    time, box = item.get("time"), item.get("box")
-    moment = None if time is None else (float(time), float(time))
-    interval = tuple(map(float, item["interval"])) if item.get("interval") is not None else moment
+    box = item.get("box")
     return _Truth(
-        interval, tuple(map(float, box)) if box is not None and _areas(np.array(box, float)) > 0 else None
+        stretch(item),
+        tuple(map(float, box)) if box is not None and _areas(np.array(box, float)) > 0 else None,
     )
 
 
@@ -240,8 +249,9 @@ def _evidence_terms(
         boxes[i] = kept * box_tiers[i, j] + (1 - kept) * weights.box_worst
         duration = sample.get("duration") or 0.0
         if duration > weights.spread_over_s:
-            hit = (errors[timed] <= weights.near_s + _EXACT).any(axis=0)
-            quarters = {min(int(4 * items[k][0] / duration), 3) for k in np.flatnonzero(hit)}
+            # Of the matched claims alone: two around one truth, on either side of a border, hit once.
+            hit = np.array(timed)[i] & (errors[i, j] <= weights.near_s + _EXACT)
+            quarters = {min(int(4 * items[k][0] / duration), 3) for k in j[hit]}
             terms["spread"] = weights.spread * kept * len(quarters) / 4
         if duration > weights.coherence_over_s:
             terms["coherence"] = weights.coherence * kept * _coherent(claims, sample, weights)
@@ -302,17 +312,19 @@ def _areas(boxes: Float[np.ndarray, "*shape 4"]) -> Float[np.ndarray, "*shape"]:
 def _coherent(claims: Sequence[_Claim], sample: Record, weights: ArticleWeights) -> float:
     """Returns the share of consecutive claims with a time that are coherent; 0 for fewer than two.
 
-    How far an object moved is told by its centre, and only where both claims have one box.
+    A repeat is not coherent: claims of one object must go forward, those of different ones may share a
+    moment. How far an object moved is told by its centre, and only where both claims have one box.
     """
     width, height = sample.get("image_size") or (1, 1)
     timed = [claim for claim in claims if claim.time is not None]
     coherent = 0
     for a, b in zip(timed, timed[1:], strict=False):
-        moved = 0.0
-        if a.object and a.object.casefold() == b.object.casefold() and len(a.boxes) == len(b.boxes) == 1:
+        same, moved = a.object and a.object.casefold() == b.object.casefold(), 0.0
+        if same and len(a.boxes) == len(b.boxes) == 1:
             (ax, ay), (bx, by) = _centre(a.boxes[0]), _centre(b.boxes[0])
             moved = math.hypot(bx - ax, (by - ay) * height / width)
-        coherent += b.time >= a.time and moved <= weights.widths_per_s * (b.time - a.time) + _EXACT
+        forward = b.time > a.time if same else b.time >= a.time
+        coherent += forward and moved <= weights.widths_per_s * (b.time - a.time) + _EXACT
     return coherent / max(len(timed) - 1, 1)
 
 

@@ -1,7 +1,8 @@
 """Dense rewards: overlaps with the truth in place of tiers, for a model that has reached the tiers.
 
 term       worth
-evidence   of each true piece of evidence the IoU of its claim's box, times a Gaussian of the time error
+evidence   of each true piece of evidence the IoU of its claim's box, times a Gaussian of the time error (0
+           inside an interval)
 interval   IoU of the intervals that the reasoning says with the true ones
 answer     as in `article.answer_term`
 format     0, 0.5 or 1, as in the article's rewards
@@ -24,7 +25,7 @@ from o3jax.metrics.boxes import box_iou, interval_iou
 from o3jax.prompts import grammar
 from o3jax.prompts.coords import Box, Space
 from o3jax.rewards import open_o3, records
-from o3jax.rewards.article import answer_term
+from o3jax.rewards.article import answer_term, stretch
 from o3jax.rewards.records import FREE_FORM, ST, Record
 
 _MOST_CLAIMS = 64  # that are matched; more count in the divisor alone
@@ -49,7 +50,7 @@ def score(
     written = space or records.written_space(sample, "per_mille")
     said = grammar.parse(records.block(completion, "think") or "", written)
     claims = [(claim.time, box) for claim in said.claims for box in claim.boxes or (None,)]
-    truths = [(item.get("time"), item.get("box")) for item in records.field(sample, "evidence")]
+    truths = [(stretch(item), item.get("box")) for item in records.field(sample, "evidence")]
 
     def worth(truth: tuple, claim: tuple) -> float:
         return _closeness(truth[0], claim[0], near_s) * _overlap(truth[1], claim[1])
@@ -66,10 +67,13 @@ def score(
     return terms | {"format": open_o3.format_term(completion, {"task": task}, "paper")}
 
 
-def _closeness(truth: float | None, claim: float | None, near_s: float) -> float:
+def _closeness(truth: tuple[float, float] | None, claim: float | None, near_s: float) -> float:
     if truth is None:
         return 1.0
-    return 0.0 if claim is None else math.exp(-(((claim - truth) / near_s) ** 2) / 2)
+    if claim is None:
+        return 0.0
+    error = max(truth[0] - claim, claim - truth[1], 0.0)
+    return math.exp(-((error / near_s) ** 2) / 2)
 
 
 def _overlap(truth: Sequence[float] | None, claim: Box | None) -> float:
