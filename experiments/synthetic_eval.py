@@ -395,11 +395,11 @@ def _is_correct(sample: Sample, answer: str) -> bool:
     return _fold(answer) == _fold(sample.answer)
 
 
-def _box_entry(question: Question, thing: Object, claim: grammar.Claim | None) -> dict[str, float]:
+def _box_entry(question: Question, thing: Object, claim: grammar.Claim | None) -> dict[str, float | None]:
     """Returns V-STaR's truth box: of the thing at the claimed time, or where it is not visible then the
-    annotated one, at whose time nothing is claimed."""
+    annotated one without a time, so that no claim is compared with it, not even at the annotated moment."""
     box = None if claim is None or claim.time is None else thing.box(claim.time)
-    time = claim.time if box else question.sample.mentions[0].time
+    time = claim.time if box else None
     box = box or question.sample.mentions[0].boxes[0]
     return {"timestamp": time, **dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))}
 

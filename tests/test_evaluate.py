@@ -142,6 +142,20 @@ def test_when_and_where_are_judged_on_the_reasoning(think, t_iou, v_iou, v_iou_a
     assert scored.time_off_s == (None if time_off is None else pytest.approx(time_off))
 
 
+@pytest.mark.parametrize("time", ["1.5", "3.5"])
+def test_a_claim_of_what_is_not_visible_finds_nothing(time):
+    """Also at the annotated moment: the box of the object that answers is not that of the one claimed."""
+    question = ask("where")
+    mention = dataclasses.replace(question.sample.mentions[0], time=1.5)
+    question = dataclasses.replace(question, sample=dataclasses.replace(question.sample, mentions=(mention,)))
+    name = "blue star" if time == "1.5" else "red circle"  # seen from 2 s, and to 3 s
+    text = say("", f"<obj>{name}</obj><box>[250,250,500,500]</box>at<t>{time}</t>s")
+    scored = synthetic_eval.score(question, text)
+    assert scored.v_iou == 0.0
+    assert scored.v_iou_answer == (1.0 if time == "1.5" else 0.0)  # whatever the claim calls it
+    assert report([question], [text])["metrics"]["m_vIoU"] == 0.0
+
+
 def test_a_moving_box_is_compared_at_the_claimed_time():
     span = Span(0, 150, (32.0, 64.0), (10.0, 0.0), 32.0, 0.0)
     scene = dataclasses.replace(SCENE, objects=(Object("red", "circle", (215, 30, 40), (span,), (128, 128)),))
