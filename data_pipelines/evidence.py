@@ -2,7 +2,7 @@
 
 pointed_times     samples -> when the frames are that their boxes are read from
 targets           samples, and which annotation each `</obj>` means -> arrays beside those of the row
-OpenCandidates    true intervals -> the groups that the decoder may search, jittered anew each time
+OpenCandidates    true intervals and times -> the groups that the decoder may search, jittered anew each time
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ class OpenCandidates(grain.transforms.RandomMap):
 
     `relevance_inside` [Q, T] are the groups in a true interval, `relevance_known` [Q, T] the groups of
     questions whose intervals are known; `true_candidates` [Q, T] the groups that the decoder may search:
-    the true intervals, opened by up to `jitter_s` at each side, or all where none is known; of a question's
-    own clip alone.
+    the true intervals, and the times of its mentions, which may lie outside, opened by up to `jitter_s` at
+    each side; or all where no interval is known; of a question's own clip alone.
     """
 
     jitter_s: float = 0.5
@@ -155,9 +155,11 @@ class OpenCandidates(grain.transforms.RandomMap):
             own = valid & (row["dense_clip"] == clip)
             times = row["dense_times"][own]
             intervals = intervals[~np.isnan(intervals[:, 0])]
-            moved = intervals + rng.uniform(0, self.jitter_s, intervals.shape) * [-1, 1]
+            moments = row["target_time"][q][row["target_has_time"][q]]
+            searched = np.concatenate([intervals, np.stack([moments, moments], -1)])
+            moved = searched + rng.uniform(0, self.jitter_s, searched.shape) * [-1, 1]
             inside[q, own] = interval_mask(intervals, times)
-            opened[q, own] = interval_mask(moved, times) if len(moved) else True
+            opened[q, own] = interval_mask(moved, times) if len(intervals) else True
             known[q, own] = len(intervals) > 0
         out = {key: value for key, value in row.items() if key != "true_intervals"}
         return out | {

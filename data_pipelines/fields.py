@@ -30,15 +30,16 @@ class RecordError(UserError):
 
 
 def read_mention(item: Any, field: str = "mentions") -> Mention:
-    """Returns a mention from an object with object, time and boxes, which is in `field`."""
+    """Returns a mention from an object with object, time, boxes and perhaps interval, which is in `field`."""
     if not isinstance(item, dict):
         raise RecordError(field, f"field {field!r} must have mentions, objects with object, time and boxes")
-    known(item, ("object", "time", "boxes"), field)
-    time = item.get("time")
+    known(item, ("object", "time", "boxes", "interval"), field)
+    time, interval = item.get("time"), item.get("interval")
     return Mention(
         read_field(item, "object", str, inside=field),
         None if time is None else time_of(time, field),
         boxes_of(item.get("boxes", []), field),
+        None if interval is None else interval_of(interval, field),
     )
 
 

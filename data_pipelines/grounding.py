@@ -43,7 +43,7 @@ class FramePairs:
         rank = shown + 2 * np.random.default_rng(scene.seed).random(len(times))
         pairs = np.sort(np.argsort(-rank)[: self.pairs]).tolist()
         times = [times[pair] for pair in pairs]
-        return Clip((caption(scene, times, ("en", "zh")[index % 2]),), scene, tuple(pairs))
+        return Clip((caption(scene, times, ("en", "zh")[index % 2]),), scene, tuple(pairs), number=int(index))
 
 
 def caption(scene: Scene, pair_times: Sequence[Float[np.ndarray, " 2"]], language: str) -> Sample:

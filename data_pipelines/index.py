@@ -154,8 +154,7 @@ def _index_built(folder: Path, limits: Limits) -> Index:
             record = dataclasses.asdict(sample)
             try:
                 _check_characters(record)
-                _check(sample, _BUILT, media)
-                samples.append(sample)
+                samples.append(_checked(sample, _BUILT, media))
             except RecordError as error:
                 rejects.append(_reject(record, f"{folder.name}-{number}", error))
     return Index(folder, samples, rejects, media.videos)
@@ -213,12 +212,11 @@ def _read(record: Any, name: str, form: _Format, media: _Media) -> Sample:
         form = form._replace(times="answer", boxes="answer")
     if "intervals" in record:
         form = form._replace(intervals="intervals")
-    _check(sample, form, media)
-    return sample
+    return _checked(sample, form, media)
 
 
-def _check(sample: Sample, form: _Format, media: _Media) -> None:
-    """RecordError if a sample is wrong on paper."""
+def _checked(sample: Sample, form: _Format, media: _Media) -> Sample:
+    """Returns the sample, with its video's duration if it told none; RecordError if it is wrong on paper."""
     for field in ("question", "answer"):
         if not getattr(sample, field).strip():
             raise RecordError(field, f"field {field!r} is empty; fill it")
@@ -235,6 +233,7 @@ def _check(sample: Sample, form: _Format, media: _Media) -> None:
         _check_time(frame.time, end, "key_frames")
         if frame.path is not None:
             media.image_size(frame.path, "key_frames")
+    return sample if sample.duration is not None else dataclasses.replace(sample, duration=end)
 
 
 def _check_evidence(
@@ -242,8 +241,9 @@ def _check_evidence(
 ) -> None:
     """RecordError if times, boxes or texts of a sample or candidate are wrong."""
     for mention in told.mentions:
-        if mention.time is not None:
-            _check_time(mention.time, end, form.times)
+        for time in (mention.time, *(mention.interval or ())):
+            if time is not None:
+                _check_time(time, end, form.times)
         for box in mention.boxes:
             _check_area(box, form.boxes)
     if form.intervals == "intervals":

@@ -23,6 +23,7 @@ class Mention:
     object: str
     time: float | None = None  # seconds; None where the annotation has no time (visual QA)
     boxes: tuple[Box, ...] = ()  # empty where the annotation has no box
+    interval: Interval | None = None  # where the annotation tells a stretch, of which `time` is the middle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Sample:
     video_path: str | None = None
     image_path: str | None = None
     image_size: tuple[int, int] | None = None  # (width, height) of the original, pixels
-    duration: float | None = None  # seconds
+    duration: float | None = None  # seconds; `index.py` fills it in where a record of a video has none
     reasoning: str = ""
     mentions: tuple[Mention, ...] = ()  # in the order in which `reasoning` names them
     intervals: tuple[Interval, ...] = ()  # when the answer's evidence is visible

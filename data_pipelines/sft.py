@@ -416,13 +416,12 @@ class MakeRow(grain.transforms.Map):
         """Returns what the language model is asked: with proposals, where it will be given them."""
         if self.evidence is None or self.config.evidence.feedback == "none":
             return sample.question
-        duration = sample.duration or max((m.time for m in sample.mentions if m.time), default=0.0)
         truth = [
             Proposal(m.time, interval_of(sample, m), m.boxes[0] if m.boxes else None)
             for m in sample.mentions
             if m.time is not None
         ]
-        return with_proposals(sample.question, made_up(truth, sample.id, duration), self.box_step)
+        return with_proposals(sample.question, made_up(truth, sample.id, sample.duration), self.box_step)
 
     def _streams(self, written: Sequence[Written], read: Sequence[Read]) -> Row:
         """Returns the dense stream of all clips, and when and where their visual tokens are."""

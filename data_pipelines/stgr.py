@@ -10,11 +10,11 @@ its folder, those of key frames to `kfs/` (or to the folder, behind `./`), and `
 The article's record: `video_path, question, answer, timestamps, bboxes`, one box (or null) for each
 timestamp, in 0-1 of the frame or, where the record has `image_size` [width, height], in pixels of it.
 A timestamp is 12.3, "00:03:21", or a stretch of time: [201, 205] or "00:03:21-00:03:25", whose middle
-becomes the mention's time and which becomes an interval. Optional: `reasoning`, `objects` (one name for
-each timestamp), `intervals`, and for reinforcement learning `candidates`: a list of {answer, timestamps,
-bboxes, preference, reasoning, objects, intervals}, the last three optional. `preference` is a number,
-higher is better. A record with candidates may leave out answer, timestamps, bboxes and so on: it has those
-of the most preferred one.
+becomes the mention's time and which becomes its interval, and one of the answer's. Optional: `reasoning`,
+`objects` (one name for each timestamp), `intervals`, and for reinforcement learning `candidates`: a list of
+{answer, timestamps, bboxes, preference, reasoning, objects, intervals}, the last three optional. `preference`
+is a number, higher is better. A record with candidates may leave out answer, timestamps, bboxes and so on: it
+has those of the most preferred one.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ def _written(text: str, sample: Sample) -> str:
 
 
 def _mention_record(mention: Mention) -> Record:
-    return {"object": mention.object, "time": mention.time, "boxes": [list(box) for box in mention.boxes]}
+    record = {"object": mention.object, "time": mention.time, "boxes": [list(box) for box in mention.boxes]}
+    return record if mention.interval is None else record | {"interval": list(mention.interval)}
 
 
 def from_stgr(record: Record, in_published_tree: bool = False) -> Sample:
@@ -285,19 +286,20 @@ def to_article(sample: Sample) -> Record:
 
 def _claims_record(told: Sample | Candidate) -> Record:
     claims = [
-        (mention.time, list(box) if box else None, mention.object)
+        (mention.interval or mention.time, list(box) if box else None, mention.object)
         for mention in told.mentions
         if mention.time is not None
         for box in (mention.boxes or (None,))
     ]
     record = {
         "answer": told.answer,
-        "timestamps": [time for time, _, _ in claims],
+        "timestamps": [list(time) if isinstance(time, tuple) else time for time, _, _ in claims],
         "bboxes": [box for _, box, _ in claims],
         "objects": [name for _, _, name in claims],
         "reasoning": told.reasoning,
     }
-    if told.intervals != grammar.parse(told.answer, coords.NORMALISED).intervals:
+    stretches = tuple(time for time, _, _ in claims if isinstance(time, tuple))
+    if told.intervals != (stretches or grammar.parse(told.answer, coords.NORMALISED).intervals):
         record["intervals"] = [list(interval) for interval in told.intervals]
     return record
 
@@ -370,9 +372,7 @@ def _read_claims(
         f"[{stretch[0]}, {stretch[1]}]" if stretch else answer, TEMPORAL_TASK, language
     )
     mentions = tuple(
-        Mention(
-            name, span if isinstance(span, float) else (span[0] + span[1]) / 2, () if box is None else (box,)
-        )
+        _article_mention(name, span, () if box is None else (box,))
         for name, span, box in zip(names, spans, boxes, strict=True)
     )
     listed = read_field(record, "intervals", list, None, inside=inside)
@@ -382,6 +382,12 @@ def _read_claims(
     else:
         intervals = tuple(interval_of(i, inside or "intervals") for i in listed)
     return answer, mentions, intervals, read_field(record, "reasoning", str, "", inside=inside)
+
+
+def _article_mention(name: str, span: float | Interval, boxes: tuple[Box, ...]) -> Mention:
+    if isinstance(span, float):
+        return Mention(name, span, boxes)
+    return Mention(name, (span[0] + span[1]) / 2, boxes, span)
 
 
 def _article_box(value: Any, size: tuple[int, int] | None, inside: str) -> Box:

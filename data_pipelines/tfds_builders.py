@@ -102,11 +102,15 @@ def decode(example: Mapping[str, bytes]) -> Sample:
 def _evidence(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a sample and a candidate have in common, with tuples for JSON's lists."""
     return {
-        "mentions": tuple(
-            Mention(**item | {"boxes": tuple(map(tuple, item["boxes"]))}) for item in values["mentions"]
-        ),
+        "mentions": tuple(_mention(item) for item in values["mentions"]),
         "intervals": tuple(map(tuple, values["intervals"])),
     }
+
+
+def _mention(item: Mapping[str, Any]) -> Mention:
+    interval = item.get("interval")  # sets built earlier lack it
+    boxes = tuple(map(tuple, item["boxes"]))
+    return Mention(**item | {"boxes": boxes, "interval": None if interval is None else tuple(interval)})
 
 
 def write(

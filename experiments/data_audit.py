@@ -44,9 +44,14 @@ def completion(candidate: Candidate, language: str) -> str:
 def as_record(sample: Sample) -> dict[str, Any]:
     """Returns what rewards read of a sample (`o3jax.rewards.registry`); completions have boxes in 0-1000."""
     evidence = [
-        {"object": mention.object, "time": mention.time, "box": None if box is None else list(box)}
-        for mention in sample.mentions
-        for box in mention.boxes or (None,)
+        {
+            "object": m.object,
+            "time": m.time,
+            "interval": m.interval,
+            "box": None if box is None else list(box),
+        }
+        for m in sample.mentions
+        for box in m.boxes or (None,)
     ]
     record = to_stgr(sample) | {"duration": sample.duration, "evidence": evidence}
     return record | {"box_space": "per_mille"}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from data_pipelines import stgr, tfds_builders
 from data_pipelines.sample import ST_TASK, TEMPORAL_TASK, Candidate, KeyFrame, Mention, Sample
 from experiments import data_audit
 from o3jax.errors import UserError
 from o3jax.prompts import grammar
-from o3jax.rewards import registry
+from o3jax.rewards import article, registry
 
 CLAIM = "<obj>lid</obj><box>[0.1,0.2,0.5,0.8]</box>at<t>5.0</t>s"
 
@@ -48,11 +51,27 @@ def test_a_reward_reads_the_record_and_its_evidence():
         "duration": 6.0,
     }
     assert record["evidence"] == [
-        {"object": "lid", "time": 5.0, "box": [0.1, 0.2, 0.5, 0.8]},
-        {"object": "lid", "time": 5.0, "box": [0.0, 0.0, 1.0, 1.0]},
-        {"object": "man", "time": 2.0, "box": None},
+        {"object": "lid", "time": 5.0, "interval": None, "box": [0.1, 0.2, 0.5, 0.8]},
+        {"object": "lid", "time": 5.0, "interval": None, "box": [0.0, 0.0, 1.0, 1.0]},
+        {"object": "man", "time": 2.0, "interval": None, "box": None},
     ]
     assert record["key_items"]["125"] == {"lid": [[0.1, 0.2, 0.5, 0.8], [0.0, 0.0, 1.0, 1.0]]}
+
+
+@pytest.mark.parametrize("stretch", [[200, 260], "00:03:20-00:04:20"])
+def test_a_claim_anywhere_in_a_stretch_is_in_time(stretch):
+    record = {"video_path": "a.mp4", "question": "Where?", "answer": "There.", "bboxes": [None]}
+    told = stgr.from_article(record | {"timestamps": [stretch]}, "1")
+    own = stgr.from_stgr(json.loads(json.dumps(stgr.to_stgr(told))))
+    features = {name: text.encode() for name, text in tfds_builders.encode(told).items()}
+    for sample in (told, own, tfds_builders.decode(features)):
+        tiers = [
+            article.score(f"<think><obj>x</obj>at<t>{time}</t>s</think>", data_audit.as_record(sample))[
+                "time"
+            ]
+            for time in (196.5, 198.0, 200.0, 205.0, 230.0, 260.0, 264.0)
+        ]
+        assert tiers == [-1.0, 0.5, 1.5, 1.5, 1.5, 1.5, -1.0]
 
 
 SAMPLES = [

@@ -25,7 +25,7 @@ def brute_force(relevance, times, high, low, smooth_s, min_s):
         near = [r for r, u in zip(relevance, times, strict=True) if abs(t - u) <= smooth_s / 2]
         smooth.append(sum(near) / len(near))
     halves = [(b - a) / 2 for a, b in zip(times, times[1:], strict=False)] or [0.0]
-    first, last = times[0] - halves[0], times[-1] + halves[-1]
+    first, last = max(times[0] - halves[0], 0), times[-1] + halves[-1]
     left = [first, *(t - h for t, h in zip(times[1:], halves, strict=False))]
     right = [*(t + h for t, h in zip(times[:-1], halves, strict=False)), last]
 
@@ -85,8 +85,10 @@ def test_hysteresis_by_hand():
     options = {"high": 0.8, "low": 0.4, "smooth_s": 0.0}
     assert candidate_intervals(relevance, times, **options, min_s=0.0) == [(0.5, 3.5), (8.5, 9.5)]
     assert candidate_intervals(relevance, times, **options, min_s=4.0) == [(0.0, 4.0), (5.5, 9.5)]
-    assert candidate_intervals(relevance, times, **options, min_s=7.0) == [(-0.5, 9.5)]
+    assert candidate_intervals(relevance, times, **options, min_s=7.0) == [(0.0, 9.5)]
     assert candidate_intervals(0 * relevance, times, **options, min_s=4.0) == []
+    # The first time would stand for what is before it too; the video starts at 0.
+    assert candidate_intervals(relevance[2:], times[:8], **options, min_s=0.0)[0] == (0.0, 1.5)
     # One outlier among five is smoothed away; a single time of a coarse pass is an interval.
     assert candidate_intervals(relevance, times, high=0.8, low=0.4, smooth_s=4.0, min_s=0.0) == []
     coarse = candidate_intervals(np.array([0, 1, 0]), np.array([0.0, 5.0, 10.0]), **options, min_s=0.0)
@@ -105,15 +107,18 @@ def test_mistakes_are_named():
 
 SPAN = {"dense_length": np.array([4] * 50 + [0] * 3), "dense_times": np.append(np.arange(50) / 5, [0, 0, 0])}
 SPAN["dense_clip"] = np.array([1] * 50 + [0] * 3)
+SPAN |= {"target_time": np.zeros((2, 1), np.float32), "target_has_time": np.zeros((2, 1), bool)}
 
 
 @settings(max_examples=100, deadline=None)
-@given(INTERVALS, st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.5, 3.0]))
-def test_what_training_may_search_holds_the_truth(truth, seed, jitter_s):
+@given(INTERVALS, st.lists(QUARTERS, max_size=3), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.5, 3.0]))
+def test_what_training_may_search_holds_the_truth(truth, moments, seed, jitter_s):
     given_intervals = np.full((2, 5, 2), np.nan, np.float32)
     for i, interval in enumerate(truth):
         given_intervals[0, i] = interval
     row = SPAN | {"true_intervals": given_intervals, "question_clip": np.array([1, 1])}
+    row["target_time"] = np.tile(np.float32([*moments, 0.0]), (2, 1))  # the last one is padding
+    row["target_has_time"] = np.tile([*[True] * len(moments), False], (2, 1))
     out = OpenCandidates(jitter_s).random_map(row, np.random.default_rng(seed))
     assert "true_intervals" not in out and not any(out[k][:, 50:].any() for k in out if k not in row)
     times = SPAN["dense_times"][:50]
@@ -123,7 +128,10 @@ def test_what_training_may_search_holds_the_truth(truth, seed, jitter_s):
         assert opened.all() and not out["relevance_known"].any()
         return
     assert out["relevance_known"][0, :50].all() and (inside <= opened).all()
-    near = interval_mask([(a - jitter_s, b + jitter_s) for a, b in truth], times)
+    # Also the mentions' times, which no interval need hold; times here are 0.2 s apart.
+    assert all(abs(times[opened] - moment).min() < 0.2 + 1e-6 for moment in moments)
+    spans = truth + [(moment, moment) for moment in moments]
+    near = interval_mask([(a - jitter_s, b + jitter_s) for a, b in spans], times)
     assert (opened <= near).all()
     # The second question has no intervals: everything is searched, and nothing is known of it.
     assert out["true_candidates"][1, :50].all() and not out["relevance_known"][1].any()

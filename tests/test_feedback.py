@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import o3jax
-from data_pipelines.sft import MakeRow, SyntheticClips
+from data_pipelines.sample import ST_TASK, Mention, Sample
+from data_pipelines.sft import Clip, MakeRow, SyntheticClips
 from o3jax import respond as engine
 from o3jax.generate.sampler import Generated
 from o3jax.hf import config_from_hf
@@ -19,6 +21,7 @@ from o3jax.models.qwen3_vl import with_evidence
 from o3jax.prompts import grammar
 from o3jax.prompts.feedback import Proposal, made_up, with_proposals
 from o3jax.prompts.processor import load_processor
+from o3jax.video import VideoInfo
 from tests.test_joint import EVIDENCE, ROW, SHAPE
 from tests.test_respond import prompt_of
 
@@ -86,6 +89,24 @@ def test_a_row_is_asked_with_proposals_only_if_the_model_is(video_model):
         silent = not made_up([SURE], sample.id, 6.0)
         assert (f"{sample.question}<|im_end|>" in asked) == silent
         assert (f"{sample.question}\n<box>" in asked) != silent
+
+
+def test_what_a_row_makes_up_may_lie_anywhere_in_the_video(video_model):
+    """Also behind the last mention."""
+    processor = load_processor(video_model)
+    config = dataclasses.replace(config_from_hf(video_model), evidence=ASKED)
+    rows = MakeRow(processor, config, ROW, evidence=SHAPE)
+    info = VideoInfo(10.0, 25.0, 250, 128, 128, "h264", 0)
+    evidence = {"mentions": (Mention("car", 4.0),), "intervals": ((2.0, 6.0),)}
+    ends = []
+    for name in map(str, range(40)):
+        sample = Sample(name, "test", ST_TASK, "When?", "x", duration=8.0, **evidence)
+        (prompt,) = rows.write(Clip((sample,), Path("v.mp4"), info=info)).prompts
+        made = made_up([Proposal(4.0, (2.0, 6.0), None)], name, 8.0)
+        text = processor.decode(prompt, skip_special_tokens=False)
+        assert f"{with_proposals('When?', made)}<|im_end|>" in text
+        ends += [proposal.interval[1] for proposal in made]
+    assert np.median(ends) == pytest.approx(6.0, abs=0.1)
 
 
 @pytest.mark.parametrize("feedback", ["none", "prompt"])

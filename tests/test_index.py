@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -144,6 +145,11 @@ def test_a_published_record_is_rejected_for_its_field(folder, change, field, wor
         ({"timestamps": [1]}, "bboxes", "one entry for each of the 1 timestamps"),
         ({"timestamps": [1, 6.5]}, "timestamps", "the time 6.5 s, but the video goes from 0 to 6.00 s"),
         ({"timestamps": [-1, 5]}, "timestamps", "seconds from 0 on, not -1"),
+        (
+            {"timestamps": [1, [2, 9]], "intervals": [[1, 2]]},
+            "timestamps",
+            "the time 9 s, but the video goes",
+        ),
         ({"bboxes": [[0.3, 0.2, 0.1, 0.4], None]}, "bboxes", "is reversed"),
         ({"bboxes": [[0.1, 0.2, 0.1, 0.4], None]}, "bboxes", "no area"),
         ({"bboxes": [[10, 20, 30, 40], None]}, "bboxes", "divide pixels"),
@@ -157,7 +163,10 @@ def test_a_published_record_is_rejected_for_its_field(folder, change, field, wor
 def test_a_record_of_the_article_is_rejected_for_its_field(folder, change, field, words):
     write(folder, "annotations.json", [ARTICLE, ARTICLE | change])
     samples, (reject,) = index_folder(folder)
-    assert samples == [stgr.from_article(ARTICLE, "annotations-0")]
+    wanted = stgr.from_article(ARTICLE, "annotations-0")
+    # How long a video is, which rewards ask for, its file tells where the record does not.
+    assert wanted.duration is None
+    assert samples == [dataclasses.replace(wanted, duration=pytest.approx(SECONDS))]
     assert (reject.id, reject.field) == ("annotations-1", field) and words in reject.reason
 
 

@@ -235,7 +235,7 @@ def test_any_publishable_sample_comes_back(sample, stage):
     assert stgr.to_published(back, stage) == record
 
 
-mentions = st.builds(Mention, words, tenths, st.just(((0.1, 0.2, 0.3, 0.4),)))
+mentions = st.builds(Mention, words, tenths, st.just(((0.1, 0.2, 0.3, 0.4),)), st.none() | pairs)
 candidates = st.builds(
     Candidate,
     answer=words,
@@ -280,7 +280,7 @@ ARTICLE |= {"timestamps": [1], "bboxes": [[0, 0, 0.5, 1]]}
 )
 def test_spellings_of_a_timestamp(spelled, time, interval):
     sample = stgr.from_article(ARTICLE | {"timestamps": [spelled]}, "1")
-    assert sample.mentions == (Mention("object", time, ((0.0, 0.0, 0.5, 1.0),)),)
+    assert sample.mentions == (Mention("object", time, ((0.0, 0.0, 0.5, 1.0),), interval),)
     assert sample.intervals == (() if interval is None else (interval,))
 
 
@@ -298,6 +298,27 @@ def test_an_answer_that_is_an_interval_makes_a_temporal_question(answer):
     sample = stgr.from_article(ARTICLE | {"answer": answer}, "1")
     assert (sample.task, sample.intervals) == (TEMPORAL_TASK, ((201.0, 205.0),))
     assert sample.answer == "From <t>201.0</t>s to <t>205.0</t>s"
+
+
+@pytest.mark.parametrize("listed", [{}, {"intervals": []}, {"intervals": [[1, 9]]}])
+@pytest.mark.parametrize("answer", ["There.", "[2, 4]", "[0.5, 9]"])
+def test_stretches_come_back(answer, listed):
+    record = ARTICLE | listed | {"answer": answer, "timestamps": [[2, 4], 7.0], "bboxes": [None, None]}
+    claimed = {name: record[name] for name in ("answer", "timestamps", "bboxes", *listed)}
+    sample = stgr.from_article(record | {"candidates": [claimed | {"preference": 1}]}, "1")
+    assert [(m.time, m.interval) for m in sample.mentions] == [(3.0, (2.0, 4.0)), (7.0, None)]
+    assert sample.candidates[0].mentions == sample.mentions
+    assert stgr.from_article(json.loads(json.dumps(stgr.to_article(sample))), "1") == sample
+    assert stgr.from_stgr(json.loads(json.dumps(stgr.to_stgr(sample)))) == sample
+
+
+@pytest.mark.parametrize("wrong", [[4, 2], [2], "2-4", [True, 4]])
+def test_a_mention_s_interval_is_checked(wrong):
+    record = stgr.to_stgr(stgr.from_article(ARTICLE | {"timestamps": [[2, 4]]}, "1"))
+    record["mentions"][0]["interval"] = wrong
+    with pytest.raises(RecordError) as error:
+        stgr.from_stgr(record)
+    assert error.value.field == "mentions"
 
 
 def test_boxes_are_pixels_where_the_record_has_their_picture_size():
@@ -336,7 +357,9 @@ def folder(tmp_path_factory) -> Path:
     made = make_published(out, "test", len(GROUPS))
     for name, stage in (("SFT", "sft"), ("RL", "rl")):
         index = read_index(out / "json_data" / f"STGR-{name}.json")
-        assert (index.samples, index.rejects, index.root) == (made[stage], [], out)
+        told = [dataclasses.replace(one, duration=None) for one in index.samples]  # by the files alone
+        assert (told, index.rejects, index.root) == (made[stage], [], out)
+        assert all((one.duration is None) == (one.task == VISUAL_TASK) for one in index.samples)
         assert {s.video_path for s in index.samples} - {None} == set(index.media)
     return out
 

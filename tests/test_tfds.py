@@ -32,7 +32,7 @@ FULL = Sample(
     video_path="videos/a.mp4",
     duration=12.3,
     reasoning="<obj>man</obj>",
-    mentions=(Mention("man", 5.0, (BOX, BOX)), Mention("lid", None), Mention("", 0.0, (BOX,))),
+    mentions=(Mention("man", 5.0, (BOX, BOX), (4.0, 6.0)), Mention("lid", None), Mention("", 0.0, (BOX,))),
     intervals=((0.1, 0.30000000000000004), (5.0, 6.0)),
     key_frames=(KeyFrame(125, 5.0, "kfs/a_125.jpg"), KeyFrame(230, 9.2)),
     candidates=(
@@ -98,10 +98,14 @@ def test_every_field_of_a_sample_is_written():
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 boxes = st.tuples(numbers, numbers, numbers, numbers)
+stretches = st.tuples(numbers, numbers)
 mentions = st.lists(
-    st.builds(Mention, texts, st.none() | numbers, st.lists(boxes, max_size=2).map(tuple)), max_size=2
+    st.builds(
+        Mention, texts, st.none() | numbers, st.lists(boxes, max_size=2).map(tuple), st.none() | stretches
+    ),
+    max_size=2,
 ).map(tuple)
-intervals = st.lists(st.tuples(numbers, numbers), max_size=2).map(tuple)
+intervals = st.lists(stretches, max_size=2).map(tuple)
 samples = st.builds(
     Sample,
     *[texts] * 5,

@@ -202,8 +202,8 @@ def open_candidates(
 ) -> Bool[Array, "B T"]:
     """Returns the groups that the decoder searches in a training step, where relevance is in the making.
 
-    Those whose probability reaches `low`, and those of `true`: the true intervals, jittered on the
-    host (`data_pipelines.evidence.OpenCandidates`), so that the truth is always inside.
+    Those whose probability reaches `low`, and those of `true`: the true intervals and times, jittered
+    on the host (`data_pipelines.evidence.OpenCandidates`), so that the truth is always inside.
     """
     return valid & (true | (jax.nn.sigmoid(relevance) >= low))
 

@@ -24,7 +24,7 @@ def candidate_intervals(
     """Returns the intervals where smoothed relevance reaches `high`, as far as it stays at `low`.
 
     Each time stands for the span up to the midpoints to its neighbours, so times may be uneven and
-    a single relevant frame of a coarse pass is an interval too.
+    a single relevant frame of a coarse pass is an interval too. None starts before the video, at 0.
 
     Args:
         relevance: any score that grows with relevance, usually a probability.
@@ -46,7 +46,7 @@ def candidate_intervals(
         return []
     smooth = _smoothed(relevance, times, smooth_s)
     inner = (times[1:] + times[:-1]) / 2
-    first = times[0] - (inner[0] - times[0] if len(inner) else 0)
+    first = max(0.0, times[0] - (inner[0] - times[0] if len(inner) else 0))
     last = times[-1] + (times[-1] - inner[-1] if len(inner) else 0)
     borders = np.concatenate([[first], inner, [last]])
 
