@@ -1,7 +1,8 @@
 """The article's second stage: 16 prompts with 3 completions each, its own rewards, 5 epochs.
 
 Of the completions of a prompt only those above their mean pull the policy, as the article has it. The
-evidence modules stay as they are; to refit them afterwards: experiments.sft with `--config.rates.text=0`.
+evidence modules stay as they are; to refit them afterwards: experiments.sft with `--config.rates.text=0` and
+`--config.rates.vision=0`.
 
     python -m experiments.gspo --config=configs/gspo_article.py --workdir=runs/gspo \\
         --config.sft_model_path=runs/sft/model --config.rl_data_path=data/stgr_rl_36k

@@ -60,6 +60,7 @@ from o3jax.hf.weights import load_weights
 from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.prompts.processor import Processor, load_processor
 from o3jax.respond import see
+from o3jax.rewards import registry
 from o3jax.sft.state import Metrics, TrainState
 from o3jax.sharding import use_mesh
 
@@ -123,7 +124,8 @@ class Iterations:
             if count:
                 sampled = self._sample(policy, self.held_out, self.asked, jax.random.key(0), count, how)
                 samples = [clip.samples[0] for clip in self.asked]
-                scored = self._score(policy, sampled, samples, [slice(0, len(samples))], 1.0)
+                updates = self.updates.wider(max(count - self.config.group_size, 0))
+                scored = self._score(policy, updates, sampled, samples, 1.0)
                 values = _means(scored) | {"length": float(sampled.length.mean())}
                 line |= {prefix + name: value for name, value in values.items()}
         path = self.workdir.path / "eval.jsonl"
@@ -141,22 +143,23 @@ class Iterations:
         key = jax.random.fold_in(jax.random.key(config.seed), iteration)
         sampled = self._sample(policy, prompts, clips, key, config.group_size, Sampling(**config.sampling))
         watch.lap("rollout")
-        parts = [self._part(number) for number in range(config.minibatches_per_rollout)]
-        scored = self._score(policy, sampled, samples, parts, (int(state.step) + 1) / config.max_steps)
+        scored = self._score(policy, self.updates, sampled, samples, (int(state.step) + 1) / config.max_steps)
         watch.lap("rewards")
         rewards = np.array([[one.total for one in group] for group in scored], np.float32)
         advantages = group_advantages(rewards, **config.advantages)
+        parts = self._parts(len(samples))
         logp_old = self.updates.logprobs(policy, sampled, parts)
         logp_ref = None
         if self.reference is not None:
             logp_ref = self.updates.logprobs(self.reference, sampled, parts)
         watch.lap("logprobs")
         tokens = int(sampled.length.sum())
-        counted = sampled.finished | (not config.mask_truncated)  # the others' log-probabilities are masked
-        metrics = _means(scored) | _by_task(samples, rewards) | watch.seconds
+        counted = self.updates.counted(sampled)  # the others' log-probabilities are masked
+        read = [row for row, one in enumerate(samples) if one is not None] or [*range(len(samples))]
+        metrics = _means([scored[row] for row in read]) | _by_task(samples, rewards) | watch.seconds
         metrics |= {
-            "reward_std": float(rewards.std(-1, ddof=1).mean()) if rewards.shape[-1] > 1 else 0.0,
-            "zero_variance": float((rewards.max(-1) == rewards.min(-1)).mean()),
+            "reward_std": float(rewards[read].std(-1, ddof=1).mean()),
+            "zero_variance": float((rewards[read].max(-1) == rewards[read].min(-1)).mean()),
             "length": tokens / sampled.length.size,
             "truncated": float(1 - sampled.finished.mean()),
             "tokens_per_s": tokens / watch.seconds["seconds/rollout"],
@@ -176,7 +179,9 @@ class Iterations:
     def _policy(self, state: TrainState) -> Qwen3VL:
         """Returns the model as the update computes it."""
         dtype = jnp.dtype(self.config.compute_dtype)
-        return jax.tree.map(lambda a: a.astype(dtype), trained_model(state))
+        # Before adapters are merged, as in the update: merged first, the sum would round differently.
+        cast = jax.tree.map(lambda a: a.astype(dtype), state.model)
+        return trained_model(dataclasses.replace(state, model=cast))
 
     def _sample(
         self,
@@ -202,16 +207,16 @@ class Iterations:
     def _score(
         self,
         policy: Qwen3VL,
+        updates: Updates,
         sampled: Sampled,
         samples: Sequence[Sample | None],
-        parts: Sequence[slice],
         step_percent: float,
     ) -> list[list[Scored]]:
         """Returns what the completions are worth; those about a clip that could not be read all 0."""
         texts, group, evidence = self._texts(sampled), sampled.tokens.shape[1], None
         readable = [row for row, one in enumerate(samples) if one is not None]
         if self.config.reward_evidence != "text":
-            found = head_evidence(policy, self.processor, self.updates, sampled, parts)
+            found = head_evidence(policy, self.processor, updates, sampled, self._parts(len(samples)))
             evidence = [one for row in readable for one in found[row]]
         completions = [text for row in readable for text in texts[row]]
         records = [as_record(samples[row]) for row in readable]
@@ -224,9 +229,16 @@ class Iterations:
             print(f"not scored: {error}", flush=True)
         return scored
 
+    @property
+    def _size(self) -> int:
+        return self.config.prompts_per_iteration // self.config.minibatches_per_rollout
+
     def _part(self, number: int) -> slice:
-        size = self.config.prompts_per_iteration // self.config.minibatches_per_rollout
-        return slice(number * size, (number + 1) * size)
+        return slice(number * self._size, (number + 1) * self._size)
+
+    def _parts(self, prompts: int) -> list[slice]:
+        """Returns prompts in parts of a minibatch's size."""
+        return [self._part(number) for number in range(-(-prompts // self._size))]
 
     def _saved(self, iteration: int) -> Path:
         return self.workdir.path / f"rollout_{iteration:06d}.npz"
@@ -280,9 +292,19 @@ def check(config: ConfigDict) -> None:
     check_choices(config, ratio=RATIOS, reward_evidence=("text", "head", "both"))
     if (scale := config.advantages.scale_rewards) not in SCALES:
         raise UserError(f"config.advantages.scale_rewards is '{scale}'; choose one of {', '.join(SCALES)}")
-    for field in ("group_size", "prompts_per_iteration", "minibatches_per_rollout", "max_completion_length"):
+    for field in ("prompts_per_iteration", "minibatches_per_rollout", "max_completion_length"):
         if config[field] < 1:
             raise UserError(f"config.{field} is {config[field]}; write at least 1")
+    if config.group_size < 2:
+        raise UserError(
+            f"config.group_size is {config.group_size}; write at least 2: advantages compare the "
+            "completions of a group"
+        )
+    if Sampling(**config.sampling).temperature == 0:
+        raise UserError(
+            "config.sampling.temperature is 0, at which the completions of a group are all the same: write a "
+            "positive number"
+        )
     if config.eval_every and config.eval_prompts < 1:
         raise UserError(f"config.eval_prompts is {config.eval_prompts}; write at least 1, or eval_every=0")
     if config.eval_samples < 0:
@@ -322,6 +344,11 @@ def run(
     source = model_folder(config.sft_model_path)
     processor = load_processor(source)
     processor.video_config = dataclasses.replace(processor.video_config, **given(config.video))
+    if config.rl_data_path.startswith("captions:"):
+        raise UserError(
+            f"config.rl_data_path is '{config.rl_data_path}', which asks nothing: write synthetic:1, :2 or "
+            ":3, or a dataset folder"
+        )
     clips, note = open_clips(config, processor, workdir, "rl_data_path")
     check_length(config, clips, "rl_data_path")
     mesh = open_mesh(config)
@@ -330,6 +357,11 @@ def run(
         raise UserError(
             f"config.reward_evidence is '{config.reward_evidence}', but {config.sft_model_path} has no "
             "evidence modules: write text"
+        )
+    if config.feedback == "prompt" and model.evidence is None:
+        raise UserError(
+            f"config.feedback is 'prompt', but {config.sft_model_path} has no evidence modules "
+            "to propose anything: leave it out"
         )
     if config.feedback and model.evidence is not None:
         evidence = dataclasses.replace(model.config.evidence, feedback=config.feedback)
@@ -415,10 +447,18 @@ def run(
 
 
 def _scorer(config: ConfigDict) -> Scorer:
+    options = config.reward_options.to_dict()
+    if config.reward_evidence != "text":
+        reads = registry.parameters(registry.load(config.reward))
+        if not reads & {"evidence", "source"}:
+            raise UserError(
+                f"config.reward_evidence is '{config.reward_evidence}', but reward '{config.reward}' reads "
+                "the text alone: write text, or a reward with a parameter `evidence`, such as article"
+            )
+        options |= {"source": config.reward_evidence} if "source" in reads else {}
     return Scorer(
         config.reward,
-        options=config.reward_options.to_dict()
-        | ({} if config.reward_evidence == "text" else {"source": config.reward_evidence}),
+        options=options,
         workers=config.reward_workers,
         time_limit_s=config.reward_time_limit_s,
         fallback=config.reward_fallback,

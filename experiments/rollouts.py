@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.gspo import with_text
 from data_pipelines.sample import Sample
+from o3jax.errors import UserError
 from o3jax.generate.group import sample_groups
 from o3jax.generate.sampling import Sampling, StopStrings
 from o3jax.gspo.rows import UpdateShape, by_sequence, pack_groups
@@ -131,11 +132,14 @@ def _asked(
         start, end = int(prompts["prompt_start"][row]), int((prompts["segment_ids"][row] > 0).sum())
         ids = prompts["input_ids"][row, start:end].tolist()
         if one is not None:
-            text = processor.tokenizer.decode(ids, skip_special_tokens=False)
-            before, _, after = text.rpartition(one.question)
-            ids = processor.tokenizer(before + with_proposals(one.question, mine, box_step) + after)[
-                "input_ids"
-            ]
+            tokenizer = processor.tokenizer
+            text = tokenizer.decode(ids, skip_special_tokens=False)
+            # As its tokens say it: a tokenizer may write a character in another way (NFC).
+            question = tokenizer.decode(tokenizer(one.question)["input_ids"], skip_special_tokens=False)
+            before, found_it, after = text.rpartition(question)
+            if not found_it:
+                raise UserError(f"{one.id}: its question is not in its prompt as the tokenizer writes it")
+            ids = tokenizer(before + with_proposals(question, mine, box_step) + after)["input_ids"]
         texts.append(ids)
     return texts
 
@@ -196,9 +200,19 @@ class Updates:
         if rows % self.multiple:
             rows += -rows % self.multiple
             batch = pack_groups(prompts, responses, self.model, self.shape, rows=rows)
-        if self.mask_truncated:
-            batch["response_mask"] &= by_sequence(batch, sampled.finished[part])[..., None]
+        batch["response_mask"] &= by_sequence(batch, self.counted(sampled)[part])[..., None]
         return batch
+
+    def counted(self, sampled: Sampled) -> Bool[np.ndarray, "B G"]:
+        """Returns which completions the update is made of: not those about a clip that could not be read."""
+        read = sampled.prompts["prompt_number"] >= 0
+        return (sampled.finished | (not self.mask_truncated)) & read[:, None]
+
+    def wider(self, more: int) -> Updates:
+        """Returns itself with room for so many more completions in each row."""
+        length, sequences = self.shape.length + more * self.shape.response, self.shape.sequences + more
+        shape = dataclasses.replace(self.shape, length=length, sequences=sequences)
+        return dataclasses.replace(self, shape=shape)
 
     def minibatch(self, rollout: Rollout, part: slice) -> dict[str, np.ndarray]:
         """Returns what `gspo_objective` reads of some of the prompts."""

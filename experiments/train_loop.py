@@ -48,7 +48,7 @@ class Workdir:
     folder never holds two experiments.
 
     Raises:
-        UserError: if the folder belongs to a run with another configuration.
+        UserError: if the folder belongs to a run with another configuration, or cannot be written.
     """
 
     # May differ between a run and its continuation.
@@ -59,7 +59,12 @@ class Workdir:
 
     def __init__(self, path: str | Path, config: ConfigDict):
         self.path = Path(path).absolute()
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--workdir={path} cannot be a folder ({error.strerror}): name another one"
+            ) from None
         new = json.loads(config.to_json())
         options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
         self.manager = ocp.CheckpointManager(self.path / "checkpoints", options=options)
@@ -157,7 +162,8 @@ class MetricsLog:
             for name, value in values.items():
                 self.board.add_scalar(name, value, at)
         self.file.flush()
-        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        names = dict.fromkeys(name for row in rows for name in row)  # not every step need have all
+        return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
     def close(self) -> None:
         self.file.close()
@@ -298,6 +304,8 @@ def train(
             try:
                 state, metrics = step_fn(state, prepare(batch))
             except UserError:  # raised on the host, before the state was given away
+                if window:  # as before every checkpoint, see below
+                    log.write(step, window)
                 if step > first:
                     save(step)
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -22,3 +22,9 @@ def often_fails(completion: str, sample: Mapping[str, Any]) -> dict[str, float]:
 
 def fails(completion: str, sample: Mapping[str, Any]) -> float:
     raise RuntimeError("out of order")
+
+
+def estimated(completion: str, sample: Mapping[str, Any], evidence: Sequence[Any] | None) -> dict[str, float]:
+    """Returns whether it was given estimates, and how many of them are whole."""
+    whole = [e for e in evidence or () if e["time"] >= 0 and len(e["box"]) == 4]
+    return {"given": float(evidence is not None), "estimates": float(len(whole))}

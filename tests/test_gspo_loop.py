@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers.normalizers import NFC
 
 from configs import gspo_tiny
 from data_pipelines.evidence import EvidenceShape
@@ -19,6 +21,7 @@ from data_pipelines.gspo import MakePrompt, Minibatches, with_text
 from data_pipelines.pipeline import Pipeline
 from data_pipelines.sft import Clip, RowShape, SyntheticClips
 from data_pipelines.synthetic import write_video
+from experiments import rollouts
 from experiments.rollouts import Updates, decoder, head_evidence, sample
 from o3jax import load
 from o3jax.errors import UserError
@@ -26,6 +29,7 @@ from o3jax.generate.sampling import Sampling
 from o3jax.gspo.rows import UpdateShape
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.models.text import for_training
+from o3jax.prompts.feedback import with_proposals
 from o3jax.prompts.processor import load_processor
 from tests.commands import run_command
 
@@ -147,11 +151,17 @@ def test_a_clip_that_cannot_be_read_teaches_nothing(write_config, clip, tmp_path
     (data / "bad.mp4").write_bytes(broken)
     flags = [f"--config={write_config(str(data))}", f"--workdir={tmp_path / 'run'}"]
     flags += ["--config.max_steps=2", "--config.minibatches_per_rollout=1", "--config.max_failed_share=1"]
+    flags += ["--config.kl_coef=0.04"]  # which needs no advantage to have a gradient
     done = run_command(capfd, "gspo", *flags)
     assert done.code == 0, done.err
     failed = [json.loads(line) for line in (tmp_path / "run" / "failed.jsonl").read_text().splitlines()]
     sampled = (tmp_path / "run" / "samples" / "000000.jsonl").read_text().splitlines()
     assert len(failed) == 2 and len(sampled) == 3  # one clip of each iteration; the other's completions
+    first, _ = lines_of(tmp_path / "run")
+    assert first["reward"] == first["reward/checksum"]
+    assert first["tokens"] == 3 * 12 and first["scored_sequences"] == 3
+    rewards = [json.loads(line)["reward"] for line in sampled]
+    assert first["reward_std"] == pytest.approx(np.std(rewards, ddof=1))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +169,10 @@ def test_a_clip_that_cannot_be_read_teaches_nothing(write_config, clip, tmp_path
     [
         (["--config.minibatches_per_rollout=3"], "which 3 minibatches cannot share: make it a multiple"),
         (["--config.max_steps=3"], "config.max_steps is 3 optimizer steps, 2 to an iteration"),
-        (["--config.group_size=0"], "config.group_size is 0; write at least 1"),
+        (["--config.group_size=1"], "config.group_size is 1; write at least 2"),
+        (["--config.sampling.temperature=0.0"], "config.sampling.temperature is 0, at which"),
+        (["--config.rl_data_path=captions:1"], "which asks nothing: write synthetic:1"),
+        (["--config.feedback=prompt"], "has no evidence modules to propose anything"),
         (["--config.eval_every=1", "--config.eval_prompts=0"], "config.eval_prompts is 0; write at least 1"),
         (["--config.eval_samples=-1"], "config.eval_samples is -1; write how many, 0 for greedy alone"),
         (["--config.ratio=odds"], "config.ratio is 'odds'; choose one of sequence"),
@@ -173,6 +186,53 @@ def test_a_clip_that_cannot_be_read_teaches_nothing(write_config, clip, tmp_path
 def test_mistakes_are_one_sentence(write_config, tmp_path, capfd, flags, says):
     done = run_command(capfd, "gspo", f"--config={write_config()}", f"--workdir={tmp_path / 'run'}", *flags)
     assert done.code == 2 and says in done.err and done.err.count("\n") == 1, done.err
+
+
+WITH_EVIDENCE = """
+from configs import gspo_tiny
+
+def get_config():
+    c = gspo_tiny.get_config()
+    c.prompts_per_iteration, c.group_size, c.minibatches_per_rollout = 2, 2, 1
+    c.max_completion_length, c.max_steps, c.mask_truncated = 40, 2, False
+    c.log_every, c.eval_every, c.eval_prompts, c.eval_samples = 2, 2, 3, 3
+    c.kl_coef, c.reward = 0.04, {reward!r}
+    return c
+"""
+
+
+def test_estimates_are_rewarded_held_out_prompts_too(tmp_path, capfd):
+    """More samples of a held-out prompt than in a group, more such prompts than in a minibatch."""
+    config, run = tmp_path / "gspo.py", tmp_path / "run"
+    config.write_text(WITH_EVIDENCE.format(reward="tests.rewards:estimated"))
+    flags = [f"--config={config}", f"--workdir={run}"]
+    done = run_command(capfd, "gspo", *flags, "--config.reward_evidence=both")
+    assert done.code == 0 and "not scored" not in done.out, done.out + done.err
+    evaluated = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in evaluated] == [0, 2]
+    for line in evaluated:
+        assert line["reward/given"] == line["sampled/reward/given"] == 1.0
+        assert line["reward/estimates"] > 0 and line["sampled/reward/estimates"] > 0
+    logged = lines_of(run)
+    assert [line["step"] for line in logged] == [1, 2] and "step 2" in done.out  # the mean of both
+    for line in logged:
+        assert line["sampler_gap"] < 1e-4
+    assert logged[0]["kl"] == pytest.approx(0, abs=1e-7) and logged[1]["kl"] > 0
+
+    other = [flags[0], f"--workdir={tmp_path / 'other'}", "--config.reward_evidence=head"]
+    done = run_command(capfd, "gspo", *other, "--config.reward=overlap")
+    assert done.code == 2 and done.err.count("\n") == 1
+    assert "config.reward_evidence is 'head', but reward 'overlap' reads the text alone" in done.err
+
+
+def test_adapters_in_bfloat16_start_an_iteration_on_policy(write_config, tmp_path, capfd):
+    flags = [f"--config={write_config()}", f"--workdir={tmp_path / 'run'}", "--config.lora.rank=2"]
+    flags += ["--config.compute_dtype=bfloat16", "--config.learning_rate=0.1"]
+    done = run_command(capfd, "gspo", *flags)
+    assert done.code == 0, done.err
+    lines = lines_of(tmp_path / "run")
+    assert [line["minibatch"] for line in lines] == [0, 1, 0, 1] and lines[1]["ratio_spread"] > 1e-3
+    assert lines[2]["ratio_spread"] < 1e-6
 
 
 # --- prompts ---
@@ -263,6 +323,27 @@ def test_other_text_behind_the_video_stands_where_it_would_have_stood(video_mode
     assert (longer["positions"][0, :, end + 1] == prompts["next_position"][0] + 1).all()
     with pytest.raises(UserError, match="more than the 416 of a row: raise config.row_length"):
         with_text(prompts, [[5] * 400])
+
+
+def test_proposals_stand_behind_a_question_as_the_tokenizer_writes_it():
+    model = load("o3-tiny")
+    tokenizer = copy.deepcopy(model.processor.tokenizer)
+    tokenizer.backend_tokenizer.normalizer = NFC()
+    processor = copy.copy(model.processor)
+    processor.tokenizer = tokenizer
+    sample = dataclasses.replace(
+        SyntheticClips("test", 1, 1)[0].samples[0], question="Where is the cafe\u0301?"
+    )
+    ids = tokenizer(f"<|vision_end|>{sample.question}<|im_end|>")["input_ids"]
+    prompts = {
+        "input_ids": np.array([ids]),
+        "segment_ids": np.ones((1, len(ids)), int),
+        "prompt_start": np.zeros(1, int),
+    }
+    (asked,) = rollouts._asked(processor, prompts, [sample], [[]], 10)
+    text = tokenizer.decode(asked, skip_special_tokens=False)
+    wanted = with_proposals("Where is the caf\u00e9?", [], 10)
+    assert text == f"<|vision_end|>{wanted}<|im_end|>"
 
 
 def test_minibatches_go_on_inside_an_iteration(video_model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,12 +16,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from data_pipelines.pipeline import Pipeline
 from data_pipelines.sft import MakeRow, RowShape, SyntheticClips
 from experiments.train_loop import MetricsLog, Workdir
+from experiments.train_loop import train as run_steps
+from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.prompts.processor import load_processor
 from o3jax.sft.loss import text_loss, token_counts
-from o3jax.sft.state import init_state, learning_rate, make_optimizer, make_train_step
+from o3jax.sft.state import TrainState, init_state, learning_rate, make_optimizer, make_train_step
 from tests.commands import ROOT, run_command
 
 STEPS = 10
@@ -208,6 +212,34 @@ def test_a_workdir_without_a_checkpoint_takes_a_corrected_config(tmp_path):
     for steps in (1, 2):
         Workdir(tmp_path, ConfigDict({"max_steps": steps}))
     assert json.loads((tmp_path / "config.json").read_text()) == {"max_steps": 2}
+
+
+def test_steps_before_a_stop_by_a_mistake_are_in_the_log(tmp_path):
+    """Saved at step 5, between two lines of the log, and continued: no step is missing."""
+    c = ConfigDict({"max_steps": 8, "log_every": 3, "save_every": 100, "stop_at_step": 0})
+
+    def steps(mistake_at: int | None) -> None:
+        def step(state, batch):
+            if state.step == mistake_at:
+                raise UserError("stop")
+            return dataclasses.replace(state, step=state.step + 1), {"loss": jnp.float32(0)}
+
+        state = TrainState(jnp.zeros((), jnp.int32), {"w": jnp.zeros(2)}, {})
+        pipeline = Pipeline([{"x": np.zeros(1)}] * 9, [], batch_size=1, seed=0)
+        run_steps(state, step, pipeline, lambda batch: batch, Workdir(tmp_path, c), c)
+
+    with pytest.raises(UserError, match="stop"):
+        steps(mistake_at=5)
+    assert logged(tmp_path) == [1, 2, 3, 4, 5] and saved(tmp_path) == {"5"}
+    steps(mistake_at=None)
+    assert logged(tmp_path) == list(range(1, 9))
+
+
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_a_workdir_that_is_a_file_is_refused(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--workdir=.* cannot be a folder \(.*\): name another one"):
+        Workdir(tmp_path / name, ConfigDict({}))
 
 
 def test_lines_after_the_resumed_step_are_dropped(tmp_path):

@@ -13,22 +13,19 @@ from o3jax.sft.loss import IGNORE, token_logprobs
 from o3jax.sft.state import Metrics
 
 
-def response_logprobs(
-    model: Qwen3VL, batch: Batch, *, kernel: str = "xla", remat: str = "none"
-) -> Float[Array, "B N T"]:
+def response_logprobs(model: Qwen3VL, batch: Batch) -> Float[Array, "B N T"]:
     """Returns the log-probability of each response token of `pack_groups`'s rows, float32; 0 outside.
 
     The graph of the update itself: what `gspo_objective` wants as `logp_old` and `logp_ref`.
     """
-    return _response_scores(model, batch, kernel, remat)[0]
+    return _response_scores(model, batch)[0]
 
 
 def _response_scores(
-    model: Qwen3VL, batch: Batch, kernel: str, remat: str
+    model: Qwen3VL, batch: Batch, remat: str = "none"
 ) -> tuple[Float[Array, "B N T"], Float[Array, "B N T"]]:
     """Returns the log-probabilities and, without gradient, the entropies of the response tokens."""
-    seen = model.see(batch, kernel=kernel, remat=remat)
-    hidden = model.hidden(batch, seen, kernel=kernel, remat=remat)
+    hidden = model.hidden(batch, model.see(batch, remat=remat), remat=remat)
     index = rearrange(batch["response_index"], "b n t -> b (n t) 1")
     labels = jnp.where(batch["response_mask"], batch["response_ids"], IGNORE)
     states = jnp.take_along_axis(hidden, index, axis=1)
@@ -45,7 +42,6 @@ def gspo_objective(
     clip_high: float = 4e-4,
     ratio: str = "sequence",
     kl_coef: float = 0.0,
-    kernel: str = "xla",
     remat: str = "none",
 ) -> tuple[Float[Array, ""], Metrics]:
     """Returns the loss of update rows, per sequence of `sequence_counts`, and sums to log.
@@ -60,7 +56,7 @@ def gspo_objective(
         counts: of `sequence_counts`, over all micro-batches.
         clip_low, clip_high, ratio, kl_coef: see `sequence_losses`.
     """
-    logp, entropy = _response_scores(model, batch, kernel, remat)
+    logp, entropy = _response_scores(model, batch, remat)
 
     def flat(x: Array) -> Array:
         return rearrange(x, "b n ... -> (b n) ...")

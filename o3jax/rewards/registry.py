@@ -63,6 +63,18 @@ def load(name: str) -> Reward:
     return found
 
 
+def parameters(reward: Reward) -> set[str]:
+    """Returns the names of what a reward takes beside the completion and the sample."""
+    return {p.name for p in _signature(reward)[2:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _signature(reward: Reward) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(reward).parameters.values())
+    except ValueError:  # of a function in C
+        return []
+
+
 def prepare(name: str, options: Mapping[str, Any] | None = None) -> Callable[..., dict[str, float]]:
     """Returns the named reward as a function (completion, sample, **context) -> terms, with their "total".
 
@@ -74,12 +86,8 @@ def prepare(name: str, options: Mapping[str, Any] | None = None) -> Callable[...
             finite numbers.
     """
     reward, options = load(name), dict(options or {})
-    try:
-        parameters = list(inspect.signature(reward).parameters.values())
-    except ValueError:  # of a function in C
-        parameters = []
-    named = {p.name for p in parameters[2:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    named = parameters(reward)
+    anything = any(p.kind is p.VAR_KEYWORD for p in _signature(reward))
     if unknown := [option for option in options if option not in named and not anything]:
         has = ", ".join(sorted(named)) or "none"
         raise UserError(f"reward {name!r:.200} has no option {unknown[0]!r:.80}; it has {has}")
