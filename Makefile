@@ -16,7 +16,7 @@ lint: $(VENV)/dev
 bench: $(VENV)/dev
 	$(BIN)/python -m experiments.bench
 
-# How the embedded model was made (more than three hours on two cores that other work shared).
+# All stages of a model like the embedded one (more than three hours on two cores that other work shared).
 o3-tiny: $(VENV)/runtime
 	$(BIN)/python -m experiments.ground --config=configs/ground_tiny.py --workdir=runs/ground_tiny
 	$(BIN)/python -m experiments.sft --config=configs/sft_tiny.py:captions --workdir=runs/captions_tiny

@@ -1,11 +1,12 @@
 """`python -m experiments.gspo_study`: what GSPO teaches o3-tiny, and what GRPO and a ratio of 1 do instead.
 
 Trains configs/gspo_tiny.py with three seeds and its rivals with one, evaluates the models before and
-after, prints a table and draws WORKDIR/curves.png. What is already in the folder is used again.
+after on two splits, prints a table and draws WORKDIR/curves.png. What is already in the folder is used again.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,19 +16,22 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
+from data_pipelines.stgr import write_text
 from experiments import cli
 from experiments.data_audit import as_record
 from experiments.study import at, command, entry
 from experiments.synthetic_eval import questions_of
+from o3jax.errors import UserError
 from o3jax.rewards import overlap
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/gspo_study", "Folder of all runs.")
 _SOURCE = flags.DEFINE_string("source", "o3-tiny", "The fine-tuned model to start from.")
-_NUM_QUESTIONS = flags.DEFINE_integer("num_questions", 200, "Test questions of an evaluation.")
+_NUM_QUESTIONS = flags.DEFINE_integer("num_questions", 200, "Questions of each split in an evaluation.")
 
 RUNS = {"gspo": (0, 1, 2), "grpo": (0,), "one": (0,)}
 _TOP = 3.0  # the reward `overlap` of a perfect answer, without the term for the format
-_WHERE = ("held-out greedy", "held-out sampled", "test")
+SPLITS = ("test", "val")
+_WHERE = ("held-out greedy", "held-out sampled", *SPLITS)
 _METRICS = {
     "accuracy": ("accuracy",),
     "m_tIoU": ("m_tIoU",),
@@ -37,19 +41,37 @@ _METRICS = {
 }
 
 
-def evaluate(model: str, out: Path) -> dict[str, Any]:
-    """Returns what `experiments.evaluate` writes of a model; what is there already is read."""
-    if not out.exists():
-        command(
-            "evaluate", f"--model_path={model}", f"--num_questions={_NUM_QUESTIONS.value}", f"--out={out}"
+def check_folder(folder: Path, source: str, num_questions: int) -> None:
+    """Notes in the folder what it is the study of, since runs and evaluations are found again by name alone.
+
+    Raises:
+        UserError: if it is that of another model, or of another number of questions.
+    """
+    path, asked = folder / "study.json", {"source": source, "num_questions": num_questions}
+    if path.exists() and (found := json.loads(path.read_text(encoding="utf-8"))) != asked:
+        flags_of = [" ".join(f"--{name}={value}" for name, value in one.items()) for one in (found, asked)]
+        raise UserError(
+            f"{folder} holds a study with {flags_of[0]}, not {flags_of[1]}; name another --workdir"
         )
-    return json.loads(out.read_text(encoding="utf-8"))
+    write_text(path, json.dumps(asked) + "\n")
 
 
-def test_reward(evaluation: dict[str, Any]) -> float:
-    """Returns the mean reward of the texts of an evaluation, the term for the format excluded."""
+def evaluate(model: str, stem: Path) -> dict[str, dict[str, Any]]:
+    """Returns what `experiments.evaluate` writes of a model on each split; what is there already is read."""
+    found = {}
+    for split in SPLITS:
+        out = stem.with_name(f"{stem.name}_{split}.json")
+        if not out.exists():
+            command("evaluate", f"--model_path={model}", f"--num_questions={_NUM_QUESTIONS.value}",
+                    f"--split={split}", f"--out={out}")  # fmt: skip
+        found[split] = json.loads(out.read_text(encoding="utf-8"))
+    return found
+
+
+def reward(evaluation: dict[str, Any], split: str) -> float:
+    """Returns the mean reward of the texts of a split's evaluation, the term for the format excluded."""
     generations = evaluation["generations"]
-    asked = questions_of("test", len(generations), 1, 0)
+    asked = questions_of(split, len(generations), 1, 0)
     rewards = []
     for question, generation in zip(asked, generations, strict=True):
         terms = overlap.score(generation["text"], as_record(question.sample))
@@ -105,19 +127,22 @@ def main(argv: Sequence[str]) -> None:
     del argv
     study = Path(_WORKDIR.value)
     study.mkdir(parents=True, exist_ok=True)
+    check_folder(study, _SOURCE.value, _NUM_QUESTIONS.value)
     folders = {kind: [train(kind, seed) for seed in seeds] for kind, seeds in RUNS.items()}
     draw([folder for some in folders.values() for folder in some], study / "curves.png")
-    names = [f"{where}, {what}" for where in _WHERE for what in ("reward", "gained")] + list(_METRICS)
+    names = [f"{where}, {what}" for where in _WHERE for what in ("reward", "gained")]
+    names += [f"{name}, {split}" for name, split in itertools.product(_METRICS, SPLITS)]
     print(f"| | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
-    before = evaluate(_SOURCE.value, study / "before.json")
+    before = evaluate(_SOURCE.value, study / "before")
     start = [held_out(folders["gspo"][0], prefix)[1][0] for prefix in ("", "sampled/")]
-    start.append(test_reward(before))
+    start += [reward(before[split], split) for split in SPLITS]
     print(_row("before", start, [start], [before]))
     for kind, some in folders.items():
-        after = [evaluate(str(folder / "model"), folder / "evaluation.json") for folder in some]
+        after = [evaluate(str(folder / "model"), folder / "evaluation") for folder in some]
         ends = [
-            [*(held_out(folder, prefix)[1][-1] for prefix in ("", "sampled/")), test_reward(evaluation)]
-            for folder, evaluation in zip(some, after, strict=True)
+            [held_out(folder, prefix)[1][-1] for prefix in ("", "sampled/")]
+            + [reward(found[split], split) for split in SPLITS]
+            for folder, found in zip(some, after, strict=True)
         ]
         print(_row(kind, start, ends, after))
     print(f"curves: {study / 'curves.png'}")
@@ -127,19 +152,20 @@ def _row(
     name: str,
     start: Sequence[float],
     ends: Sequence[Sequence[float]],
-    evaluations: Sequence[dict[str, Any]],
+    evaluations: Sequence[dict[str, dict[str, Any]]],
 ) -> str:
     """Returns a row of the table: of each reward the mean of the runs and what it gained of the headroom.
 
     Args:
         start: the rewards that `_WHERE` names, before training.
         ends: of each run, the same after it.
+        evaluations: of each run, those of the splits.
     """
     cells = [name]
     for first, last in zip(start, zip(*ends, strict=True), strict=True):
         cells += [entry(last), entry([(one - first) / (_TOP - first) for one in last])]
-    found = [evaluation["metrics"] for evaluation in evaluations]
-    cells += [entry([at(metrics, path) for metrics in found]) for path in _METRICS.values()]
+    for path, split in itertools.product(_METRICS.values(), SPLITS):
+        cells.append(entry([at(found[split]["metrics"], path) for found in evaluations]))
     return f"| {' | '.join(cells)} |"
 
 
