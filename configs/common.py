@@ -29,7 +29,8 @@ def sft() -> ConfigDict:
     c.clips_per_row = 1
     c.questions_per_row = 1
 
-    # The modules, made anew for a model that has none; None trains the text alone.
+    # The modules, made anew for a model that has none; None trains the text alone, which then must not read
+    # what they say.
     c.evidence = None
     # Boxes are read from the prompt's frames ("stream"), or from the frame pointed at, encoded extra
     # ("pointed": one of `row_groups` for each mention with a box). None: as the model says.
@@ -129,7 +130,7 @@ def _stage() -> ConfigDict:
     c.lr_scheduler_type = "cosine"
     c.warmup_steps = 0
     c.weight_decay = 0.0
-    c.max_grad_norm = 1.0
+    c.max_grad_norm = 1.0  # of all gradients together, which are scaled down to it; inf is off
     c.adam_b2 = 0.999
     c.compute_dtype = "bfloat16"
     c.remat = "names"

@@ -1,7 +1,7 @@
 """`python -m experiments.ablation --workdir=runs/ablation`: what each part of the evidence is worth.
 
 Trains and evaluates the cells of configs/ablation_tiny.py and prints a table. A run that is already in the
-folder is used again; one that was cut off goes on.
+folder is used again, and evaluated anew for another number of questions; one that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -40,15 +40,34 @@ _COLUMNS = {
 
 
 def run(cell: str, seed: int) -> dict[str, Any]:
-    """Returns the metrics of a cell's model, after training and evaluating it where that is not done."""
+    """Returns the metrics of a cell's model, after training and evaluating it where that is not done.
+
+    Raises:
+        UserError: if the run that is there started from another model.
+    """
     folder = Path(_WORKDIR.value) / f"{cell}_{seed}"
     result = folder / "evaluation.json"
-    if not result.exists():
+    questions = None  # of the evaluation that is there
+    if result.exists():
+        source = _read(folder / "config.json")["model_name_or_path"]
+        if source != _SOURCE.value:
+            raise UserError(
+                f"{folder} started from {source}, not from {_SOURCE.value}: give another --workdir, or that "
+                "model as --source"
+            )
+        questions = _read(result)["protocol"]["questions"]
+    else:
         command("sft", f"--config=configs/ablation_tiny.py:{cell}", f"--config.seed={seed}",
                 f"--config.model_name_or_path={_SOURCE.value}", f"--workdir={folder}")  # fmt: skip
+    if questions != _NUM_QUESTIONS.value:
+        clips = Path(_WORKDIR.value) / f"questions_{_NUM_QUESTIONS.value}"  # it holds no other number
         command("evaluate", f"--model_path={folder / 'model'}", f"--num_questions={_NUM_QUESTIONS.value}",
-                f"--data_root={Path(_WORKDIR.value) / 'questions'}", f"--out={result}")  # fmt: skip
-    return json.loads(result.read_text(encoding="utf-8"))["metrics"]
+                f"--data_root={clips}", f"--out={result}")  # fmt: skip
+    return _read(result)["metrics"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def seeds_of(cell: str) -> list[int]:

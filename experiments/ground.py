@@ -23,7 +23,7 @@ from data_pipelines.sft import RowShape
 from data_pipelines.synthetic import COLORS, SHAPES, make_scene, scene_seed
 from experiments import cli
 from experiments.train_loop import Workdir, micro_batches, open_mesh, train
-from experiments.trainer import optimizer_of
+from experiments.trainer import check_numbers, optimizer_of
 from o3jax.hf.export import export_weights
 from o3jax.models.config import Config, TextConfig, VisionConfig
 from o3jax.models.layers import Initializer
@@ -111,6 +111,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     cli.use_compilation_cache()
     config = _CONFIG.value
+    check_numbers(config)
     workdir = Workdir(_WORKDIR.value, config)
     processor = make_processor(workdir.path / "tokenizer", config)
     model = make_model(processor, config)

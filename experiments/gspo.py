@@ -172,7 +172,7 @@ class Iterations:
             raise UserError(
                 f"{self.scorer.failed} of {self.scorer.scored} completions could not be scored, more than "
                 f"the share config.max_failed_rewards={config.max_failed_rewards:g}: mend the reward "
-                "function; the same command goes on from here"
+                "function, or raise config.reward_time_limit_s or the share: the command then goes on here"
             )
         return Rollout(sampled, advantages, logp_old, logp_ref, metrics)
 
@@ -292,9 +292,6 @@ def check(config: ConfigDict) -> None:
     check_choices(config, ratio=RATIOS, reward_evidence=("text", "head", "both"))
     if (scale := config.advantages.scale_rewards) not in SCALES:
         raise UserError(f"config.advantages.scale_rewards is '{scale}'; choose one of {', '.join(SCALES)}")
-    for field in ("prompts_per_iteration", "minibatches_per_rollout", "max_completion_length"):
-        if config[field] < 1:
-            raise UserError(f"config.{field} is {config[field]}; write at least 1")
     if config.group_size < 2:
         raise UserError(
             f"config.group_size is {config.group_size}; write at least 2: advantages compare the "

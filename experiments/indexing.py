@@ -149,11 +149,9 @@ def usable_samples(folder: str, workdir: Workdir, max_rejected_share: float) -> 
     `WORKDIR/rejected.jsonl` lists these, one a line; it is empty where all can be used.
 
     Raises:
-        UserError: if the limit is no share, the folder cannot be indexed, nothing is usable, the share of
+        UserError: if the folder cannot be indexed, nothing is usable, the share of
             rejected records is above the limit, or a resumed run has other ones than at its start.
     """
-    if not 0 <= max_rejected_share <= 1:
-        raise UserError(f"config.max_rejected_share is {max_rejected_share:g}; write a share from 0 to 1")
     index = read_index(folder)
     samples, rejects = index.samples, index.rejects
     report, total = workdir.path / "rejected.jsonl", len(samples) + len(rejects)

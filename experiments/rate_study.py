@@ -79,8 +79,12 @@ def differences(
     }
 
 
-def study(model: api.Model, count: int) -> dict[str, dict[str, float]]:
-    """Returns the median absolute difference to 25 frames per second by rate, and the median shift."""
+def study(model: api.Model, count: int) -> dict[str, tuple[int, dict[str, float]]]:
+    """Returns the median absolute differences to 25 frames per second by rate, and the median shifts.
+
+    Before them the number of clips that they are of, those where both answers have a mention; without any
+    there are no medians.
+    """
     scenes = list(movable(count))
     names = [scene.objects[number].name("en") for scene, number in scenes]
     with tempfile.TemporaryDirectory(prefix="o3jax-") as folder:
@@ -89,12 +93,15 @@ def study(model: api.Model, count: int) -> dict[str, dict[str, float]]:
             films = [(later(*pair) if moved else pair[0], fps) for pair in scenes]
             return estimates(model, films, names, Path(folder))
 
+        def compared(found: dict[str, np.ndarray]) -> tuple[int, dict[str, float]]:
+            pairs = len(found["time"])
+            return pairs, {name: float(np.median(d)) for name, d in found.items() if pairs}
+
         base = film(FPS)
-        out = {
-            f"{fps} fps": {k: float(np.median(abs(d))) for k, d in differences(base, film(fps)).items()}
-            for fps in RATES
-            if fps != FPS
-        }
-        shifted = differences(base, film(FPS, moved=True))
-        out[f"{SHIFT_S:g} s later"] = {k: float(np.median(d)) for k, d in shifted.items()}
+        out = {}
+        for fps in RATES:
+            if fps != FPS:
+                found = differences(base, film(fps))
+                out[f"{fps} fps"] = compared({name: abs(d) for name, d in found.items()})
+        out[f"{SHIFT_S:g} s later"] = compared(differences(base, film(FPS, moved=True)))
     return out

@@ -62,6 +62,28 @@ def choose_rules(have: EvidenceConfig, asked: EvidenceConfig, **rules: str | Non
     return chosen
 
 
+def check_text_alone(have: EvidenceConfig | None, **rules: str | None) -> None:
+    """Raises a UserError if a text that is trained alone is to be written with the help of evidence modules.
+
+    Args:
+        have: the model's modules, if it has any; they rest.
+        rules: as in `choose_rules`.
+    """
+    for name, rule in rules.items():
+        if rule:
+            raise UserError(
+                f"config.{name} is '{rule}', but config.evidence is None, which trains the text alone: "
+                f"describe the modules in config.evidence, or leave out config.{name}"
+            )
+    if have and (have.feedback == "prompt" or have.inject):
+        what = "reads its evidence modules' proposals" if have.feedback == "prompt" else "has F injected"
+        raise UserError(
+            f"the model's text {what}, but config.evidence is None, which would train it without: describe "
+            "the modules in config.evidence (to train the text alone, with config.loss.evidence_weight=0 and "
+            "config.rates.evidence=0)"
+        )
+
+
 def main(argv: Sequence[str]) -> None:
     del argv
     cli.join_hosts()
@@ -75,6 +97,9 @@ def main(argv: Sequence[str]) -> None:
     workdir = Workdir(_WORKDIR.value, config)
 
     source = model_folder(config.model_name_or_path)
+    rules = {name: config[name] for name in ("feedback", "box_frames")}
+    if evidence is None:
+        check_text_alone(config_from_hf(source).evidence, **rules)
     processor = load_processor(source)
     processor.video_config = dataclasses.replace(processor.video_config, **given(config.video))
     clips, note = open_clips(config, processor, workdir)
@@ -89,7 +114,6 @@ def main(argv: Sequence[str]) -> None:
         made = with_evidence(model, evidence, jax.random.key(config.seed))
         model = jax.device_put(made, parameter_shardings(made, mesh))
     if joint:
-        rules = {name: config[name] for name in ("feedback", "box_frames")}
         chosen = choose_rules(model.config.evidence, evidence, **rules)
         model.config = dataclasses.replace(model.config, evidence=chosen)
 

@@ -55,6 +55,7 @@ class Workdir:
     FREE_FIELDS = (
         *("log_every", "save_every", "stop_at_step", "num_workers", "frame_cache", "frame_cache_gib"),
         *("feature_cache", "feature_cache_gib", "max_rejected_share", "max_failed_share"),
+        *("max_failed_rewards", "reward_time_limit_s", "reward_workers"),
     )
 
     def __init__(self, path: str | Path, config: ConfigDict):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import shutil
+from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import jax
@@ -13,8 +17,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments.train_loop import StepFn, Workdir, is_first_host
-from o3jax.api import Settings, export_model
+from o3jax.api import export_model
 from o3jax.errors import UserError
+from o3jax.hf.o3_config import read_settings
 from o3jax.models.layers import REMAT
 from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.prompts.feedback import FEEDBACK
@@ -95,13 +100,64 @@ def export(
     if not is_first_host():
         return
     shutil.rmtree(folder, ignore_errors=True)
-    settings = Settings(prompt_style=config.prompt_style, box_step=config.box_step)
+    trained = {"prompt_style": config.prompt_style, "box_step": config.box_step}
+    settings = dataclasses.replace(read_settings(source), **trained)
     export_model(model, source, folder, processor, settings)
     print(f"model at step {int(state.step)}: {folder}")
 
 
+# What numbers may be, and the fields of either stage that must be so; "loss.*" is all of that group.
+_NUMBERS: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    (
+        "at least 1",
+        lambda value: value >= 1,
+        (
+            *("log_every", "save_every", "per_device_train_batch_size", "gradient_accumulation_steps"),
+            *("row_length", "row_groups", "row_patches", "clips_per_row", "questions_per_row", "box_step"),
+            *("mesh.*", "evidence_shape.*", "video.min_*", "video.max_*", "groups_per_row", "reward_workers"),
+            *("prompts_per_iteration", "minibatches_per_rollout", "max_completion_length"),
+        ),
+    ),
+    (
+        "0 or more",
+        lambda value: 0 <= value < math.inf,
+        (
+            *("seed", "num_workers", "max_steps", "num_train_epochs", "stop_at_step", "warmup_steps"),
+            *("learning_rate", "rates.*", "weight_decay", "loss.*", "lora.rank", "soften_times"),
+            *("soften_coordinates", "rollout_slots", "eval_every", "clip_low", "clip_high", "kl_coef"),
+            "advantages.eps",
+        ),
+    ),
+    (
+        "more than 0",
+        lambda value: value > 0,
+        ("max_grad_norm", "lora.alpha", "video.fps", "reward_time_limit_s"),
+    ),
+    ("0 or more, but less than 1", lambda value: 0 <= value < 1, ("adam_b2",)),
+    (
+        "a share from 0 to 1",
+        lambda value: 0 <= value <= 1,
+        (
+            *("max_rejected_share", "max_failed_share", "max_failed_rewards"),
+            *("loss.evidence_weight", "loss.candidate_low"),
+        ),
+    ),
+)
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Raises a UserError for a number that no run can mean; fields that the config lacks are left out."""
+    for path, value in jax.tree_util.tree_leaves_with_path(config.to_dict()):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        for what, is_right, fields in _NUMBERS:
+            if any(fnmatchcase(name, field) for field in fields) and not is_right(value):
+                raise UserError(f"config.{name} is {value:g}; write {what}")
+
+
 def check_choices(config: ConfigDict, **known: tuple) -> None:
     """Raises a UserError unless these fields and those of both stages have a known value.
+
+    Numbers are checked too, see `check_numbers`.
 
     Args:
         known: the choices for each field of one stage alone.
@@ -113,7 +169,4 @@ def check_choices(config: ConfigDict, **known: tuple) -> None:
             raise UserError(
                 f"config.{field} is '{config[field]}'; choose one of {', '.join(filter(None, choices))}"
             )
-    if config.num_workers < 0:
-        raise UserError(
-            f"config.num_workers is {config.num_workers}; write how many processes decode, 0 for none"
-        )
+    check_numbers(config)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import functools
 import importlib
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,10 +28,12 @@ from data_pipelines.index import Index
 from data_pipelines.packing import Needs, Room
 from data_pipelines.sample import ST_TASK, VISUAL_TASK, Sample
 from data_pipelines.sft import Clip, FolderClips, MakeRow, RowShape
+from experiments import trainer
 from experiments.bench_gpu_table import EIGHT_B
 from experiments.train_loop import Workdir
-from experiments.trainer import optimizer_of
+from experiments.trainer import check_numbers, optimizer_of
 from o3jax.api import model_folder
+from o3jax.errors import UserError
 from o3jax.generate.sampling import Sampling
 from o3jax.hf import config_from_hf
 from o3jax.models.config import EvidenceConfig, TextConfig, VisionConfig
@@ -256,6 +260,63 @@ def test_every_gspo_config_describes_iterations(name, argument):
         assert c.advantages.positive_only == (name == "gspo_article")
 
 
+# --- numbers ---
+
+
+@pytest.mark.parametrize(("name", "argument"), CONFIGS)
+def test_the_numbers_of_every_config_make_sense(name, argument):
+    check_numbers(load(name, argument))
+
+
+def test_every_number_that_is_checked_is_a_field_of_a_stage():
+    names = set()
+    for stage in (common.sft(), common.gspo()):
+        stage.video = ConfigDict(dict.fromkeys(stage.video, 1))
+        leaves = jax.tree_util.tree_leaves_with_path(stage.to_dict())
+        names |= {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves}
+    for _, _, fields in trainer._NUMBERS:
+        assert all(fnmatch.filter(names, field) for field in fields)
+
+
+@pytest.mark.parametrize(
+    ("stage", "field", "value", "says"),
+    [
+        ("sft", "log_every", 0, "log_every is 0; write at least 1"),
+        ("sft", "save_every", 0, "save_every is 0; write at least 1"),
+        ("sft", "per_device_train_batch_size", 0, "at least 1"),
+        ("gspo", "gradient_accumulation_steps", 0, "at least 1"),
+        ("gspo", "groups_per_row", 0, "at least 1"),
+        ("gspo", "mesh.fsdp", 0, "config.mesh.fsdp is 0; write at least 1"),
+        ("sft", "evidence_shape.mentions", 0, "config.evidence_shape.mentions is 0; write at least 1"),
+        ("sft", "video.fps", 0.0, "more than 0"),
+        ("sft", "num_workers", -1, "config.num_workers is -1; write 0 or more"),
+        ("sft", "max_steps", -1, "0 or more"),
+        ("sft", "num_train_epochs", -1.0, "0 or more"),
+        ("sft", "warmup_steps", -1, "0 or more"),
+        ("sft", "learning_rate", -1e-3, "config.learning_rate is -0.001; write 0 or more"),
+        ("gspo", "learning_rate", math.nan, "0 or more"),
+        ("sft", "rates.text", -1.0, "config.rates.text is -1; write 0 or more"),
+        ("sft", "lora.rank", -1, "0 or more"),
+        ("sft", "loss.box_l1", -1.0, "0 or more"),
+        ("gspo", "eval_every", -1, "0 or more"),
+        ("gspo", "clip_low", -1e-4, "0 or more"),
+        ("gspo", "kl_coef", -0.1, "0 or more"),
+        ("sft", "adam_b2", 1.0, "0 or more, but less than 1"),
+        ("sft", "loss.evidence_weight", 40.0, "config.loss.evidence_weight is 40; write a share from 0 to 1"),
+        ("sft", "max_failed_share", 1.5, "a share from 0 to 1"),
+        ("sft", "max_rejected_share", 5.0, "a share from 0 to 1"),
+        ("gspo", "max_failed_rewards", -0.1, "a share from 0 to 1"),
+    ],
+)
+def test_numbers_that_no_run_can_mean_are_refused(stage, field, value, says):
+    c = getattr(common, stage)()
+    check_numbers(c)
+    c.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=re.escape(f"config.{field} is {value:g}; write ")) as error:
+        check_numbers(c)
+    assert says in str(error.value)
+
+
 # --- epochs ---
 
 
@@ -343,7 +404,8 @@ def test_the_article_s_recipe_runs(small, tmp_path, capfd):
         (["--config.evidence.strategy=wormhole"], "evidence.strategy is 'wormhole'; choose one of halo"),
         (["--config.box_frames=best"], "config.box_frames is 'best'; choose one of stream, pointed"),
         (["--config.frames.layout=tiles"], "frames: layout must be one of native, images, not 'tiles'"),
-        (["--config.num_workers=-1"], "num_workers is -1; write how many"),
+        (["--config.max_grad_norm=0"], "config.max_grad_norm is 0; write more than 0"),
+        (["--config.evidence.dense_fps=60"], "evidence.dense_fps is 60, more than the 30 frames per second"),
         (
             [
                 "--config.model_name_or_path=o3-tiny",
@@ -364,3 +426,30 @@ def test_mistakes_are_one_sentence(small, tmp_path, capfd, flags, says):
     done = run_command(capfd, "sft", f"--config={small}", f"--workdir={tmp_path / 'run'}", *flags)
     assert done.code == 2 and says in done.err and done.err.count("\n") == 1, done.err
     assert Workdir(tmp_path / "run", ConfigDict({})).manager.latest_step() is None
+
+
+# --- the text alone ---
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "says"),
+    [
+        ("sft_open_o3", ["feedback=prompt"], "config.feedback is 'prompt', but config.evidence is None"),
+        ("sft_open_o3", ["box_frames=pointed"], "config.box_frames is 'pointed', but config.evidence is"),
+        ("sft_tiny.py:questions", [], "the model's text reads its evidence modules' proposals, but"),
+    ],
+)
+def test_a_text_alone_does_not_read_what_modules_say(tmp_path, capfd, config, flags, says):
+    flags = [f"--config.{flag}" for flag in ("model_name_or_path=o3-tiny", *flags)]
+    config = f"--config=configs/{config if ':' in config else config + '.py'}"
+    done = run_command(capfd, "sft", config, f"--workdir={tmp_path / 'run'}", *flags)
+    assert done.code == 2 and says in done.err and done.err.count("\n") == 1, done.err
+
+
+def test_which_modules_a_text_alone_may_have_beside_it():
+    plain = EvidenceConfig(16, 2, box_frames="pointed")
+    with command("sft", "--config=configs/sft_tiny.py", "--workdir=unused") as sft:
+        for have in (None, plain):
+            sft.check_text_alone(have, feedback=None, box_frames=None)
+        with pytest.raises(UserError, match="the model's text has F injected"):
+            sft.check_text_alone(dataclasses.replace(plain, inject=True), feedback=None, box_frames=None)

@@ -9,6 +9,7 @@ import math
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,11 @@ import pytest
 import torch
 import transformers
 from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 import o3jax
+from experiments import trainer
 from o3jax.api import export_model
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, export_weights, load_weights
@@ -30,6 +33,7 @@ from o3jax.hf.o3_config import Settings, read_settings
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.qwen3_vl import Qwen3VL, with_evidence
 from o3jax.prompts.collate import collate
+from o3jax.sft.state import TrainState
 from o3jax.sharding import make_mesh
 from tests.commands import run_command
 from tests.test_hf import assert_same_leaves
@@ -140,6 +144,8 @@ def test_fields_with_defaults_may_be_left_out(folder):
     write(folder, {"fps": 30, "evidence": {"hidden_size": 32, "num_heads": 4, "temporal_layers": 3}})
     assert config_from_hf(folder).evidence == EvidenceConfig(32, 4, temporal_layers=3)
     assert read_settings(folder) == Settings(fps=30.0)
+    write(folder, {"evidence": {"hidden_size": 32, "num_heads": 4, "temporal_layers": 0, "dense_fps": 30}})
+    assert config_from_hf(folder).evidence == EvidenceConfig(32, 4, temporal_layers=0, dense_fps=30.0)
 
 
 def test_sharded_load_places_every_leaf_by_its_axes(made, exported):
@@ -247,6 +253,16 @@ def test_convert_carries_the_modules_along(video_model, tmp_path, capfd):
     ).read_bytes()
 
 
+def test_a_trained_model_is_presented_at_the_rate_of_its_source(tmp_path, monkeypatch):
+    (tmp_path / "source").mkdir()
+    write(tmp_path / "source", {"fps": 12.5, "prompt_style": "open_o3", "box_step": 1})
+    exported = []
+    monkeypatch.setattr(trainer, "export_model", lambda *arguments: exported.append(arguments[-1]))
+    config, run = ConfigDict({"prompt_style": "plain", "box_step": 10}), SimpleNamespace(path=tmp_path)
+    trainer.export(TrainState(0, None, None), config, tmp_path / "source", None, run)
+    assert exported == [Settings("plain", 12.5, 10)]
+
+
 # --- refusals ---
 
 
@@ -263,12 +279,17 @@ def refused(folder: Path, says: str) -> str:
     [
         ("colour", 1, "unknown field 'evidence.colour': remove it"),
         ("hidden_size", None, "evidence.hidden_size is missing"),
-        ("hidden_size", 32.0, "evidence.hidden_size must be a whole number"),
+        ("hidden_size", 32.0, "evidence.hidden_size must be a positive whole number"),
         ("hidden_size", 36, "evidence.hidden_size must be a positive multiple of 2 x num_heads"),
-        ("num_heads", 0, "evidence.hidden_size must be a positive multiple of 2 x num_heads"),
+        ("num_heads", 0, "evidence.num_heads must be a positive whole number"),
+        ("decoder_layers", 0, "evidence.decoder_layers must be a positive whole number"),
+        ("question_layers", 0, "evidence.question_layers must be a positive whole number"),
+        ("proposals", 0, "evidence.proposals must be a positive whole number"),
+        ("dense_pixels", 0, "evidence.dense_pixels must be a positive whole number"),
         ("temporal_layers", -1, "evidence.temporal_layers must be a whole number"),
-        ("proposals", True, "evidence.proposals must be a whole number"),
+        ("proposals", True, "evidence.proposals must be a positive whole number"),
         ("dense_fps", 0, "evidence.dense_fps must be a positive number"),
+        ("dense_fps", 31.0, "evidence.dense_fps is 31, more than the 30 frames per second that a window"),
         ("window_s", math.nan, "evidence.window_s must be a positive number"),
         ("window_s", None, "evidence.window_s is missing"),
         ("strategy", "wormhole", "evidence.strategy is 'wormhole'; choose one of halo"),
@@ -294,6 +315,7 @@ def test_wrong_fields_of_the_evidence(folder, field, value, says):
         ("evidence", None, "has o3_evidence.safetensors, but 'evidence' is missing in its o3_config.json"),
         ("colour", 1, "unknown field 'colour': remove it"),
         ("fps", "fast", "fps must be a positive number"),
+        ("box_step", 0, "box_step must be a positive whole number"),
         ("prompt_style", 1, "prompt_style must be text"),
     ],
 )

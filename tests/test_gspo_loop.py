@@ -134,6 +134,9 @@ def test_failing_rewards_are_named_and_too_many_stop_the_run(write_config, tmp_p
     done = run_command(capfd, "gspo", f"--config={config}", f"--workdir={run}", *all_fail)
     assert done.code == 2 and "6 of 6 completions could not be scored" in done.err
     assert done.err.count("\n") == 1
+    more = ["--config.max_failed_rewards=1", "--config.stop_at_step=1"]  # what the sentence offers
+    done = run_command(capfd, "gspo", f"--config={config}", f"--workdir={run}", *all_fail[:1], *more)
+    assert done.code == 0, done.err
 
 
 def test_a_clip_that_cannot_be_read_teaches_nothing(write_config, clip, tmp_path, capfd):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from experiments import rate_study as rates
+from o3jax.models.config import EvidenceConfig
 from o3jax.respond import HeadEstimate
 from o3jax.video import probe
+from tests.commands import run_command
 
 
 def test_moved_visits_are_a_second_later_and_nothing_else_is():
@@ -55,11 +57,36 @@ def test_the_study():
     model = Clockwork()
     out = rates.study(model, 4)
     assert model.rates == [25] * 4 + [10] * 4 + [30] * 4 + [25] * 4
-    assert out["10 fps"]["time"] == pytest.approx(0.05 - 0.02) and out["30 fps"]["time"] == pytest.approx(
-        1 / 300
-    )
-    assert out["10 fps"]["interval"] == pytest.approx(0.015)  # of starts and ends together
-    assert out["1 s later"] == pytest.approx({"time": 0.0, "interval": 0.0})  # it does not look
+    assert {case: pairs for case, (pairs, _) in out.items()} == {"10 fps": 4, "30 fps": 4, "1 s later": 4}
+    medians = {case: values for case, (_, values) in out.items()}
+    assert medians["10 fps"]["time"] == pytest.approx(0.05 - 0.02)
+    assert medians["30 fps"]["time"] == pytest.approx(1 / 300)
+    assert medians["10 fps"]["interval"] == pytest.approx(0.015)  # of starts and ends together
+    assert medians["1 s later"] == pytest.approx({"time": 0.0, "interval": 0.0})  # it does not look
+
+
+def test_clips_without_a_mention_are_counted(monkeypatch):
+    """The first of three films has no mention at 10 frames per second, and none has one at 30."""
+    one = HeadEstimate(1.0, 0.1, (0.5, 2.0), (0, 0, 1, 1), 0.5)
+    mentioned = {25: [one] * 3, 10: [None, one, one], 30: [None] * 3}
+    monkeypatch.setattr(rates, "estimates", lambda model, films, *_: mentioned[films[0][1]])
+    same = {"time": 0.0, "interval": 0.0}
+    assert rates.study(None, 3) == {"10 fps": (2, same), "30 fps": (0, {}), "1 s later": (3, same)}
+
+
+@pytest.mark.parametrize(
+    ("evidence", "code", "said"),
+    [
+        (EvidenceConfig(16, 2), 0, "10 fps: median difference of time 0.500 s (3 of 4 clips compared)"),
+        (None, 2, "--model_path=o3-tiny has no evidence modules: name a model with them"),
+    ],
+)
+def test_the_command(evidence, code, said, monkeypatch, capfd):
+    model = SimpleNamespace(config=SimpleNamespace(evidence=evidence))
+    monkeypatch.setattr("o3jax.api.load", lambda path: model)
+    monkeypatch.setattr("experiments.rate_study.study", lambda *_: {"10 fps": (3, {"time": 0.5})})
+    done = run_command(capfd, "rates", "--num_clips=4")
+    assert done.code == code and said in done.out + done.err
 
 
 def test_answers_without_an_estimate_are_left_out():

@@ -15,18 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from o3jax.errors import UserError
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.layers import Initializer
 from o3jax.models.temporal import (
     STRATEGIES,
     Injection,
     TemporalEncoder,
-    check_rate,
     halo_groups,
     temporal_attention,
     wire_bytes,
 )
+from o3jax.prompts.dense import dense_rate
 from o3jax.sharding import make_mesh, use_mesh
 
 RATE = 10.0
@@ -94,7 +93,8 @@ def assert_same(case, window_s: float, ours) -> None:
     out, *grads = reference(*case[:5], window_s, case[5])
     assert np.abs(out - ours[0]).max() <= 1e-5
     for name, grad, our in zip("qkv", grads, ours[1:], strict=True):
-        assert np.abs(grad - our).max() <= 1e-4 * np.abs(grad).max(), name
+        # Where all keys are at the window's edge, a gradient is as small as what float32 leaves of it.
+        assert np.abs(grad - our).max() <= 1e-4 * np.abs(grad).max() + 1e-6, name
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -328,7 +328,6 @@ def test_one_signal_at_three_rates_is_one_result():
     groups = round(seconds * rates.max())
     times = ((np.arange(groups) + 0.5) / rates[:, None]).astype(np.float32)
     valid = times < seconds
-    check_rate(times, valid, c)
     phase = 2 * np.pi * np.array([0.09, 0.15, 0.21, 0.12, 0.18, 0.06]) * times[..., None, None] + np.arange(6)
     ours = encode(encoder, np.sin(phase).astype(np.float32), times, valid)[:, :, 0]
 
@@ -364,30 +363,13 @@ def test_chunks_of_a_global_window_are_refused():
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.lists(st.tuples(st.floats(0, 0.3), st.booleans()), min_size=1, max_size=30),
-    st.floats(0.05, 1.5),
-    st.floats(2, 30),
-)
-def test_rates_are_refused_exactly_when_the_window_would_lose_a_pair(steps, window_s, rate):
-    gaps, valid = (np.array(x) for x in zip(*steps, strict=True))
-    times, c = np.cumsum(gaps), EvidenceConfig(16, 2, window_s=window_s, max_rate=rate)
-    halo = halo_groups(c, len(times))
-    near = valid[:, None] & valid & (times < times[:, None] + window_s) & (times >= times[:, None])
-    lost = any(j - i > halo for i, j in zip(*np.nonzero(near), strict=True))
-    if lost:
-        with pytest.raises(UserError, match="raise it to at least") as error:
-            check_rate(times[None], valid[None], c)
-        enough = float(re.search(r"at least ([\d.]+),", str(error.value))[1])
-        check_rate(times[None], valid[None], EvidenceConfig(16, 2, window_s=window_s, max_rate=enough))
-    else:
-        check_rate(times[None], valid[None], c)
-
-
-def test_times_must_be_in_order():
-    with pytest.raises(UserError, match="row 1 of the dense stream are not finite and in order"):
-        check_rate(np.array([[0.0, 1.0], [1.0, 0.0]]), np.ones((2, 2)), CONFIG)
-    check_rate(np.array([[0.0, 1.0], [1.0, np.nan]]), np.array([[1, 1], [1, 0]]), CONFIG)
+@given(st.floats(0.5, 240), st.floats(2, 30), st.floats(0.1, 1), st.floats(0.05, 1.5), st.integers(1, 60))
+def test_no_window_over_a_dense_stream_loses_a_pair(native, rate, share, window_s, frames):
+    c = EvidenceConfig(16, 2, dense_fps=share * 2 * rate, window_s=window_s, max_rate=rate)
+    shown = np.arange(frames) / dense_rate(native, c)
+    times = np.append(shown, shown[-1:].repeat(frames % 2)).reshape(-1, 2).mean(1)
+    near = np.abs(times[:, None] - times) < window_s
+    assert max(j - i for i, j in zip(*np.nonzero(near), strict=True)) <= halo_groups(c, len(times))
 
 
 @pytest.mark.parametrize(

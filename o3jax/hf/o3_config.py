@@ -21,6 +21,7 @@ from o3jax.prompts.feedback import FEEDBACK
 O3_CONFIG = "o3_config.json"
 EVIDENCE_WEIGHTS = "o3_evidence.safetensors"
 _DIFFERENCE = "injection_difference"
+_MAY_BE_0 = ("temporal_layers", "intermediate_size")  # no temporal attention; the usual size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +67,14 @@ def evidence_config(section: Section) -> EvidenceConfig:
         UserError: if a field is unknown or malformed.
     """
     config = _read(EvidenceConfig, section)
-    if not config.num_heads or not config.hidden_size or config.hidden_size % (2 * config.num_heads):
+    if config.hidden_size % (2 * config.num_heads):
         raise section.bad("hidden_size", "must be a positive multiple of 2 x num_heads")
+    if config.dense_fps > 2 * config.max_rate:
+        raise section.bad(
+            "dense_fps",
+            f"is {config.dense_fps:g}, more than the {2 * config.max_rate:g} frames per second that a window "
+            "is sized for: lower it, or raise max_rate",
+        )
     if config.strategy not in STRATEGIES:
         raise section.bad("strategy", f"is {config.strategy!r}; choose one of {', '.join(STRATEGIES)}")
     if config.feedback not in FEEDBACK:
@@ -97,7 +104,7 @@ def _open(folder: Path) -> Section:
 def _read(kind: type, section: Section, others: Collection[str] = ()) -> Any:
     """Returns a dataclass from the fields that are there, each read as its type says."""
     readers = {
-        "int": lambda key: section.integer(key, least=0),
+        "int": lambda key: section.integer(key, least=0 if key in _MAY_BE_0 else 1),
         "float": section.number,
         "str": section.text,
         "bool": section.boolean,

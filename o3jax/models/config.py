@@ -70,7 +70,8 @@ class EvidenceConfig:
 
     hidden_size: int  # D' of the feature matrix F
     num_heads: int
-    dense_fps: float = 25.0  # of the dense stream, at most; a slower video is read at its own rate
+    # Of the dense stream, where a video has more than 2 x max_rate frames per second; others keep their own.
+    dense_fps: float = 25.0
     dense_pixels: int = 128 * 128  # area of a dense frame, about
     temporal_layers: int = 2
     decoder_layers: int = 2

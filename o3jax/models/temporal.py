@@ -15,14 +15,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from o3jax.errors import UserError
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.layers import Initializer, checkpointed, linear, rms_norm, run_layers
 from o3jax.models.rope import rotate, time_angles
@@ -44,35 +42,6 @@ def halo_groups(c: EvidenceConfig, groups: int) -> int:
         raise ValueError(f"evidence.window_s is {c.window_s}; a window is a positive number of seconds")
     # Rounded first: 0.28 s at 12.5 per second are 3.5000000000000004 pairs to the machine.
     return math.ceil(round(min(c.window_s * c.max_rate, groups - 1), 6))
-
-
-def check_rate(times: np.ndarray, valid: np.ndarray, c: EvidenceConfig) -> None:
-    """Returns nothing if every window reaches all that it should: to be called on the host.
-
-    The encoder's window is a fixed number of frame pairs each side, so denser ones would be cut off.
-
-    Args:
-        times: mean time of each frame pair, seconds [B, T].
-        valid: which of them are real [B, T].
-
-    Raises:
-        UserError: if times decrease, or lie closer together than `max_rate` allows for.
-    """
-    halo = halo_groups(c, times.shape[1])
-    for row, (row_times, row_valid) in enumerate(zip(times, np.asarray(valid, bool), strict=True)):
-        index = np.flatnonzero(row_valid)
-        t = np.asarray(row_times, np.float64)[index]
-        if not (np.isfinite(t).all() and (np.diff(t) >= 0).all()):
-            raise UserError(
-                f"times of row {row} of the dense stream are not finite and in order: sort its frames"
-            )
-        reach = index[np.searchsorted(t, t + c.window_s, side="left") - 1] - index
-        if reach.size and reach.max() > halo:
-            raise UserError(
-                f"row {row} of the dense stream has {reach.max()} frame pairs within {c.window_s:g} s, more"
-                f" than evidence.max_rate={c.max_rate:g} per second allows for: raise it to at least"
-                f" {math.ceil(10 * reach.max() / c.window_s) / 10:g}, or sample fewer frames per second"
-            )
 
 
 # --- attention on one device ---
@@ -293,7 +262,7 @@ def temporal_attention(
     """Returns softmax attention along T at each cell, the keys weighted by a Hann window in seconds.
 
     Group i reads the valid groups less than `window_s` from it, which must lie at most `halo` groups
-    from it (`check_rate`). Inside `use_mesh` the groups are spread over the axis `context`; a number
+    from it. Inside `use_mesh` the groups are spread over the axis `context`; a number
     that does not divide is padded. Softmax in float32. Zero where not valid.
 
     Args:
@@ -394,7 +363,9 @@ class TemporalEncoder(nnx.Module):
 
         Args:
             tokens: the vision tower's tokens of the frame pairs, any values where not valid.
-            times: mean time of each pair, seconds; pass `check_rate` on the host first.
+            times: mean time of each pair, seconds, not decreasing where valid, at most `max_rate` of them per
+                second, as `o3jax.prompts.dense` makes them: a window is a fixed number of pairs each side,
+                which would cut off denser ones.
             valid: which groups are real.
             chunk: groups at a time, through all layers, for long videos; the numbers stay the same. Beside
                 its inputs and F the encoder then holds the activations of chunk + 2 L halo groups (also in

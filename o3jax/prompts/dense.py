@@ -37,7 +37,8 @@ class Source(NamedTuple):
 def dense_rate(native_fps: float, c: EvidenceConfig) -> float:
     """Returns the frames per second of the dense stream: the video's own, or `dense_fps` if that is too many.
 
-    No frame is read twice, and none is closer to the next than the temporal window is sized for.
+    Too many are more than the temporal window is sized for, 2 x `max_rate`, which `dense_fps` never exceeds
+    (see `o3jax.hf.o3_config`). So the window holds all frames, and no frame is read twice.
     """
     return native_fps if native_fps <= 2 * c.max_rate else c.dense_fps
 
