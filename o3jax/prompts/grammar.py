@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from o3jax.prompts import coords
 from o3jax.prompts.coords import NORMALISED, PER_MILLE, Box, Space
@@ -46,8 +47,7 @@ class Parsed:
     well_formed: bool  # exactly `<think>..</think><answer>..</answer>`, with white space around at most
 
 
-@dataclasses.dataclass(frozen=True)
-class _Element:
+class _Element(NamedTuple):
     """One `<name>content</name>` without a tag of the grammar inside."""
 
     name: str
