@@ -65,9 +65,8 @@ def parse(text: str, space: Space = PER_MILLE) -> Parsed:
             does not hold four plain numbers in order (x1 <= x2, y1 <= y2) is left out, and so is a
             time that is no plain non-negative number.
     """
-    tags = list(_TAG.finditer(text))
-    think, answer, well_formed = _sections(text, [t for t in tags if t[2] in ("think", "answer")])
-    elements = _elements(text, tags)
+    elements, sections = _scan(text)
+    think, answer, well_formed = _sections(text, sections)
     stamps = [(e, t) for e in elements if e.name == "t" and (t := _time(e.content)) is not None]
     return Parsed(
         think=think,
@@ -114,13 +113,22 @@ def _sections(text: str, tags: list[re.Match[str]]) -> tuple[str, str, bool]:
     return think.strip(), answer.strip(), well_formed
 
 
-def _elements(text: str, tags: list[re.Match[str]]) -> list[_Element]:
-    """Returns the innermost elements: an opening tag directly followed by its own closing tag."""
-    return [
-        _Element(left[2], text[left.end() : right.start()], left.start(), right.end())
-        for left, right in zip(tags, tags[1:], strict=False)
-        if left[2] == right[2] and not left[1] and right[1]
-    ]
+def _scan(text: str) -> tuple[list[_Element], list[re.Match[str]]]:
+    """Returns the innermost elements, an opening tag directly followed by its own closing tag, and all tags
+    of sections."""
+    elements, sections = [], []
+    name, start, begin = "", 0, 0  # of the last tag, if it opened
+    for tag in _TAG.finditer(text):
+        closing, its = tag.groups()
+        if not closing:
+            name, start, begin = its, tag.start(), tag.end()
+        else:
+            if its == name:
+                elements.append(_Element(its, text[begin : tag.start()], start, tag.end()))
+            name = ""
+        if its in ("think", "answer"):
+            sections.append(tag)
+    return elements, sections
 
 
 def _claims(text: str, elements: list[_Element], space: Space) -> Iterator[Claim]:
