@@ -55,12 +55,13 @@ def mentions_of(sample: Sample, response: str, count: int) -> list[Mention | Non
 def interval_of(sample: Sample, mention: Mention) -> Interval | None:
     """Returns when a mention's object is visible, as far as the annotation tells; else None.
 
-    The interval at the mention's place in the list where each mention has one, otherwise the only one
-    that holds its time.
+    Its own, if it tells one; else, of those that no other mention tells, the interval at the mention's place
+    in the list where each mention has one, otherwise the only one that holds its time.
     """
-    if mention.time is None:
-        return None
-    holding = [i for i in sample.intervals if i[0] <= mention.time <= i[1]]
+    if mention.time is None or mention.interval is not None:
+        return mention.interval
+    others = {m.interval for m in sample.mentions}
+    holding = [i for i in sample.intervals if i not in others and i[0] <= mention.time <= i[1]]
     if len(sample.intervals) == len(sample.mentions):
         own = sample.intervals[sample.mentions.index(mention)]
         return own if own in holding else None

@@ -70,7 +70,7 @@ def check_text_alone(have: EvidenceConfig | None, **rules: str | None) -> None:
         rules: as in `choose_rules`.
     """
     for name, rule in rules.items():
-        if rule:
+        if rule not in (None, "none", "stream"):  # these are what a text does without modules
             raise UserError(
                 f"config.{name} is '{rule}', but config.evidence is None, which trains the text alone: "
                 f"describe the modules in config.evidence, or leave out config.{name}"
@@ -78,9 +78,9 @@ def check_text_alone(have: EvidenceConfig | None, **rules: str | None) -> None:
     if have and (have.feedback == "prompt" or have.inject):
         what = "reads its evidence modules' proposals" if have.feedback == "prompt" else "has F injected"
         raise UserError(
-            f"the model's text {what}, but config.evidence is None, which would train it without: describe "
-            "the modules in config.evidence (to train the text alone, with config.loss.evidence_weight=0 and "
-            "config.rates.evidence=0)"
+            f"the model's text {what}, but config.evidence is None, which would train it without: take a "
+            "config that describes the modules, such as configs/sft_tiny.py (to train the text alone, with "
+            "config.loss.evidence_weight=0 and config.rates.evidence=0)"
         )
 
 

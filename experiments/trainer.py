@@ -116,6 +116,7 @@ _NUMBERS: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             *("row_length", "row_groups", "row_patches", "clips_per_row", "questions_per_row", "box_step"),
             *("mesh.*", "evidence_shape.*", "video.min_*", "video.max_*", "groups_per_row", "reward_workers"),
             *("prompts_per_iteration", "minibatches_per_rollout", "max_completion_length"),
+            *("train_batch_size", "pairs_per_clip", "level"),
         ),
     ),
     (
@@ -131,7 +132,7 @@ _NUMBERS: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "more than 0",
         lambda value: value > 0,
-        ("max_grad_norm", "lora.alpha", "video.fps", "reward_time_limit_s"),
+        ("max_grad_norm", "lora.alpha", "video.fps", "video_fps", "reward_time_limit_s"),
     ),
     ("0 or more, but less than 1", lambda value: 0 <= value < 1, ("adam_b2",)),
     (

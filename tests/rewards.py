@@ -20,6 +20,18 @@ def often_fails(completion: str, sample: Mapping[str, Any]) -> dict[str, float]:
     return value
 
 
+def of_question(completion: str, sample: Mapping[str, Any]) -> dict[str, float]:
+    """Returns a number that depends on the question alone, in [0, 1)."""
+    return {"own": zlib.crc32(sample["question"].encode()) / 2**32}
+
+
+def fails_late(completion: str, sample: Mapping[str, Any], step_percent: float) -> dict[str, float]:
+    """Like `checksum`, but raises in the second half of the training."""
+    if step_percent > 0.5:
+        raise RuntimeError("out of order by now")
+    return checksum(completion, sample)
+
+
 def fails(completion: str, sample: Mapping[str, Any]) -> float:
     raise RuntimeError("out of order")
 

@@ -270,8 +270,9 @@ def test_the_numbers_of_every_config_make_sense(name, argument):
 
 def test_every_number_that_is_checked_is_a_field_of_a_stage():
     names = set()
-    for stage in (common.sft(), common.gspo()):
-        stage.video = ConfigDict(dict.fromkeys(stage.video, 1))
+    for stage in (common.sft(), common.gspo(), load("ground_tiny")):
+        if "video" in stage:
+            stage.video = ConfigDict(dict.fromkeys(stage.video, 1))
         leaves = jax.tree_util.tree_leaves_with_path(stage.to_dict())
         names |= {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves}
     for _, _, fields in trainer._NUMBERS:
@@ -451,5 +452,6 @@ def test_which_modules_a_text_alone_may_have_beside_it():
     with command("sft", "--config=configs/sft_tiny.py", "--workdir=unused") as sft:
         for have in (None, plain):
             sft.check_text_alone(have, feedback=None, box_frames=None)
+            sft.check_text_alone(have, feedback="none", box_frames="stream")
         with pytest.raises(UserError, match="the model's text has F injected"):
             sft.check_text_alone(dataclasses.replace(plain, inject=True), feedback=None, box_frames=None)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import shutil
+import signal
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,11 +25,11 @@ from data_pipelines.pipeline import Pipeline
 from data_pipelines.sft import Clip, RowShape, SyntheticClips
 from data_pipelines.synthetic import write_video
 from experiments import rollouts
-from experiments.rollouts import Updates, decoder, head_evidence, sample
+from experiments.rollouts import Rollout, Updates, decoder, head_evidence, sample
 from o3jax import load
 from o3jax.errors import UserError
 from o3jax.generate.sampling import Sampling
-from o3jax.gspo.rows import UpdateShape
+from o3jax.gspo.rows import UpdateShape, by_sequence, pack_groups
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.models.text import for_training
 from o3jax.prompts.feedback import with_proposals
@@ -51,6 +54,10 @@ def get_config():
 """
 
 
+# Of the random model's completions, some end before their room does.
+ENDING = "--config.stop=('a',)"
+
+
 @pytest.fixture
 def write_config(video_model, tmp_path):
     """A function that writes the config of a small run and returns its path."""
@@ -69,21 +76,56 @@ def lines_of(run: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if not k.startswith(("seconds", "tokens_per"))} for line in lines]
 
 
+def sampled_in(run: Path, iteration: int, group_size: int = 3) -> list[list[dict]]:
+    """Returns the groups of completions that an iteration sampled, as they can be read."""
+    text = (run / "samples" / f"{iteration:06d}.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [lines[at : at + group_size] for at in range(0, len(lines), group_size)]
+
+
+def check_rewards(line: dict, groups: Sequence[Sequence[dict]]) -> None:
+    """Compares what is logged of an iteration's rewards with what can be read of its completions."""
+    flat = [one for group in groups for one in group]
+    rewards = np.array([[one["reward"] for one in group] for group in groups])
+    wanted = {"reward": rewards.mean(), "reward_std": rewards.std(-1, ddof=1).mean()}
+    wanted["zero_variance"] = np.mean([len(set(group)) == 1 for group in rewards.tolist()])
+    wanted["truncated"] = np.mean([not one["finished"] for one in flat])
+    for task in {one["task"] for one in flat}:
+        wanted[f"task/{task}"] = np.mean([one["reward"] for one in flat if one["task"] == task])
+    assert {name for name in line if name.startswith("task/")} <= set(wanted)
+    assert {name: line[name] for name in wanted} == pytest.approx(wanted, rel=1e-6, abs=1e-7)
+
+
 def weights_of(run: Path) -> bytes:
     return (run / "model" / "model.safetensors").read_bytes()
 
 
-# Inside the first iteration, between the two, inside the second.
-@pytest.mark.parametrize(("vision", "stops"), [(1.0, (1, 2, 3)), (0.0, (1,))], ids=["trained", "frozen"])
-def test_a_run_that_is_stopped_anywhere_ends_as_one_that_is_not(write_config, tmp_path, capfd, vision, stops):
+# Inside the first iteration and between the two; a signal stops both inside the second.
+@pytest.mark.parametrize(("vision", "stops"), [(1.0, (1, 2)), (0.0, (1,))], ids=["trained", "frozen"])
+def test_a_run_that_is_stopped_anywhere_ends_as_one_that_is_not(
+    write_config, tmp_path, capfd, monkeypatch, vision, stops
+):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     flags = [f"--config={write_config()}", f"--config.rates.vision={vision}"]
     done = run_command(capfd, "gspo", *flags, f"--workdir={whole}")
     assert done.code == 0, done.err
-    for step in (*stops, 0):
+    for step in stops:
         flag = f"--config.stop_at_step={step}"
         done = run_command(capfd, "gspo", *flags, f"--workdir={parts}", flag)
         assert done.code == 0, done.err
+
+    def save(self: Rollout, path: Path, original=Rollout.save) -> None:
+        original(self, path)
+        if path.name == "rollout_000001.npz":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Rollout, "save", save)
+        done = run_command(capfd, "gspo", *flags, f"--workdir={parts}")
+    assert done.code == 0 and "stopped by SIGTERM at step 3; saved" in done.out, done.err
+    assert (parts / "checkpoints" / "3").exists() and "model at step" not in done.out
+    done = run_command(capfd, "gspo", *flags, f"--workdir={parts}")
+    assert done.code == 0 and "from step 3" in done.out, done.err
     assert lines_of(parts) == lines_of(whole)
     assert weights_of(parts) == weights_of(whole)
 
@@ -97,11 +139,13 @@ def test_a_run_that_is_stopped_anywhere_ends_as_one_that_is_not(write_config, tm
             assert line["ratio_spread"] > 1e-5
     assert max(line["clip_fraction"] for line in lines) > 0
     # The reward of each completion and its text can be read.
-    sampled = [json.loads(line) for line in (whole / "samples" / "000001.jsonl").read_text().splitlines()]
-    assert len(sampled) == 6 and {"question", "truth", "completion", "advantage"} <= set(sampled[0])
-    means = np.mean([one["terms"]["checksum"] for one in sampled])
-    assert means == pytest.approx(lines[-1]["reward"]) == pytest.approx(lines[-1]["reward/checksum"])
-    for group in (sampled[:3], sampled[3:]):
+    groups = sampled_in(whole, 1)
+    assert [len(group) for group in groups] == [3, 3]
+    assert {"question", "truth", "completion", "advantage"} <= set(groups[0][0])
+    for line in lines[2:]:  # both steps of the iteration
+        check_rewards(line, groups)
+        assert line["reward/checksum"] == line["reward"]
+    for group in groups:
         assert sum(one["advantage"] for one in group) == pytest.approx(0, abs=1e-5)
     assert "best" in (whole / "samples" / "000001.html").read_text()
 
@@ -137,6 +181,72 @@ def test_failing_rewards_are_named_and_too_many_stop_the_run(write_config, tmp_p
     more = ["--config.max_failed_rewards=1", "--config.stop_at_step=1"]  # what the sentence offers
     done = run_command(capfd, "gspo", f"--config={config}", f"--workdir={run}", *all_fail[:1], *more)
     assert done.code == 0, done.err
+
+
+def test_a_reward_that_begins_to_fail_stops_a_run_that_goes_on(write_config, tmp_path, capfd):
+    run = tmp_path / "run"
+    flags = [f"--config={write_config()}", f"--workdir={run}", "--config.reward=tests.rewards:fails_late"]
+    done = run_command(capfd, "gspo", *flags, "--config.max_failed_rewards=0.05")
+    assert done.code == 2 and "6 of 12 completions could not be scored" in done.err
+    assert done.err.count("\n") == 1
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["2"] and not (run / "model").exists()
+    before = lines_of(run)
+    assert [line["step"] for line in before] == [1, 2]
+    done = run_command(capfd, "gspo", *flags, "--config.max_failed_rewards=1")
+    assert done.code == 0 and "from step 2" in done.out and (run / "model").exists(), done.err
+    lines = lines_of(run)
+    assert lines[:2] == before and [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines[2:]:  # nothing was scored: all count as 0
+        assert line["reward"] == line["reward_std"] == line["grad_norm"] == 0
+    for line, iteration in zip(lines, (0, 0, 1, 1), strict=True):
+        check_rewards(line, sampled_in(run, iteration))
+
+
+def test_each_completion_is_scored_by_its_own_record(write_config, tmp_path, capfd):
+    """Rewards that differ between prompts alone, of more than one task."""
+    run = tmp_path / "run"
+    flags = [f"--config={write_config()}", f"--workdir={run}", "--config.reward=tests.rewards:of_question"]
+    more = ["--config.prompts_per_iteration=4", "--config.max_steps=2", ENDING]
+    done = run_command(capfd, "gspo", *flags, *more)
+    assert done.code == 0, done.err
+    groups, lines = sampled_in(run, 0), lines_of(run)
+    assert len(groups) == 4 and len({group[0]["question"] for group in groups}) == 4
+    assert len({group[0]["task"] for group in groups}) > 1
+    for group in groups:
+        assert len({one["id"] for one in group}) == 1
+        for one in group:
+            wanted = zlib.crc32(one["question"].encode()) / 2**32
+            assert one["terms"] == {"own": wanted} and one["reward"] == wanted and one["advantage"] == 0
+    for line in lines:
+        check_rewards(line, groups)
+        assert line["zero_variance"] == 1 and line["reward_std"] == pytest.approx(0, abs=1e-7)
+        assert 0 < line["truncated"] < 1 and line["loss"] == line["grad_norm"] == 0
+
+
+@pytest.mark.parametrize("ending", [True, False], ids=["some", "all"])
+def test_truncated_completions_are_masked_and_stay_in_the_denominator(write_config, tmp_path, capfd, ending):
+    run = tmp_path / "run"
+    flags = [f"--config={write_config()}", f"--workdir={run}", "--config.mask_truncated=True"]
+    flags += ["--config.max_steps=2", *([ENDING] if ending else [])]
+    done = run_command(capfd, "gspo", *flags)
+    assert done.code == 0, done.err
+    groups, lines = sampled_in(run, 0), lines_of(run)
+    with np.load(run / "rollout_000000.npz") as saved:
+        length, finished = saved["length"], saved["finished"]
+    assert finished.tolist() == [[one["finished"] for one in group] for group in groups]
+    assert finished.any() == ending and not finished.all()
+    for line, ends, sizes in zip(lines, finished, length, strict=True):  # a minibatch is a prompt
+        check_rewards(line, groups)
+        assert all(np.isfinite(value) for value in line.values()), line
+        assert line["sampler_gap"] < 1e-5
+        assert line["sequences"] == 3
+        assert line["scored_sequences"] == ends.sum()
+        assert line["tokens"] == sizes[ends].sum()
+        if not ends.any():
+            assert line["loss"] == line["grad_norm"] == 0
+    # On policy the loss is minus the advantages of those that ended, over all.
+    advantages = [one["advantage"] for one in groups[0]]
+    assert lines[0]["loss"] == pytest.approx(-np.sum(advantages, where=finished[0]) / 3, abs=1e-6)
 
 
 def test_a_clip_that_cannot_be_read_teaches_nothing(write_config, clip, tmp_path, capfd):
@@ -219,7 +329,7 @@ def test_estimates_are_rewarded_held_out_prompts_too(tmp_path, capfd):
     logged = lines_of(run)
     assert [line["step"] for line in logged] == [1, 2] and "step 2" in done.out  # the mean of both
     for line in logged:
-        assert line["sampler_gap"] < 1e-4
+        assert line["sampler_gap"] < 1e-5
     assert logged[0]["kl"] == pytest.approx(0, abs=1e-7) and logged[1]["kl"] > 0
 
     other = [flags[0], f"--workdir={tmp_path / 'other'}", "--config.reward_evidence=head"]
@@ -283,6 +393,15 @@ def test_the_model_is_asked_as_the_api_asks(tmp_path):
     parts = [slice(0, 1), slice(1, 2)]
     heads = head_evidence(policy, model.processor, updates, sampled, parts)
     logprobs = updates.logprobs(policy, sampled, parts)
+    # What the sampler says of the same tokens, and rows in which each has a prompt of its own.
+    there = np.arange(96) < sampled.length[..., None]
+    np.testing.assert_allclose(logprobs[there], sampled.logprobs[there], rtol=0, atol=1e-5)
+    alone = UpdateShape(416 + 96, 12, 64, 1, 96)
+    batch = pack_groups(sampled.prompts, sampled.responses(), model.config, alone, repeated=True)
+    assert len(batch["input_ids"]) == 4
+    np.testing.assert_allclose(
+        np.asarray(rollouts._logprobs(policy, batch)), by_sequence(batch, logprobs), rtol=0, atol=1e-5
+    )
     for row, response in enumerate(wanted):
         size = len(response.tokens)
         for number in range(2):

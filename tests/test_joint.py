@@ -95,6 +95,9 @@ def test_intervals_of_mentions():
     three = dataclasses.replace(both, intervals=((0.0, 2.0), (0.5, 3.0), (3.5, 4.5)))
     assert [interval_of(three, m) for m in three.mentions] == [None, (3.5, 4.5)]
     assert interval_of(sample(mentions=(Mention("x"),), intervals=((0.0, 1.0),)), Mention("x")) is None
+    stretches = Mention("x", 5.0, (), (0.0, 10.0)), Mention("x", 5.0, (), (4.0, 6.0))
+    told = sample(mentions=(*stretches, Mention("x", 7.0)), intervals=((0.0, 10.0), (4.0, 6.0)))
+    assert [interval_of(told, m) for m in told.mentions] == [(0.0, 10.0), (4.0, 6.0), None]
 
 
 def test_mentions_of_a_response_mean_annotations_or_nothing():

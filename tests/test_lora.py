@@ -177,6 +177,28 @@ def test_moments_are_kept_for_what_stands_beside_the_base(with_all, kind):
             assert mine == [size] * (1 if kind == "muon" else 2), path
 
 
+def test_rates_scale_the_updates_of_their_adapters(with_all):
+    """By powers of two, so that nothing is rounded."""
+    beside = jax.tree_util.tree_map_with_path(lambda p, a: None if p[0].name == "base" else a, with_all)
+    rng = np.random.default_rng(0)
+    gradient = jax.tree.map(lambda a: rng.standard_normal(a.shape).astype(np.float32), beside)
+
+    @jax.jit  # one program for all factors: two would round differently
+    def first_update(rates, model, gradient):
+        rule = make_optimizer(lambda _: 1e-2, weight_decay=0.1, max_grad_norm=1.0, rates=rates)
+        return rule.update(gradient, rule.init(model), model)[0]
+
+    factors = {"vision": 2.0, "text": 0.25, "evidence": 1.0}
+    plain, scaled = (first_update(by, beside, gradient) for by in (dict.fromkeys(factors, 1.0), factors))
+    seen = set()
+    for (path, update), other in zip(jax.tree.leaves_with_path(plain), jax.tree.leaves(scaled), strict=True):
+        part = path[0].name
+        assert update.any(), path
+        np.testing.assert_array_equal(other, factors[part] * update, err_msg=str(path))
+        seen.add(part)
+    assert seen == set(factors)
+
+
 def test_only_what_stands_beside_the_base_is_trained(setting, with_all):
     made = jax.tree.map(np.array, with_all)  # the step donates what it is given
     before = {jax.tree_util.keystr(p): np.array(a) for p, a in jax.tree.leaves_with_path(made)}

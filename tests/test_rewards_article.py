@@ -213,6 +213,7 @@ def at(x: float) -> coords.Box:
         ([claim(1, at(0)), claim(1.5, at(0.51))], 0.0),
         ([claim(1, at(0)), claim(1.5, at(0.7), name="dog")], 0.5),  # another object
         ([claim(1, at(0)), claim(1, at(0.7), name="dog")], 0.5),  # together
+        ([claim(1, at(0)), claim(1, at(0), name="the man")], 0.0),  # a repeat under another name
         ([claim(1, at(0)), claim(1, at(0.7), name="Man")], 0.0),  # at two places at once
         ([claim(1, at(0)), claim(1.1, at(0.7), at(0))], 0.5),  # which of the two it was is not known
         ([claim(1, at(0)), claim(1.1)], 0.5),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 
 import einops
 import jax
@@ -14,17 +16,27 @@ import pytest
 import torch
 from flax import nnx
 
+from configs import common
 from data_pipelines.sft import MakeRow, RowShape, SyntheticClips
+from experiments.trainer import optimizer_of
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.hf.names import model_leaves
+from o3jax.models.config import EvidenceConfig
 from o3jax.models.layers import Initializer
-from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
 from o3jax.prompts import templates
 from o3jax.prompts.collate import collate
 from o3jax.prompts.processor import load_processor
 from o3jax.prompts.tokenizer import number_tokens
-from o3jax.sft.loss import IGNORE, cross_entropy, number_targets, text_loss, token_counts
+from o3jax.sft.loss import (
+    IGNORE,
+    cross_entropy,
+    number_targets,
+    text_loss,
+    token_counts,
+    token_logprobs,
+)
 from o3jax.sft.state import TrainState, learning_rate, make_optimizer, make_train_step
 
 LENGTH, GROUPS, PATCHES = 384, 3, 16  # of every row here, so that programs are shared
@@ -145,6 +157,68 @@ def test_nothing_labelled_costs_nothing(tokens):
     (_, sums), gradient = jax.jit(jax.value_and_grad(summed, has_aux=True))(hidden)
     assert {name: float(value) for name, value in sums.items()} == {"loss": 0, "correct": 0, "tokens": 0}
     assert not np.asarray(gradient).any()
+
+
+LONG, WORDS = 2048, 999  # positions, and a vocabulary whose size nothing else has
+
+
+def made(jaxpr) -> Iterator[tuple[int, ...]]:
+    """Yields the shape of every array that a program makes, those within its loops and calls too."""
+    for equation in jaxpr.eqns:
+        yield from (var.aval.shape for var in equation.outvars if hasattr(var.aval, "shape"))
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from made(inner)
+
+
+def largest_of_words(fn, *args) -> int:
+    """Returns the size of the largest array over the vocabulary, alone or in a product with positions."""
+    shapes = set(made(jax.make_jaxpr(fn)(*args).jaxpr))
+    return max(math.prod(shape) for shape in shapes if any(n % WORDS == 0 for n in shape if n))
+
+
+@jax.checkpoint  # so that only who looks inside finds them
+def whole_logits(hidden, head, labels):
+    logp = jax.nn.log_softmax(hidden @ head)
+    return -jnp.take_along_axis(logp, jnp.maximum(labels, 0)[..., None], 2).sum()
+
+
+WITHOUT_LOGITS = {
+    "cross_entropy": lambda *xs: cross_entropy(*xs)["loss"],
+    "softened": lambda *xs: cross_entropy(*xs, soft_targets=np.eye(WORDS, dtype=np.float32))["loss"],
+    "token_logprobs": lambda *xs: token_logprobs(*xs)[0].sum(),
+}
+
+
+@pytest.mark.parametrize("loss", WITHOUT_LOGITS.values(), ids=WITHOUT_LOGITS)
+def test_logits_exist_for_one_chunk_at_a_time(loss):
+    shapes = (1, LONG, 4), (4, WORDS)
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    labels = jax.ShapeDtypeStruct((1, LONG), jnp.int32)
+    for differentiated in (lambda f: f, lambda f: jax.grad(f, (0, 1))):
+        assert largest_of_words(differentiated(loss), *args, labels) == 64 * WORDS
+        assert largest_of_words(differentiated(whole_logits), *args, labels) == LONG * WORDS
+
+
+def test_training_on_text_never_holds_the_logits_of_a_row(setting):
+    config = setting[0].config
+    model = abstract_model(
+        dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=WORDS))
+    )
+    row = jax.ShapeDtypeStruct((1, LONG), jnp.int32)
+    batch = dict.fromkeys(("input_ids", "segment_ids", "labels", "visual_index"), row)
+    batch["positions"] = jax.ShapeDtypeStruct((1, 3, LONG), jnp.int32)
+
+    def naive(model, batch):
+        return whole_logits(model.hidden(batch, None), model.text.head(), batch["labels"])
+
+    table = config.text.hidden_size * WORDS  # the embeddings
+    for remat in ("none", "names"):
+        loss = functools.partial(text_loss, counts=ONE, remat=remat)
+        held = largest_of_words(jax.grad(loss, has_aux=True), model, batch)
+        assert held == max(table, 64 * WORDS) < LONG * WORDS
+    assert largest_of_words(jax.grad(naive), model, batch) == LONG * WORDS
 
 
 def test_number_targets_are_bells_over_their_own_kind():
@@ -321,6 +395,39 @@ def test_weight_decay_leaves_norms_and_biases_alone(setting, kind):
         np.testing.assert_allclose(updates[name], expected, rtol=1e-6, err_msg=name)
         seen.add(expected)
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_rates_scale_the_updates_of_their_parts(setting, kind):
+    """A config's rates; factors that are powers of two, so that nothing is rounded."""
+    evidence = EvidenceConfig(16, 2, temporal_layers=1, decoder_layers=1, question_layers=1)
+    rng = np.random.default_rng(0)
+
+    def some(path, leaf):  # of every part: to trace Muon for all takes long
+        few = path[-2].name in ("qkv", "q", "norm", "embed", "pos_embed")
+        return rng.standard_normal(leaf.shape).astype(np.float32) if few else None
+
+    shapes = abstract_model(dataclasses.replace(setting[0].config, evidence=evidence))
+    model, gradient = (jax.tree_util.tree_map_with_path(some, shapes) for _ in range(2))
+
+    @jax.jit  # one program for all factors: two would round differently
+    def first_update(factors, model, gradient):
+        c = common.sft()
+        c.optimizer, c.max_steps, c.learning_rate, c.weight_decay = kind, 1, 1e-2, 0.1
+        with c.ignore_type():
+            c.rates.update(factors)
+        optimizer = optimizer_of(c)
+        return optimizer.update(gradient, optimizer.init(model), model)[0]
+
+    factors = {"vision": 0.25, "text": 1.0, "evidence": 2.0}
+    plain, scaled = (first_update(by, model, gradient) for by in (dict.fromkeys(factors, 1.0), factors))
+    plain, scaled, seen = arrays(plain), arrays(scaled), set()
+    for name, update in plain.items():
+        part = name.split(".")[0]
+        assert update.any(), name
+        np.testing.assert_array_equal(scaled[name], factors[part] * update, err_msg=name)
+        seen.add(part)
+    assert seen == set(factors)
 
 
 def matrices(name: str, leaf: np.ndarray) -> np.ndarray:

@@ -190,6 +190,24 @@ def test_the_compiled_program_sends_what_is_documented(strategy):
     assert (counted[0] == counted[1]) == (strategy == "halo")
 
 
+def test_frames_within_a_chunk_on_each_device_add_nothing_to_what_is_sent():
+    """Of the encoder: F, which is as long as the video, stays where it is."""
+    encoder, sent = make_encoder(), []
+    with on(context=8):
+        split = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(None, "context"))
+        run = jax.jit(lambda *xs: xs[0](*xs[1:], chunk=40), out_shardings=split)
+        for groups in (80, 320):
+            tokens = jax.ShapeDtypeStruct((1, groups, 3, TOWER), jnp.float32, sharding=split)
+            times = jax.ShapeDtypeStruct((1, groups), jnp.float32)
+            valid = jax.ShapeDtypeStruct((1, groups), bool)
+            program = run.lower(encoder, tokens, times, valid).compile().as_text()
+            sent.append(received(program, repeats=1))
+    assert sent[0]["collective-permute"] == sent[1]["collective-permute"] > 0
+    for groups, kinds in zip((80, 320), sent, strict=True):
+        others = sum(size for kind, size in kinds.items() if kind != "collective-permute")
+        assert others <= 4 * groups * 4  # times and their like
+
+
 # --- the encoder ---
 
 
@@ -266,7 +284,7 @@ def test_an_encoder_without_layers_has_no_empty_arrays():
         pytest.param({}, None, id="whole"),
         pytest.param({}, 8, id="chunked"),
         pytest.param({"data": 2, "context": 4}, None, id="sharded"),
-        pytest.param({"context": 8}, 16, id="sharded and chunked"),
+        pytest.param({"context": 8}, 2, id="sharded and chunked"),
     ],
 )
 def test_encoder(axes, chunk):
@@ -277,6 +295,55 @@ def test_encoder(axes, chunk):
     for row, length in enumerate((37, 30)):
         expected = reference_encoder(encoder, tokens[row, :length], times[row, :length])
         assert np.abs(expected - ours[row, :length]).max() <= 1e-5 * np.abs(expected).max()
+
+
+def features_and_gradients(encoder, tokens, times, valid, **options):
+    """Returns F where valid, and the gradients of a weighted sum of it for the encoder and the tokens."""
+    weight = np.random.default_rng(3).standard_normal((*tokens.shape[:3], 16)) * valid[:, :, None, None]
+
+    def loss(encoder, tokens):
+        features = encoder(tokens, times, valid, **options)
+        return (features * weight).sum(), features
+
+    gradients, features = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(encoder, tokens)
+    return np.asarray(features)[valid], gradients
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    """An input whose frame pairs no number of devices divides, and what one device makes of it."""
+    inputs = padded_video((77, 61), 77)
+    return inputs, features_and_gradients(make_encoder(), *inputs)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "chunk"),
+    [*((strategy, None) for strategy in STRATEGIES), pytest.param("halo", 4, id="halo-chunked")],
+)
+def test_every_strategy_trains_the_encoder_as_one_device_does(on_one_device, strategy, chunk):
+    inputs, (expected, slopes) = on_one_device
+    encoder = make_encoder(dataclasses.replace(CONFIG, strategy=strategy))
+    with on(context=8):
+        features, gradients = features_and_gradients(encoder, *inputs, chunk=chunk)
+    assert np.abs(expected - features).max() <= 1e-5 * np.abs(expected).max()
+    for (path, slope), our in zip(jax.tree.leaves_with_path(slopes), jax.tree.leaves(gradients), strict=True):
+        scale, error = np.abs(slope).max(), np.abs(slope - our).max()
+        assert scale > 0 and error <= 1e-4 * scale, (path, error, scale)
+
+
+def test_chunks_bound_the_memory_of_the_gradient():
+    """Four times the frame pairs: in chunks about the same memory, F and its gradient apart."""
+    encoder = make_encoder()
+
+    def held(groups: int, chunk: int | None) -> int:
+        shapes = ((1, groups, 2, TOWER), jnp.float32), ((1, groups), jnp.float32), ((1, groups), bool)
+        inputs = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+        slope = jax.grad(lambda encoder, *xs: (encoder(*xs, chunk=chunk) ** 2).sum())
+        return jax.jit(slope).lower(encoder, *inputs).compile().memory_analysis().temp_size_in_bytes
+
+    chunked, whole = ([held(groups, chunk) for groups in (512, 2048)] for chunk in (128, None))
+    assert 0 < chunked[1] <= 1.5 * chunked[0]
+    assert whole[1] >= 3 * whole[0] and whole[1] >= 5 * chunked[1]
 
 
 @pytest.mark.parametrize("axes", [{}, {"context": 8}])

@@ -299,8 +299,9 @@ def wire_bytes(
 ) -> int:
     """Returns the bytes that a device receives in one layer's forward pass, per row of the batch.
 
-    The backward pass moves as many again. Of `halo`, those of a device with neighbours enough on both
-    sides. Times and validity are on every device from the start.
+    The backward pass moves as many again, twice as many where `remat` has it compute the layer anew. Of
+    `halo`, those of a device with neighbours enough on both sides. Times and validity are on every device
+    from the start.
 
     Args:
         groups, cells, width: T, P and N * H of k.
@@ -367,9 +368,10 @@ class TemporalEncoder(nnx.Module):
                 second, as `o3jax.prompts.dense` makes them: a window is a fixed number of pairs each side,
                 which would cut off denser ones.
             valid: which groups are real.
-            chunk: groups at a time, through all layers, for long videos; the numbers stay the same. Beside
-                its inputs and F the encoder then holds the activations of chunk + 2 L halo groups (also in
-                the backward pass, which recomputes), and does (chunk + 2 L halo) / chunk of the work.
+            chunk: groups at a time and device, through all layers, for long videos; the numbers stay the
+                same. Beside its inputs and F the encoder then holds activations of chunk + 2 L halo groups
+                (also in the backward pass, which recomputes), and does (chunk + 2 L halo) / chunk of the
+                work. More than one chunk over several devices also sends the chunks' inputs and F around.
             remat: what the backward pass recomputes within a layer, see `layers.checkpointed`.
 
         Raises:
@@ -381,6 +383,7 @@ class TemporalEncoder(nnx.Module):
         times = jnp.where(valid, times - first, 0)
         tokens = jnp.where(valid[:, :, None, None], tokens, 0)
         groups = valid.shape[1]
+        chunk = chunk and chunk * _ways()
         if chunk is None or chunk >= groups:
             return self._encode(tokens, times, valid, remat)
         if chunk < 1 or math.isinf(self.config.window_s):

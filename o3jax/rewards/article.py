@@ -16,7 +16,8 @@ counted up to twice `far_s`, so that a claim far off does not shift the others; 
 in this, the one with the best tiers. True evidence without a claim counts as the worst tier, so that saying
 nothing never beats an honest try.
 
-Saying a claim twice in a row gains nothing: the repeat is neither matched to the same truth nor coherent.
+Saying a claim twice in a row gains nothing, under another name neither: the repeat is neither matched to the
+same truth nor coherent.
 
 Spam: up to `claims_per_truth` boxes may be claimed for each that is true. With k times as many, what time and
 box are above the worst tier, and both bonuses, shrink to 1 / k^2: more guesses hit more often, but many more
@@ -312,8 +313,8 @@ def _areas(boxes: Float[np.ndarray, "*shape 4"]) -> Float[np.ndarray, "*shape"]:
 def _coherent(claims: Sequence[_Claim], sample: Record, weights: ArticleWeights) -> float:
     """Returns the share of consecutive claims with a time that are coherent; 0 for fewer than two.
 
-    A repeat is not coherent: claims of one object must go forward, those of different ones may share a
-    moment. How far an object moved is told by its centre, and only where both claims have one box.
+    A repeat is not coherent: claims of one object, or of the same boxes, must go forward, others may share
+    a moment. How far an object moved is told by its centre, and only where both claims have one box.
     """
     width, height = sample.get("image_size") or (1, 1)
     timed = [claim for claim in claims if claim.time is not None]
@@ -323,7 +324,8 @@ def _coherent(claims: Sequence[_Claim], sample: Record, weights: ArticleWeights)
         if same and len(a.boxes) == len(b.boxes) == 1:
             (ax, ay), (bx, by) = _centre(a.boxes[0]), _centre(b.boxes[0])
             moved = math.hypot(bx - ax, (by - ay) * height / width)
-        forward = b.time > a.time if same else b.time >= a.time
+        together = b.time == a.time and not same and a.boxes != b.boxes
+        forward = b.time > a.time or together
         coherent += forward and moved <= weights.widths_per_s * (b.time - a.time) + _EXACT
     return coherent / max(len(timed) - 1, 1)
 

@@ -188,7 +188,8 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         trained, fixed = _split(state.model, frozen)
-        counts = jax.tree.map(lambda a: jnp.maximum(a.sum(0), 1.0), jax.vmap(count_fn)(batch))
+        counted = jax.tree.map(lambda a: a.sum(0), jax.vmap(count_fn)(batch))
+        counts = jax.tree.map(lambda a: jnp.maximum(a, 1.0), counted)  # what divides
 
         def micro(total: Any, one: Batch) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, grad_fn(trained, fixed, one, counts)), None
@@ -201,7 +202,7 @@ def make_train_step(
         ((loss, sums), grads), _ = jax.lax.scan(micro, zero, batch, unroll=alone)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         metrics = {"loss": loss} | {name: value / counts[name] for name, value in sums.items()}
-        metrics |= {name: count for name, count in counts.items() if name not in sums}
+        metrics |= {name: count for name, count in counted.items() if name not in sums}
         metrics["grad_norm"] = optax.tree.norm(grads)
         model = _join(optax.apply_updates(trained, updates), fixed)
         return TrainState(state.step + 1, model, opt_state), metrics
