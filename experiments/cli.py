@@ -16,7 +16,8 @@ from o3jax.errors import UserError
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs an absl `main`; a UserError or a wrong flag becomes one sentence on stderr and exit code 2."""
+    """Runs an absl `main`; a UserError, a wrong flag or a path that cannot be written becomes one sentence on
+    stderr and exit code 2."""
 
     logging.set_verbosity(logging.WARNING)
 
@@ -25,6 +26,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             main(argv)
         except UserError as error:
             _fail(str(error))
+        except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+            if error.filename is None:
+                raise
+            _fail(f"{error.filename} cannot be used ({error.strerror}): name another path")
 
     app.run(guarded, flags_parser=_parse_flags)
 

@@ -215,7 +215,8 @@ def _number(value: float | None) -> str:
 
 def _check_out(path: Path) -> None:
     """Raises a UserError now rather than after minutes of work."""
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"--out {path} cannot be written: name a file in an existing, writable folder")
 
 

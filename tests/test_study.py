@@ -12,7 +12,7 @@ from experiments.study import entry, signal_share
 from experiments.synthetic_eval import questions_of
 from o3jax.errors import UserError
 from o3jax.prompts import templates
-from tests.commands import command
+from tests.commands import command, run_command
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
@@ -67,6 +67,26 @@ def test_a_finished_cell_is_used_again_for_what_it_was(tmp_path, monkeypatch):
     assert ask("--num_questions=30") == ({"accuracy": 30}, ["evaluate"])
     with pytest.raises(UserError, match="started from .*questions_tiny/model, not from other: give another"):
         ask("--num_questions=30", "--source=other")
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "path", "says"),
+    [
+        ("gspo_study", "--workdir", "file", "file cannot be used (File exists): name another path"),
+        ("gspo_study", "--workdir", "file/study", "file/study cannot be used (Not a directory)"),
+        (
+            "evaluate",
+            "--out",
+            "file/x.json",
+            "cannot be written: name a file in an existing, writable folder",
+        ),
+    ],
+)
+def test_a_file_in_the_place_of_a_folder_is_one_sentence(tmp_path, capfd, name, flag, path, says):
+    (tmp_path / "file").write_text("kept")
+    done = run_command(capfd, name, f"{flag}={tmp_path / path}")
+    assert done.code == 2 and says in done.err and done.err.count("\n") == 1, done.err
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_the_gspo_study_has_both_splits_and_one_model_to_a_folder(tmp_path, monkeypatch, capsys):
