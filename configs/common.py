@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from data_pipelines.frames import FramesConfig
+from data_pipelines.rows.frames import FramesConfig
 from o3jax.models.config import EvidenceConfig
 
 

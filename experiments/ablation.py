@@ -14,8 +14,8 @@ from typing import Any
 from absl import flags
 
 from configs.ablation_tiny import CELLS
-from experiments import cli
-from experiments.study import at, command, entry
+from experiments.cli import shell
+from experiments.studies.runs import at, command, entry
 from o3jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/ablation", "Folder of all runs.")
@@ -93,4 +93,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli
+from experiments.cli import shell
 from o3jax.errors import UserError
 
 _VIDEO = flags.DEFINE_string("video_path", None, "The video file.", required=True)
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     from o3jax.report import annotate_video, format_answer, write_report
     from o3jax.report.annotate import whole_file
 
-    cli.use_compilation_cache()
+    shell.use_compilation_cache()
     model = o3jax.load(_MODEL.value)
     answer = model.answer(_VIDEO.value, _QUESTION.value, fps=_FPS.value)
     print(format_answer(answer))
@@ -60,4 +60,4 @@ def _check_writable(flag: str, path: str | None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

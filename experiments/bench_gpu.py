@@ -28,18 +28,18 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import cli
-from experiments.bench_gpu_table import COMPARED, SIZES, Size, markdown, parity
-from experiments.bench_inputs import Inputs, prompt, text_labels, write_folder
+from experiments.bench.gpu_table import COMPARED, SIZES, Size, markdown, parity
+from experiments.bench.inputs import Inputs, prompt, text_labels, write_folder
+from experiments.cli import shell
 from o3jax.generate.cache import prefill
 from o3jax.generate.sampler import greedy
 from o3jax.hf import config_from_hf, load_weights
+from o3jax.inputs.collate import collate
 from o3jax.models.qwen3_vl import VISION_KEYS
 from o3jax.models.text import for_decoding
-from o3jax.prompts.collate import collate
-from o3jax.sft.loss import text_loss, token_counts
-from o3jax.sft.state import init_state, make_train_step
+from o3jax.sft.text import text_loss, token_counts
 from o3jax.sharding import make_mesh, replicate_scalars
+from o3jax.train.state import init_state, make_train_step
 
 LEARNING_RATE, MAX_GRAD_NORM, B2, WEIGHT_DECAY = 1e-5, 1.0, 0.95, 0.01
 
@@ -214,7 +214,7 @@ def run_theirs(size: Size, folder: Path, logits_file: Path) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     if not on_gpu and size is not SIZES["tiny"]:
         return {"absent": f"torch {torch.__version__} has no CUDA"}
-    from experiments.bench_torch import Theirs, transformers
+    from experiments.bench.torch_reference import Theirs, transformers
 
     inputs = inputs_of(size)
     peer = Theirs(folder, dtype=size.dtype, device="cuda" if on_gpu else "cpu")
@@ -287,7 +287,7 @@ def main(argv: Sequence[str]) -> None:
     if _SIDE.value:
         run = run_ours if _SIDE.value == "ours" else run_theirs
         if _SIDE.value == "ours":
-            cli.use_compilation_cache()
+            shell.use_compilation_cache()
         results = run(size, Path(_FOLDER.value), logits_file)
         (out / f"{_SIDE.value}.json").write_text(json.dumps(results))
         return
@@ -312,4 +312,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import cli
+from experiments.cli import shell
 
 _SOURCE = flags.DEFINE_string("source", None, "A model folder.", required=True)
 _TARGET = flags.DEFINE_string(
@@ -27,4 +27,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

@@ -12,8 +12,9 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines.synthetic import make_scene, scene_seed, write_video
-from experiments import cli
+from data_pipelines.synthetic.datasets import write_video
+from data_pipelines.synthetic.scenes import make_scene, scene_seed
+from experiments.cli import shell
 
 _OUT = flags.DEFINE_string("out", "demo", "The folder that everything is written to; emptied first.")
 _CLIP = flags.DEFINE_integer("clip", 44, "Which test clip to ask about; o3-tiny gets this one right.")
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     import o3jax
     from o3jax.report import annotate_video, format_answer, write_report
 
-    cli.use_compilation_cache()
+    shell.use_compilation_cache()
     console = Console(highlight=False)
     out = Path(_OUT.value)
     for name in ("ask", "sft"):
@@ -83,4 +84,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

@@ -1,7 +1,7 @@
 """`python -m experiments.evaluate --benchmark synthetic --model_path M`: benchmark figures of a model.
 
 Prints tables with the baselines beside and, with `--out F.json`, writes every metric, the error analysis
-and the generations. `experiments.synthetic_eval` says how the synthetic world is scored.
+and the generations. `experiments.evaluation.synthetic` says how the synthetic world is scored.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from data_pipelines.stgr import write_text
-from experiments import cli, synthetic_eval
+from experiments.cli import shell
+from experiments.evaluation import synthetic as synthetic_eval
 from o3jax import api
 from o3jax.errors import UserError
+from o3jax.files import write_text
 from o3jax.models.config import BOX_FRAMES
 from o3jax.prompts.feedback import FEEDBACK
 
@@ -227,7 +228,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"unknown benchmark '{_BENCHMARK.value}': there is {', '.join(BENCHMARKS)}")
     if _OUT.value is not None:
         _check_out(Path(_OUT.value))
-    cli.use_compilation_cache()
+    shell.use_compilation_cache()
     console = Console(markup=False, highlight=False)  # paths and ids may hold brackets
     result = BENCHMARKS[_BENCHMARK.value](console)
     if _OUT.value is not None:
@@ -236,4 +237,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

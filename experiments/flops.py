@@ -17,13 +17,13 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from configs import sft_article
-from experiments import cli
-from experiments.bench_gpu_table import EIGHT_B
+from experiments.bench.gpu_table import EIGHT_B
+from experiments.cli import shell
 from o3jax.models.config import Config, EvidenceConfig
 from o3jax.models.qwen3_vl import abstract_model, chunk_size
 from o3jax.sft.evidence import EvidenceWeights
 from o3jax.sft.joint import joint_loss
-from o3jax.sft.loss import text_loss
+from o3jax.sft.text import text_loss
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -183,4 +183,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

@@ -18,13 +18,14 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import cli, gspo
-from experiments.study import signal_share
-from experiments.train_loop import StepFn
+from experiments import gspo
+from experiments.cli import shell
+from experiments.studies.runs import signal_share
+from experiments.training.loop import StepFn
 from o3jax.errors import UserError
 from o3jax.models.qwen3_vl import Qwen3VL
-from o3jax.sft.state import CountFn, LossFn, Metrics, TrainState, init_state, make_train_step
 from o3jax.sharding import replicate_scalars
+from o3jax.train.state import CountFn, LossFn, Metrics, TrainState, init_state, make_train_step
 
 
 def main(argv: Sequence[str]) -> None:
@@ -60,4 +61,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

@@ -17,27 +17,29 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from data_pipelines.grounding import FramePairs, MakeGroundingRow
-from data_pipelines.pipeline import Pipeline
-from data_pipelines.sft import RowShape
-from data_pipelines.synthetic import COLORS, SHAPES, make_scene, scene_seed
-from experiments import cli
-from experiments.train_loop import Workdir, micro_batches, open_mesh, train
-from experiments.trainer import check_numbers, optimizer_of
+from data_pipelines.rows.grounding import FramePairs, MakeGroundingRow
+from data_pipelines.rows.pipeline import Pipeline
+from data_pipelines.rows.supervised import RowShape
+from data_pipelines.synthetic.scenes import COLORS, SHAPES, make_scene, scene_seed
+from experiments.cli import shell
+from experiments.training.hosts import micro_batches, open_mesh
+from experiments.training.loop import train
+from experiments.training.trainer import check_numbers, optimizer_of
+from experiments.training.workdir import Workdir
 from o3jax.hf.export import export_weights
+from o3jax.inputs.image import ImageConfig, VideoConfig
+from o3jax.inputs.processor import Processor, load_processor
 from o3jax.models.config import Config, TextConfig, VisionConfig
 from o3jax.models.layers import Initializer
 from o3jax.models.qwen3_vl import VISION_KEYS, Qwen3VL
 from o3jax.models.vision import VisionTower
 from o3jax.prompts import templates
-from o3jax.prompts.image import ImageConfig, VideoConfig
-from o3jax.prompts.processor import Processor, load_processor
 from o3jax.prompts.tokenizer import build_tokenizer, number_tokens
 from o3jax.sft.grounding import GroundedTower, grounding_loss, known_counts
-from o3jax.sft.state import init_state, make_train_step
 from o3jax.sharding import replicate_scalars, use_mesh
+from o3jax.train.state import init_state, make_train_step
 
-_CONFIG = cli.define_config("configs/ground_tiny.py")
+_CONFIG = shell.define_config("configs/ground_tiny.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
 
 _FEATURE_RMS = 0.3
@@ -109,7 +111,7 @@ def rescaled(tower: VisionTower, batch: Mapping[str, np.ndarray]) -> VisionTower
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    cli.use_compilation_cache()
+    shell.use_compilation_cache()
     config = _CONFIG.value
     check_numbers(config)
     workdir = Workdir(_WORKDIR.value, config)
@@ -143,4 +145,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

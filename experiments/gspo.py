@@ -24,17 +24,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs.common import given
-from data_pipelines.evidence import EvidenceShape
-from data_pipelines.frames import FramesConfig
-from data_pipelines.gspo import MakePrompt, Minibatches
-from data_pipelines.pipeline import Pipeline
-from data_pipelines.sample import Sample
-from data_pipelines.sft import Clip, RowShape, SyntheticClips
-from data_pipelines.stgr import write_text
-from experiments import cli
-from experiments.data_audit import as_record
-from experiments.indexing import check_length, open_clips, open_reader, plan
-from experiments.rollouts import (
+from data_pipelines.formats.sample import Sample
+from data_pipelines.rows.clips import Clip, SyntheticClips
+from data_pipelines.rows.evidence import EvidenceShape
+from data_pipelines.rows.frames import FramesConfig
+from data_pipelines.rows.pipeline import Pipeline
+from data_pipelines.rows.prompts import MakePrompt, Minibatches
+from data_pipelines.rows.supervised import RowShape
+from experiments.cli import shell
+from experiments.data.audit import as_record
+from experiments.data.clips import check_length, open_clips, open_reader, plan
+from experiments.training.hosts import micro_batches, open_mesh
+from experiments.training.loop import StepFn, train
+from experiments.training.rollouts import (
     Rollout,
     Sampled,
     Stopwatch,
@@ -44,12 +46,13 @@ from experiments.rollouts import (
     sample,
     with_features,
 )
-from experiments.samples_page import write_samples
-from experiments.scoring import Scored, Scorer
-from experiments.train_loop import StepFn, Workdir, micro_batches, open_mesh, train
-from experiments.trainer import check_choices, export, make_trainer, trained_model
+from experiments.training.samples_page import write_samples
+from experiments.training.scoring import Scored, Scorer
+from experiments.training.trainer import check_choices, export, make_trainer, trained_model
+from experiments.training.workdir import Workdir
 from o3jax.api import end_tokens, model_folder
 from o3jax.errors import UserError
+from o3jax.files import write_text
 from o3jax.generate.sampling import Sampling
 from o3jax.gspo import group_advantages
 from o3jax.gspo.loss import RATIOS, SCALES
@@ -57,14 +60,14 @@ from o3jax.gspo.rows import UpdateShape
 from o3jax.gspo.update import gspo_objective, sequence_counts
 from o3jax.hf.config import config_from_hf
 from o3jax.hf.weights import load_weights
+from o3jax.inference.respond import see
+from o3jax.inputs.processor import Processor, load_processor
 from o3jax.models.qwen3_vl import Qwen3VL
-from o3jax.prompts.processor import Processor, load_processor
-from o3jax.respond import see
 from o3jax.rewards import registry
-from o3jax.sft.state import Metrics, TrainState
 from o3jax.sharding import use_mesh
+from o3jax.train.state import Metrics, TrainState
 
-_CONFIG = cli.define_config("configs/gspo_tiny.py")
+_CONFIG = shell.define_config("configs/gspo_tiny.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
 
 _GREEDY = Sampling(temperature=0.0)
@@ -331,7 +334,7 @@ def run(
     Args:
         trainer: makes the state and the step function, as `make_trainer` does.
     """
-    cli.use_compilation_cache()
+    shell.use_compilation_cache()
     if os.environ.get("JAX_COORDINATOR_ADDRESS"):
         raise UserError("GSPO runs on one host and all its devices: unset JAX_COORDINATOR_ADDRESS")
     check(config)
@@ -464,4 +467,4 @@ def _scorer(config: ConfigDict) -> Scorer:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

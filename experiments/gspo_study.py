@@ -16,12 +16,12 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from data_pipelines.stgr import write_text
-from experiments import cli
-from experiments.data_audit import as_record
-from experiments.study import at, command, entry
-from experiments.synthetic_eval import questions_of
+from experiments.cli import shell
+from experiments.data.audit import as_record
+from experiments.evaluation.synthetic import questions_of
+from experiments.studies.runs import at, command, entry
 from o3jax.errors import UserError
+from o3jax.files import write_text
 from o3jax.rewards import overlap
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/gspo_study", "Folder of all runs.")
@@ -170,4 +170,4 @@ def _row(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

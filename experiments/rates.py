@@ -1,6 +1,6 @@
 """`python -m experiments.rates`: do the evidence decoder's times depend on the camera or move with the event?
 
-Prints the medians of what its estimates differ by; `experiments.rate_study` says between which films.
+Prints the medians of what its estimates differ by; `experiments.studies.rates` says between which films.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import cli
-from experiments.rate_study import study
+from experiments.cli import shell
+from experiments.studies.rates import study
 from o3jax import api
 from o3jax.errors import UserError
 
@@ -20,7 +20,7 @@ _NUM_CLIPS = flags.DEFINE_integer("num_clips", 40, "Clips of the test split.", l
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    cli.use_compilation_cache()
+    shell.use_compilation_cache()
     model = api.load(_MODEL_PATH.value)
     if model.config.evidence is None:
         raise UserError(f"--model_path={_MODEL_PATH.value} has no evidence modules: name a model with them")
@@ -30,4 +30,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

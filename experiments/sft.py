@@ -15,31 +15,33 @@ import numpy as np
 from absl import flags
 
 from configs.common import given
-from data_pipelines.evidence import EvidenceShape, OpenCandidates
-from data_pipelines.frames import FramesConfig
-from data_pipelines.pipeline import Pipeline
-from data_pipelines.sft import MakeRow, RowShape
-from experiments import cli
-from experiments.features import open_features
-from experiments.indexing import check_length, open_clips, open_reader, plan
-from experiments.train_loop import Workdir, micro_batches, open_mesh, train
-from experiments.trainer import check_choices, export, make_trainer
+from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates
+from data_pipelines.rows.frames import FramesConfig
+from data_pipelines.rows.pipeline import Pipeline
+from data_pipelines.rows.supervised import MakeRow, RowShape
+from experiments.cli import shell
+from experiments.data.clips import check_length, open_clips, open_reader, plan
+from experiments.training.features import open_features
+from experiments.training.hosts import micro_batches, open_mesh
+from experiments.training.loop import train
+from experiments.training.trainer import check_choices, export, make_trainer
+from experiments.training.workdir import Workdir
 from o3jax.api import model_folder
 from o3jax.errors import UserError
 from o3jax.hf.config import config_from_hf
 from o3jax.hf.fields import Section
 from o3jax.hf.o3_config import evidence_config
 from o3jax.hf.weights import load_weights
+from o3jax.inputs.processor import load_processor
 from o3jax.models.config import BOX_FRAMES, EvidenceConfig
 from o3jax.models.qwen3_vl import with_evidence
-from o3jax.prompts.processor import load_processor
 from o3jax.prompts.tokenizer import number_tokens
 from o3jax.sft.evidence import EvidenceWeights
 from o3jax.sft.joint import joint_counts, joint_loss
-from o3jax.sft.loss import number_targets, text_loss, token_counts
+from o3jax.sft.text import number_targets, text_loss, token_counts
 from o3jax.sharding import parameter_shardings, use_mesh
 
-_CONFIG = cli.define_config("configs/sft_tiny.py")
+_CONFIG = shell.define_config("configs/sft_tiny.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
 
 
@@ -86,8 +88,8 @@ def check_text_alone(have: EvidenceConfig | None, **rules: str | None) -> None:
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    cli.join_hosts()
-    cli.use_compilation_cache()
+    shell.join_hosts()
+    shell.use_compilation_cache()
     config = _CONFIG.value
     check_choices(config, box_frames=(None, *BOX_FRAMES))
     frames = FramesConfig(**config.frames)
@@ -171,4 +173,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

@@ -22,15 +22,15 @@ from o3jax.hf.export import export_weights
 from o3jax.hf.fields import read_object
 from o3jax.hf.o3_config import Settings, read_settings
 from o3jax.hf.weights import load_weights
+from o3jax.inference.respond import Request, Response, pad_inputs, respond
+from o3jax.inputs.dense import read_dense
+from o3jax.inputs.processor import Processor, load_processor
 from o3jax.models.config import Config
 from o3jax.models.qwen3_vl import Batch, Qwen3VL
 from o3jax.models.text import for_decoding, for_training
 from o3jax.prompts import coords, grammar, templates
-from o3jax.prompts.dense import read_dense
 from o3jax.prompts.mentions import claim_numbers
-from o3jax.prompts.processor import Processor, load_processor
 from o3jax.report.answer import Answer, Box, Evidence, Located, plain_text, question_language
-from o3jax.respond import Request, Response, pad_inputs, respond
 from o3jax.video import Clip, probe, read_video
 
 __all__ = ["Answer", "Evidence", "Model", "export_hf", "load", "load_processor"]

@@ -37,8 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory):
-    """A function that returns the tiny reference model of a kind (see tests/tiny.py), made once."""
-    from tests.tiny import Reference
+    """A function that returns the tiny reference model of a kind (see tests/support/tiny.py), made once."""
+    from tests.support.tiny import Reference
 
     made: dict[str, Reference] = {}
 
@@ -53,7 +53,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def video_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a very small random Qwen3-VL with a tokenizer, that can be asked about a video."""
-    from tests.tiny import make_video_model
+    from tests.support.tiny import make_video_model
 
     return make_video_model(tmp_path_factory.mktemp("video_model"))
 
@@ -61,7 +61,8 @@ def video_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clip of the synthetic world: 6 s, 128 x 128 pixels, 25 frames per second, H.264 in mp4."""
-    from data_pipelines.synthetic import make_scene, write_video
+    from data_pipelines.synthetic.datasets import write_video
+    from data_pipelines.synthetic.scenes import make_scene
 
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     write_video(make_scene(8), path)
@@ -73,6 +74,6 @@ def numbered(tmp_path_factory: pytest.TempPathFactory):
     """A `videos.Fixture` of four seconds at 10 frames per second, each frame with its number."""
     from fractions import Fraction
 
-    from tests import videos
+    from tests.support import videos
 
     return videos.write_video(tmp_path_factory.mktemp("numbered") / "clip.mp4", range(40), Fraction(1, 10))

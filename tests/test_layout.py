@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
+
 PACKAGES = ("o3jax", "data_pipelines", "configs", "experiments")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "torch", "tensorflow"}
@@ -59,8 +60,8 @@ def inside(name: str, *packages: str) -> bool:
 # that everyone may import.
 ALLOWED = {
     "o3jax.errors": (),
-    "o3jax.video": ("o3jax.video_file",),
-    "o3jax.video_file": (),
+    "o3jax.video": ("o3jax.video.decoder",),
+    "o3jax.video.decoder": (),
     "o3jax.sharding": (),
     "o3jax.metrics": (),
     "o3jax.prompts": ("o3jax.models.config", "o3jax.video"),
@@ -73,13 +74,13 @@ ALLOWED = {
     "o3jax.verify": (),
     "o3jax.report": ("o3jax.video", "o3jax.prompts"),
     "o3jax": ("o3jax",),
-    "data_pipelines": ("o3jax.video", "o3jax.video_file", "o3jax.prompts", "o3jax.models.config"),
-    "configs": ("data_pipelines.frames", "o3jax.models.config"),
+    "data_pipelines": ("o3jax.video", "o3jax.video.decoder", "o3jax.prompts", "o3jax.models.config"),
+    "configs": ("data_pipelines.rows.frames", "o3jax.models.config"),
     "experiments": ("o3jax", "data_pipelines", "configs"),
 }
 LIGHT = (
     "o3jax.video",
-    "o3jax.video_file",
+    "o3jax.video.decoder",
     "o3jax.prompts",
     "o3jax.metrics",
     "o3jax.rewards",
@@ -95,7 +96,7 @@ def package_of(name: str) -> str:
     """Returns the longest entry of the table that holds a module."""
     best = max((package for package in ALLOWED if inside(name, package)), key=len)
     if best == "o3jax":
-        assert name in ("o3jax", "o3jax.api", "o3jax.respond"), (
+        assert name in ("o3jax", "o3jax.api", "o3jax.inference.respond"), (
             f"{name} belongs to no part that this test knows"
         )
     return best
@@ -139,7 +140,7 @@ def loads_grain(name: str) -> bool:
 def test_light_modules_do_not_load_jax_through_others():
     """All of them in one fresh interpreter, as a worker that only decodes would."""
     names = [name for name in MODULES if inside(name, *LIGHT) and not loads_grain(name)]
-    assert {"data_pipelines.synthetic", "o3jax.video", "o3jax.prompts.collate"} <= set(names)
+    assert {"data_pipelines.synthetic.scenes", "o3jax.video", "o3jax.inputs.collate"} <= set(names)
     code = (
         "import importlib, sys\n"
         f"for name in {names!r}:\n"

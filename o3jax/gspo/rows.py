@@ -64,7 +64,7 @@ def pack_groups(
         sequence        int32 [B, N, 2]: which (prompt, sample) it is; -1 where there is none
 
     Args:
-        prompts: what `o3jax.prompts.collate` returns, padded on either side; `next_position` included. With
+        prompts: what `o3jax.inputs.collate` returns, padded on either side; `next_position` included. With
             `visual_features` in place of their patches, so are the rows.
         responses: the tokens of each prompt's samples.
         config: the model's configuration.

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from o3jax.gspo.loss import sequence_losses
 from o3jax.models.qwen3_vl import Batch, Qwen3VL
-from o3jax.sft.loss import IGNORE, token_logprobs
-from o3jax.sft.state import Metrics
+from o3jax.train.state import Metrics
+from o3jax.train.token_loss import IGNORE, token_logprobs
 
 
 def response_logprobs(model: Qwen3VL, batch: Batch) -> Float[Array, "B N T"]:
@@ -46,7 +46,7 @@ def gspo_objective(
 ) -> tuple[Float[Array, ""], Metrics]:
     """Returns the loss of update rows, per sequence of `sequence_counts`, and sums to log.
 
-    A `LossFn` of `o3jax.sft.state.make_train_step`. Logged are `clip_fraction`, `ratio` and its mean
+    A `LossFn` of `o3jax.train.state.make_train_step`. Logged are `clip_fraction`, `ratio` and its mean
     distance from 1 `ratio_spread`, `approx_kl`, `entropy`, and `kl` with a reference; see `sequence_losses`.
 
     Args:

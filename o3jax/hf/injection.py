@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from o3jax.inputs.collate import collate
+from o3jax.inputs.dense import dense_stream, visual_places
+from o3jax.inputs.image import VideoConfig, normalize, patchify
 from o3jax.models.config import Config
 from o3jax.models.qwen3_vl import Batch, Qwen3VL
-from o3jax.prompts.collate import collate
-from o3jax.prompts.dense import dense_stream, visual_places
-from o3jax.prompts.image import VideoConfig, normalize, patchify
 
 _FRAMES = 8  # four dense frame pairs, of which the language model sees the first and the third
 _SEEN = [0, 1, 4, 5]

@@ -15,7 +15,7 @@ from typing import Any
 from o3jax.errors import UserError
 from o3jax.hf.fields import Section, read_object
 from o3jax.models.config import BOX_FRAMES, EvidenceConfig
-from o3jax.models.temporal import STRATEGIES
+from o3jax.models.temporal_attention import STRATEGIES
 from o3jax.prompts.feedback import FEEDBACK
 
 O3_CONFIG = "o3_config.json"

@@ -1,6 +1,6 @@
 """Qwen3-VL, assembled: a batch of token ids and patches -> hidden states, logits and evidence.
 
-A batch is a dictionary of arrays, made on the host by `o3jax.prompts.collate`:
+A batch is a dictionary of arrays, made on the host by `o3jax.inputs.collate`:
 
     input_ids     int32 [B, S]        segment_ids  int32 [B, S], 0 is padding
     positions     int32 [B, 3, S]     branch_ids   int32 [B, S], optional (see attention.Mask)
@@ -14,7 +14,7 @@ What a frozen tower made of the pixels earlier may stand in their place; the tow
     of the above but patch_length
     dense_tokens [B, Td, Pd / 4, D]: instead of the dense stream's, below, all but dense_length
 
-For the evidence modules there is also, made by `o3jax.prompts.dense` (R rows, B dividing R: questions
+For the evidence modules there is also, made by `o3jax.inputs.dense` (R rows, B dividing R: questions
 about one video are consecutive):
 
     dense_patches and its like, dense_times [B, Td], dense_cells [B, Pd / 4, 2], dense_grid [B, 2]

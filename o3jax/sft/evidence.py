@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from optax.assignment import hungarian_algorithm
 
 from o3jax.models.evidence import NEVER, Estimate
-from o3jax.sft.state import Metrics
+from o3jax.train.state import Metrics
 
 _TINY = 1e-8  # an area below any that a pixel has
 _FAR_S = 100.0  # seconds; among proposals, errors beyond it are alike
@@ -203,7 +203,7 @@ def open_candidates(
     """Returns the groups that the decoder searches in a training step, where relevance is in the making.
 
     Those whose probability reaches `low`, and those of `true`: the true intervals and times, jittered
-    on the host (`data_pipelines.evidence.OpenCandidates`), so that the truth is always inside.
+    on the host (`data_pipelines.rows.evidence.OpenCandidates`), so that the truth is always inside.
     """
     return valid & (true | (jax.nn.sigmoid(relevance) >= low))
 

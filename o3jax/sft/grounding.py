@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from o3jax.models.layers import Initializer
 from o3jax.models.qwen3_vl import VISION_KEYS
 from o3jax.models.vision import VisionTower
-from o3jax.sft.state import Metrics
+from o3jax.train.state import Metrics
 
 
 class GroundedTower(nnx.Module):

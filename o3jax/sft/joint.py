@@ -20,8 +20,9 @@ from o3jax.sft.evidence import (
     open_candidates,
     relevance_loss,
 )
-from o3jax.sft.loss import cross_entropy, token_counts
-from o3jax.sft.state import Metrics
+from o3jax.sft.text import token_counts
+from o3jax.train.state import Metrics
+from o3jax.train.token_loss import cross_entropy
 
 _PROPOSED = "proposal_"  # before the names of the proposals' sums
 

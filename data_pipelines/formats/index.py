@@ -1,0 +1,359 @@
+"""Which records of a dataset folder can be used, and what is wrong with the others.
+
+`stgr.py` says whether a record is what its format asks for; here it is judged against its video too.
+The texts are judged like the fields: they are what a model is trained to write.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_pipelines.formats.article import from_article
+from data_pipelines.formats.fields import Record, RecordError, check_box, read_list
+from data_pipelines.formats.published import checked_size
+from data_pipelines.formats.sample import VISUAL_TASK, Candidate, Sample
+from data_pipelines.formats.stgr import from_stgr
+from data_pipelines.reading.guarded import GuardedReader, Limits, inside, read_image
+from o3jax.errors import UserError
+from o3jax.prompts import coords
+from o3jax.video import VideoInfo, probe
+from o3jax.video.decoder import MissingFileError
+
+
+class _Format(NamedTuple):
+    """How records are read, and which of their fields hold times, boxes, reasoning and told intervals."""
+
+    read: Callable[[Record, str], Sample]
+    times: str
+    boxes: str
+    reasoning: str
+    intervals: str
+
+
+_STGR = _Format(lambda r, _: from_stgr(r), "key_frames", "key_items", "reasoning_process", "answer")
+_PUBLISHED = _STGR._replace(read=lambda r, _: from_stgr(r, in_published_tree=True))
+_ARTICLE = _Format(from_article, "timestamps", "bboxes", "reasoning", "timestamps")
+_BUILT = _Format(lambda r, _: r, "mentions", "mentions", "reasoning", "intervals")
+# Where a folder has its annotations, the first of these that is there.
+_PLACES = ("stgr.json", "annotations.json", "json_data/STGR-SFT.json")
+
+# Texts tell times in tenths of a second, so one that is right may lie this far behind the end.
+END_TOLERANCE_S = 0.1
+
+_DEFAULT = Limits()
+_TIME = re.compile(r"<t>([^<]*)</t>")
+_BOX = re.compile(r"<box>([^<]*)</box>")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTROL_TOKEN = re.compile(r"<\|\w{1,40}\|>")
+_INTERVAL = re.compile(r"<t>([^<]*)</t>\s{0,4}(?:s|秒)?\s{0,4}(?:to|-|到|至)\s{0,4}<t>([^<]*)</t>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reject:
+    """A record that cannot be used.
+
+    `id` is the record's own, or "<file>-<number>" where it has none; `field` is the one to mend, empty
+    where the record is no object; `task` and `source` are empty where the record does not tell.
+    """
+
+    id: str
+    reason: str
+    field: str
+    task: str
+    source: str
+    missing: bool = False  # a file that the record names does not exist
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What `read_index` found: usable samples and unusable records, both in order, and the videos.
+
+    `root` is the folder that the samples' paths are relative to; `media` holds what was probed of each
+    readable video, by its path as the samples have it.
+    """
+
+    root: Path
+    samples: list[Sample]
+    rejects: list[Reject]
+    media: dict[str, VideoInfo]
+
+
+def index_folder(path: str | Path, limits: Limits = _DEFAULT) -> tuple[list[Sample], list[Reject]]:
+    """Returns the samples and rejects of `read_index`."""
+    index = read_index(path, limits)
+    return index.samples, index.rejects
+
+
+def read_index(path: str | Path, limits: Limits = _DEFAULT) -> Index:
+    """Returns the usable samples of a data set, and what is wrong with its other records, in order.
+
+    A record is rejected if it has unknown, missing or wrong fields, reversed or empty boxes or intervals,
+    a box outside the frame, a time outside the video, or names a video, image or key frame that is not
+    readable inside the folder and `limits`. Each file is opened once, in a process that may crash.
+
+    Args:
+        path: one annotation file, or the folder that holds it: `stgr.json` (our own), `annotations.json`
+            (the article's), `json_data/STGR-SFT.json` (published; name `json_data/STGR-RL.json` for the
+            other one), or what `tfds_builders.write` made of any. Files that begin with `stgr` or
+            `annotations` are read as these.
+
+    Raises:
+        UserError: if there is no annotation file, or it is no JSON list.
+    """
+    path = Path(path)
+    if any(path.glob("o3_*/*/dataset_info.json")):
+        return _index_built(path, limits)
+    file = path if path.is_file() else next((p for name in _PLACES if (p := path / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{path} has neither {' nor '.join(_PLACES)}: make one with experiments.data")
+    form, root = _format(file), data_root(path)
+    samples, rejects = [], []
+    with closing(_Media(root, limits)) as media:
+        for number, record in enumerate(read_list(file)):
+            name = f"{file.stem}-{number}"
+            try:
+                samples.append(_read(record, name, form, media))
+            except RecordError as error:
+                rejects.append(_reject(record, name, error))
+    return Index(root, samples, rejects, media.videos)
+
+
+def data_root(path: str | Path) -> Path:
+    """Returns the folder that the paths of a data set's samples are relative to, for its folder or file."""
+    path = Path(path)
+    if not path.is_file():
+        return path
+    folder = path.resolve().parent
+    return folder.parent if folder.name == "json_data" else path.parent
+
+
+def _format(file: Path) -> _Format:
+    if file.resolve().parent.name == "json_data":
+        return _PUBLISHED
+    for start, form in (("stgr", _STGR), ("annotations", _ARTICLE)):
+        if file.name.startswith(start) and file.suffix == ".json":
+            return form
+    raise UserError(
+        f"{file}: its name does not tell what its records are; call it stgr*.json or annotations*.json, or "
+        "put published files into a folder json_data"
+    )
+
+
+def _index_built(folder: Path, limits: Limits) -> Index:
+    """Returns the same of a folder that `tfds_builders.write` made, perhaps elsewhere: nothing is trusted."""
+    from data_pipelines.formats import tfds as tfds_builders
+
+    samples, rejects = [], []
+    with closing(_Media(folder, limits)) as media:
+        for number, sample in enumerate(tfds_builders.read(folder)):
+            record = dataclasses.asdict(sample)
+            try:
+                _check_characters(record)
+                samples.append(_checked(sample, _BUILT, media))
+            except RecordError as error:
+                rejects.append(_reject(record, f"{folder.name}-{number}", error))
+    return Index(folder, samples, rejects, media.videos)
+
+
+class _Media:
+    """What a folder's media files are, each opened once."""
+
+    def __init__(self, folder: Path, limits: Limits):
+        self.folder = folder
+        self.videos: dict[str, VideoInfo] = {}
+        self._known: dict[tuple[Callable, str], Any] = {}
+        self._reader = GuardedReader(limits)
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def video(self, path: str) -> VideoInfo:
+        """Returns what a video says about itself; RecordError if it cannot be read."""
+        self.videos[path] = found = self._open(probe, path, "video_path")
+        return found
+
+    def image_size(self, path: str, field: str) -> tuple[int, int]:
+        """Returns the (width, height) of a picture; RecordError if it cannot be read."""
+        return self._open(_picture_size, path, field)
+
+    def _open(self, function: Callable[..., Any], path: str, field: str) -> Any:
+        key = function, path
+        if key not in self._known:
+            try:
+                self._known[key] = self._reader.run(function, inside(self.folder, path))
+            except UserError as error:
+                self._known[key] = error
+        found = self._known[key]
+        if isinstance(found, UserError):
+            missing = isinstance(found, MissingFileError)
+            raise RecordError(field, f"field {field!r}: {found}", missing=missing)
+        return found
+
+
+def _picture_size(path: Path) -> tuple[int, int]:
+    height, width, _ = read_image(path).shape
+    return width, height
+
+
+def _read(record: Any, name: str, form: _Format, media: _Media) -> Sample:
+    """Returns the sample of a record; RecordError if it cannot be used."""
+    if not isinstance(record, dict):
+        raise RecordError("", f"the record must be an object with fields, not {record!r:.80}")
+    _check_characters(record)
+    sample = form.read(record, name)
+    if "mentions" in record:
+        form = form._replace(times="mentions", boxes="mentions")
+    elif sample.task == VISUAL_TASK:  # its mentions are those of its texts
+        form = form._replace(times="answer", boxes="answer")
+    if "intervals" in record:
+        form = form._replace(intervals="intervals")
+    return _checked(sample, form, media)
+
+
+def _checked(sample: Sample, form: _Format, media: _Media) -> Sample:
+    """Returns the sample, with its video's duration if it told none; RecordError if it is wrong on paper."""
+    for field in ("question", "answer"):
+        if not getattr(sample, field).strip():
+            raise RecordError(field, f"field {field!r} is empty; fill it")
+    if sample.task == VISUAL_TASK:
+        _check_image(sample, media)
+        end = None
+    else:
+        end = _end(sample, media)
+    _check_evidence(sample, form, end)
+    for candidate in sample.candidates:
+        inner = ("candidates",) * 4
+        _check_evidence(candidate, _Format(form.read, *inner), end, "candidates")
+    for frame in sample.key_frames:
+        _check_time(frame.time, end, "key_frames")
+        if frame.path is not None:
+            media.image_size(frame.path, "key_frames")
+    return sample if sample.duration is not None else dataclasses.replace(sample, duration=end)
+
+
+def _check_evidence(
+    told: Sample | Candidate, form: _Format, end: float | None, answer: str = "answer"
+) -> None:
+    """RecordError if times, boxes or texts of a sample or candidate are wrong."""
+    for mention in told.mentions:
+        for time in (mention.time, *(mention.interval or ())):
+            if time is not None:
+                _check_time(time, end, form.times)
+        for box in mention.boxes:
+            _check_area(box, form.boxes)
+    if form.intervals == "intervals":
+        _check_intervals(told, end, form.intervals)
+    _check_text(told.reasoning, end, form.reasoning)
+    _check_text(told.answer, end, answer)
+    _check_intervals(told, end, form.intervals)
+
+
+def _check_intervals(told: Sample | Candidate, end: float | None, field: str) -> None:
+    for start, stop in told.intervals:
+        _check_interval(start, stop, end, field)
+
+
+def _check_image(sample: Sample, media: _Media) -> None:
+    """RecordError if the image of visual QA cannot be read or has another size than the record says."""
+    if sample.image_path is None:
+        raise RecordError("image_path", "field 'image_path' is missing; add it")
+    checked_size(sample.image_size)
+    size = media.image_size(sample.image_path, "image_path")
+    if size != sample.image_size:
+        raise RecordError(
+            "image_size",
+            f"field 'image_size' is {list(sample.image_size)}, but the image is {size[0]} pixels wide and "
+            f"{size[1]} high; write the size of the original and its pixels in the boxes",
+        )
+
+
+def _check_characters(record: Record) -> None:
+    """RecordError if a field holds what no tokenizer may see: halves of characters, tokens of the chat."""
+    for name, value in record.items():
+        text = json.dumps(value, ensure_ascii=False)
+        if half := _SURROGATE.search(text):
+            raise RecordError(
+                name, f"field {name!r:.80} holds half a character ({half.group()!r}); mend its text"
+            )
+        if token := _CONTROL_TOKEN.search(text):
+            raise RecordError(
+                name, f"field {name!r:.80} holds the control token {token.group()}; take it out of the text"
+            )
+
+
+def _end(sample: Sample, media: _Media) -> float:
+    """Returns the seconds at which the video ends: by its file, and by the record if that is earlier."""
+    if sample.video_path is None:
+        raise RecordError("video_path", "field 'video_path' is missing; add it")
+    info = media.video(sample.video_path)
+    if sample.image_size not in (None, (info.width, info.height)):
+        raise RecordError(
+            "image_size",
+            f"field 'image_size' is {list(sample.image_size)}, but the video is {info.width} pixels wide and "
+            f"{info.height} high; write its size and boxes in its pixels, or leave it out and write 0-1",
+        )
+    end = info.duration_s
+    if sample.duration is None:
+        return end
+    if sample.duration == 0:
+        raise RecordError("duration", "field 'duration' must be more than 0 s")
+    return min(end, sample.duration)
+
+
+def _check_text(text: str, end: float | None, field: str) -> None:
+    """RecordError if the text tells a wrong box, interval or time; what cannot be read is not a claim."""
+    for content in _BOX.findall(text):
+        if (box := coords.parse_box(content)) is not None:
+            _check_area(check_box(box, field), field)
+    for pair in _INTERVAL.findall(text):
+        start, stop = map(coords.parse_number, pair)
+        if start is not None and stop is not None:
+            _check_interval(start, stop, end, field)
+    for content in _TIME.findall(text):
+        if (time := coords.parse_number(content)) is not None:
+            _check_time(time, end, field)
+
+
+def _check_time(time: float, end: float | None, field: str) -> None:
+    if end is None:
+        raise RecordError(field, f"field {field!r} tells the time {time:g} s, but an image has no time")
+    if not 0 <= time <= end + END_TOLERANCE_S:
+        raise RecordError(
+            field, f"field {field!r} tells the time {time:g} s, but the video goes from 0 to {end:.2f} s"
+        )
+
+
+def _check_interval(start: float, stop: float, end: float | None, field: str) -> None:
+    _check_time(start, end, field)
+    _check_time(stop, end, field)
+    if start > stop:
+        raise RecordError(
+            field, f"field {field!r} tells an interval that ends before it starts: {start:g} to {stop:g} s"
+        )
+    if start == stop:
+        raise RecordError(field, f"field {field!r} tells an interval without length: {start:g} to {stop:g} s")
+
+
+def _check_area(box: coords.Box, field: str) -> None:
+    if box[0] == box[2] or box[1] == box[3]:
+        raise RecordError(field, f"field {field!r} has the box {list(box)}, which has no area")
+
+
+def _reject(record: Any, name: str, error: RecordError) -> Reject:
+    def told(field: str) -> str:
+        value = record.get(field) if isinstance(record, dict) else None
+        return _printable(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
+    field = _printable(error.field)
+    return Reject(told("id") or name, str(error), field, told("task"), told("source"), error.missing)
+
+
+def _printable(text: str) -> str:
+    """Returns the text with a question mark for every half of a character, so that it can be written."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,196 @@
+"""A data set as a TensorFlow Datasets folder: written and read as ArrayRecord, without TensorFlow.
+
+One record is one `Sample`, one feature each of its fields. What is not text is JSON text: TFDS needs
+TensorFlow for nested ragged features, and it stores every float as float32. The media lie beside the records,
+under the paths that these name, so that the folder can be moved, and trained from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import filecmp
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from data_pipelines.formats.sample import Candidate, KeyFrame, Mention, Sample
+from data_pipelines.reading.guarded import inside, one_line
+from o3jax.errors import UserError
+
+_TEXTS = ("id", "source", "task", "question", "answer", "reasoning", "language", "kind")  # never None
+
+
+class _SampleBuilder(tfds.core.GeneratorBasedBuilder):
+    """Writes samples, given by split; reading needs none. The class's name is the data set's."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, splits: Mapping[str, Sequence[Sample]] | None = None, **kwargs: Any):
+        self._samples = splits
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            features=tfds.features.FeaturesDict(
+                {
+                    field.name: tfds.features.Text(
+                        doc="text" if field.name in _TEXTS else f"JSON text of the field {field.name!r}"
+                    )
+                    for field in dataclasses.fields(Sample)
+                }
+            ),
+            disable_shuffling=True,  # the order is the index's
+        )
+
+    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        if self._samples is None:
+            raise UserError(f"{self.name} is not in {self.data_dir}: write it with experiments.data build")
+        return {
+            split: enumerate(encode(sample) for sample in samples) for split, samples in self._samples.items()
+        }
+
+    def _generate_examples(self) -> None:
+        raise NotImplementedError("_split_generators returns the examples themselves")
+
+
+class O3StgrPublished(_SampleBuilder):
+    """Spatio-temporal grounded reasoning, from records in the published STGR format."""
+
+
+class O3StgrArticle(_SampleBuilder):
+    """Video questions with timestamps and boxes, from records in the article's format."""
+
+
+class O3Synthetic(_SampleBuilder):
+    """Questions about the synthetic world of moving shapes, whose truth is exact."""
+
+
+def encode(sample: Sample) -> dict[str, str]:
+    """Returns the features of a sample; `decode` gives the sample back."""
+    values = dataclasses.asdict(sample)
+    return {
+        name: value if name in _TEXTS else json.dumps(value, ensure_ascii=False)
+        for name, value in values.items()
+    }
+
+
+def decode(example: Mapping[str, bytes]) -> Sample:
+    """Returns the sample of one record as `tfds.data_source` gives it."""
+    values = {name: text.decode() if name in _TEXTS else json.loads(text) for name, text in example.items()}
+    size = values["image_size"]
+    return Sample(
+        **values
+        | _evidence(values)
+        | {
+            "image_size": None if size is None else tuple(size),
+            "key_frames": tuple(KeyFrame(**frame) for frame in values["key_frames"]),
+            "candidates": tuple(Candidate(**item | _evidence(item)) for item in values["candidates"]),
+        }
+    )
+
+
+def _evidence(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a sample and a candidate have in common, with tuples for JSON's lists."""
+    return {
+        "mentions": tuple(_mention(item) for item in values["mentions"]),
+        "intervals": tuple(map(tuple, values["intervals"])),
+    }
+
+
+def _mention(item: Mapping[str, Any]) -> Mention:
+    interval = item.get("interval")  # sets built earlier lack it
+    boxes = tuple(map(tuple, item["boxes"]))
+    return Mention(**item | {"boxes": boxes, "interval": None if interval is None else tuple(interval)})
+
+
+def write(
+    out: str | os.PathLike[str], root: str | os.PathLike[str], splits: Mapping[str, Sequence[Sample]]
+) -> Path:
+    """Returns the folder of a TFDS data set that is written to `out`, with the media it names.
+
+    Media are hard links where the file system allows it, else copies. The data set's name tells what the
+    samples are: `o3_synthetic`, `o3_stgr_article` or else `o3_stgr_published`.
+
+    Args:
+        root: the folder that the samples' paths are relative to.
+        splits: the samples of each split.
+
+    Raises:
+        UserError: if there are no samples, `out` holds such a data set already, or a file is missing.
+    """
+    everything = [sample for samples in splits.values() for sample in samples]
+    if not all(splits.values()) or not everything:
+        raise UserError(f"{root} has a split without usable samples: there is nothing to build")
+    sources = {sample.source for sample in everything}
+    kind = O3StgrPublished
+    if sources == {"article"}:
+        kind = O3StgrArticle
+    elif all(source.startswith("synthetic-") for source in sources):
+        kind = O3Synthetic
+    if list(find(out)):
+        raise UserError(f"{out} holds a built data set already; remove it or choose another folder")
+    for path in sorted({path for sample in everything for path in media(sample)}):
+        _place(inside(root, path), Path(out) / path)
+    tfds.disable_progress_bar()
+    builder = kind(splits, data_dir=out)
+    # Nothing is downloaded, though TFDS says so, and it wants a folder for that.
+    with tempfile.TemporaryDirectory() as nothing, contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_dir=nothing)
+    return Path(builder.data_dir)
+
+
+def media(sample: Sample) -> Iterator[str]:
+    """Yields the paths of the files that a sample needs."""
+    paths = (sample.video_path, sample.image_path, *(frame.path for frame in sample.key_frames))
+    yield from (path for path in paths if path)
+
+
+def _place(source: Path, target: Path) -> None:
+    if target.exists():
+        if not filecmp.cmp(source, target):
+            raise UserError(f"{target} exists already and is not {source}; choose an empty folder")
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        partial = target.with_name(f"{target.name}.partial")
+        shutil.copy2(source, partial)
+        partial.replace(target)
+
+
+def find(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields the TFDS folders that `write` made under a folder."""
+    for kind in (O3StgrPublished, O3StgrArticle, O3Synthetic):
+        yield from Path(folder).glob(f"{kind.name}/*/dataset_info.json")
+
+
+def read(folder: str | os.PathLike[str], split: str | None = None) -> list[Sample]:
+    """Returns the samples of a split, by default the first one, of the data set that `write` put there.
+
+    Raises:
+        UserError: if the folder has no such data set or split, or records of another kind.
+    """
+    found = [path.parent for path in find(folder)]
+    if len(found) != 1:
+        raise UserError(f"{folder} holds {len(found)} built data sets, not one; name another folder")
+    builder = tfds.builder_from_directory(found[0])
+    splits = list(builder.info.splits)
+    if split is not None and split not in splits:
+        raise UserError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
+    try:
+        return [decode(example) for example in builder.as_data_source(split or splits[0])]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder} holds records that are no samples ({one_line(error)}); build it again"
+        ) from error

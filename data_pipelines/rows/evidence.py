@@ -1,0 +1,170 @@
+"""What the evidence modules are trained on: the dense stream of a clip and the targets of its questions.
+
+pointed_times     samples -> when the frames are that their boxes are read from
+targets           samples, and which annotation each `</obj>` means -> arrays beside those of the row
+OpenCandidates    true intervals and times -> the groups that the decoder may search, jittered anew each time
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+from jaxtyping import Float
+
+from data_pipelines.formats.sample import Interval, Mention, Sample
+from o3jax.errors import UserError
+from o3jax.inputs.dense import interval_mask
+from o3jax.prompts import grammar
+from o3jax.prompts.mentions import claim_numbers, match_mentions
+
+Row = dict[str, np.ndarray]
+_NEAR_S = 0.1  # how far a frame in training may be from the true time
+
+
+@dataclasses.dataclass(frozen=True)
+class EvidenceShape:
+    """What the evidence of a row is padded to."""
+
+    groups: int  # frame pairs of the dense stream
+    patches: int  # of one of them
+    questions: int
+    question_length: int  # tokens
+    mentions: int  # `</obj>` of a response
+    boxes: int  # of a mention
+    intervals: int  # of a question
+
+
+def mentions_of(sample: Sample, response: str, count: int) -> list[Mention | None]:
+    """Returns for each of the `count` `</obj>` of a response the annotated mention that it means.
+
+    None where there is no annotation: the tag stands alone, or its claim has no counterpart.
+    """
+    claims = grammar.parse(response).claims
+    found: list[Mention | None] = [None] * count
+    numbers = claim_numbers(response, [claim.span for claim in claims])
+    for number, matched in zip(numbers, match_mentions(claims, sample.mentions), strict=True):
+        if matched >= 0:
+            found[number] = sample.mentions[matched]
+    return found
+
+
+def interval_of(sample: Sample, mention: Mention) -> Interval | None:
+    """Returns when a mention's object is visible, as far as the annotation tells; else None.
+
+    Its own, if it tells one; else, of those that no other mention tells, the interval at the mention's place
+    in the list where each mention has one, otherwise the only one that holds its time.
+    """
+    if mention.time is None or mention.interval is not None:
+        return mention.interval
+    others = {m.interval for m in sample.mentions}
+    holding = [i for i in sample.intervals if i not in others and i[0] <= mention.time <= i[1]]
+    if len(sample.intervals) == len(sample.mentions):
+        own = sample.intervals[sample.mentions.index(mention)]
+        return own if own in holding else None
+    return holding[0] if len(holding) == 1 else None
+
+
+def pointed_times(samples: Sequence[Sample], frames: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
+    """Returns the times of the frames that the samples' boxes are read from, one for each mention with a box.
+
+    The frame is near the mention's time, as the one that a trained decoder points at is; the same one
+    whenever the sample is read.
+
+    Args:
+        frames: the times of all frames of the video, seconds.
+    """
+    times = []
+    for sample in samples:
+        rng = np.random.default_rng(zlib.crc32(f"{sample.id} pointed".encode()))
+        for mention in sample.mentions:
+            if mention.time is not None and mention.boxes:
+                near = mention.time + rng.uniform(-_NEAR_S, _NEAR_S)
+                times.append(frames[np.abs(frames - near).argmin()])
+    return np.array(times)
+
+
+def targets(
+    samples: Sequence[Sample], mentions: Sequence[Sequence[Mention | None]], shape: EvidenceShape
+) -> Row:
+    """Returns `target_*`, the fields of `o3jax.sft.evidence.EvidenceTargets` [Q, M, ...], and intervals.
+
+    `true_intervals` [Q, I, 2], seconds, NaN where there is none.
+
+    Raises:
+        UserError: if a sample has more of something than the shape has room for.
+    """
+    Q, M, K = shape.questions, shape.mentions, shape.boxes
+    out = {
+        "target_time": np.zeros((Q, M), np.float32),
+        "target_has_time": np.zeros((Q, M), bool),
+        "target_interval": np.zeros((Q, M, 2), np.float32),
+        "target_has_interval": np.zeros((Q, M), bool),
+        "target_boxes": np.zeros((Q, M, K, 4), np.float32),
+        "target_has_box": np.zeros((Q, M, K), bool),
+        "target_judged": np.zeros((Q, M), bool),
+        "true_intervals": np.full((Q, shape.intervals, 2), np.nan, np.float32),
+    }
+    for q, (sample, row) in enumerate(zip(samples, mentions, strict=True)):
+        check_room(sample, len(sample.intervals), shape.intervals, "intervals", "intervals")
+        for i, interval in enumerate(sample.intervals):
+            out["true_intervals"][q, i] = interval
+        for m, mention in enumerate(row):
+            if mention is None:
+                continue
+            check_room(sample, len(mention.boxes), K, "boxes at one mention", "boxes")
+            if mention.time is not None:
+                out["target_time"][q, m], out["target_has_time"][q, m] = mention.time, True
+            interval = interval_of(sample, mention)
+            if interval is not None:
+                out["target_interval"][q, m], out["target_has_interval"][q, m] = interval, True
+            for k, box in enumerate(mention.boxes):
+                out["target_boxes"][q, m, k], out["target_has_box"][q, m, k] = box, True
+            out["target_judged"][q, m] = mention.time is not None or bool(mention.boxes)
+    return out
+
+
+def check_room(sample: Sample, count: int, room: int, what: str, field: str) -> None:
+    """Raises a UserError if a sample has more of something than a row has room for."""
+    if count > room:
+        raise UserError(
+            f"sample {sample.id} has {count} {what}, more than the {room} that a row has room for: "
+            f"raise config.evidence_shape.{field}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenCandidates(grain.transforms.RandomMap):
+    """Row with `true_intervals` -> row with `relevance_*` and `true_candidates` in their place.
+
+    `relevance_inside` [Q, T] are the groups in a true interval, `relevance_known` [Q, T] the groups of
+    questions whose intervals are known; `true_candidates` [Q, T] the groups that the decoder may search:
+    the true intervals, and the times of its mentions, which may lie outside, opened by up to `jitter_s` at
+    each side; or all where no interval is known; of a question's own clip alone.
+    """
+
+    jitter_s: float = 0.5
+
+    def random_map(self, row: Row, rng: np.random.Generator) -> Row:
+        valid = row["dense_length"] > 0
+        inside = np.zeros((len(row["true_intervals"]), len(valid)), bool)
+        opened, known = inside.copy(), inside.copy()
+        for q, (intervals, clip) in enumerate(zip(row["true_intervals"], row["question_clip"], strict=True)):
+            own = valid & (row["dense_clip"] == clip)
+            times = row["dense_times"][own]
+            intervals = intervals[~np.isnan(intervals[:, 0])]
+            moments = row["target_time"][q][row["target_has_time"][q]]
+            searched = np.concatenate([intervals, np.stack([moments, moments], -1)])
+            moved = searched + rng.uniform(0, self.jitter_s, searched.shape) * [-1, 1]
+            inside[q, own] = interval_mask(intervals, times)
+            opened[q, own] = interval_mask(moved, times) if len(intervals) else True
+            known[q, own] = len(intervals) > 0
+        out = {key: value for key, value in row.items() if key != "true_intervals"}
+        return out | {
+            "relevance_inside": inside,
+            "relevance_known": known,
+            "true_candidates": opened,
+        }

@@ -1,0 +1,427 @@
+"""Supervised rows: clips with questions -> arrays of static shape.
+
+A clip is a video once and its questions behind it: each question is a branch that reads the video and
+itself, at the positions that it would have alone. Several clips may share a row, each a segment. Either
+way a row equals its questions asked one by one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from data_pipelines.formats.sample import Sample
+from data_pipelines.reading.feature_cache import FeatureCache
+from data_pipelines.reading.frame_cache import Arrays, CachedReader
+from data_pipelines.reading.guarded import GuardedReader, inside
+from data_pipelines.rows.clips import Clip
+from data_pipelines.rows.evidence import (
+    EvidenceShape,
+    check_room,
+    interval_of,
+    mentions_of,
+    pointed_times,
+    targets,
+)
+from data_pipelines.rows.frames import FramePlan, FramesConfig, decode_frames, plan_frames, read_frames
+from data_pipelines.rows.packing import Needs, Room
+from o3jax.errors import UserError
+from o3jax.inputs.collate import collate
+from o3jax.inputs.dense import dense_stream, pointed_frames, visual_places
+from o3jax.inputs.processor import Medium, Processor
+from o3jax.models.config import Config
+from o3jax.prompts import templates
+from o3jax.prompts.feedback import Proposal, made_up, with_proposals
+from o3jax.prompts.mentions import mention_positions
+
+IGNORE = -100
+Row = dict[str, np.ndarray]
+_ERROR_BYTES = 300
+# Of a row, what only the host reads: which clips it holds, and why one of them could not be read.
+LEDGER_KEYS = ("clip_number", "clip_error")
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShape:
+    """What rows are padded to: tokens, frame groups, patches of a group, clips."""
+
+    length: int
+    groups: int
+    patches: int
+    clips: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A clip's frames as they will be, and its tokens: all that is known without decoding."""
+
+    frames: FramePlan
+    prefix: list[int]  # everything up to the end of the video
+    prompts: list[list[int]]  # what follows it, of each question
+    responses: list[list[int]]
+    pointed: Float[np.ndarray, " m"]  # times of the frames that boxes are read from; no text shows them
+
+    @property
+    def groups(self) -> int:
+        return self.frames.groups + len(self.pointed)
+
+    @property
+    def length(self) -> int:
+        return len(self.prefix) + sum(map(len, self.prompts + self.responses))
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """The pixels of a clip, or zeros and why they could not be read, or the features that replace them."""
+
+    media: Sequence[Medium]
+    dense: tuple[UInt8[np.ndarray, "n h w 3"], Float[np.ndarray, " n"]] | None
+    pointed: UInt8[np.ndarray, "m H W 3"] | None
+    error: str = ""
+    key: str = ""  # of the entry that a feature cache does not have
+    features: Arrays | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeRow(grain.transforms.Map):
+    """Clips -> row."""
+
+    processor: Processor
+    config: Config
+    shape: RowShape
+    style: str = "plain"
+    box_step: int = 1
+    evidence: EvidenceShape | None = None  # for a model that has evidence modules
+    full_text: bool = False  # labels on the prompt too
+    frames: FramesConfig = FramesConfig()
+    reader: GuardedReader | CachedReader = dataclasses.field(default_factory=GuardedReader)
+    features: FeatureCache | None = None
+
+    def write(self, clip: Clip) -> Written:
+        """Returns the tokens of a clip, without decoding."""
+        p = self.processor
+        plan = plan_frames(clip.samples, clip.about(), p, self.frames, pairs=clip.pairs)
+        kind = "image" if clip.is_image else "video"
+        prompts = [
+            p.apply_chat_template(templates.messages(self._question(s), self.style, s.task, kind))
+            for s in clip.samples
+        ]
+        ids = [p.tokenizer(plan.expand(prompt, p))["input_ids"] for prompt in prompts]
+        split = 1 + max(i for i, t in enumerate(ids[0]) if t == self.config.vision_end_token_id)
+        if any(one[:split] != ids[0][:split] for one in ids):
+            raise ValueError("questions of one clip must share everything up to the end of the video")
+        end = p.tokenizer.eos_token
+        responses = [
+            p.tokenizer(templates.response(s, self.box_step) + end)["input_ids"] for s in clip.samples
+        ]
+        prompts = [one[split:] for one in ids]
+        return Written(plan, ids[0][:split], prompts, responses, self._pointed(clip))
+
+    def needs(self, clip: Clip) -> Needs:
+        """Returns what a clip takes of a row.
+
+        Raises:
+            UserError: if it has more of something than any row has room for.
+        """
+        written = self.write(clip)
+        if written.frames.patches > self.shape.patches:
+            raise UserError(
+                f"{clip.samples[0].id} has frames of {written.frames.patches} patches, more than the "
+                f"{self.shape.patches} of a row: raise config.row_patches or lower the pixels of a frame"
+            )
+        tokens, groups = written.length, written.groups
+        if self.evidence is None:
+            return Needs(tokens, groups, len(clip.samples))
+        self._questions([clip], [written], [""], [[0] * len(clip.samples)])
+        video = self.processor.video_config
+        times, (height, width) = clip.dense_plan(self.config.evidence, video.factor)
+        grid = height // video.patch_size, width // video.patch_size
+        if grid[0] * grid[1] > self.evidence.patches:
+            raise UserError(
+                f"{clip.samples[0].id} has dense frames of {grid[0] * grid[1]} patches, more than the "
+                f"{self.evidence.patches} of a row: raise config.evidence_shape.patches"
+            )
+        return Needs(tokens, groups, len(clip.samples), -(-len(times) // video.temporal_patch_size), grid)
+
+    def room(self) -> Room:
+        """Returns what a row has."""
+        s, e = self.shape, self.evidence
+        return Room(s.length, s.groups, e.questions if e else None, e.groups if e else None, s.clips)
+
+    def map(self, clips: Clip | Sequence[Clip]) -> Row:
+        """Returns the row of one or more clips: the model's arrays without a batch axis, and `labels`.
+
+        `labels[s]` is the token that position s must predict: inside responses only, or, as in the
+        published cold start, every token but padding and the video's. Branches then differ in what
+        follows the video, where one position predicts the first token of all: it has a label only if
+        they begin alike. With an evidence shape there are also the dense stream and what
+        `data_pipelines.rows.evidence.targets` returns.
+
+        A clip that cannot be read keeps its place: zeros instead of frames, and nothing to learn.
+        `clip_number` [clips] and `clip_error` (UTF-8) are for the ledger, see LEDGER_KEYS.
+
+        Raises:
+            UserError: if the clips do not fit the row shape.
+        """
+        clips = (clips,) if isinstance(clips, Clip) else clips
+        written = [self.write(clip) for clip in clips]
+        self._check(clips, written)
+        read = [self._read(clip, one) for clip, one in zip(clips, written, strict=True)]
+        errors = [one.error for one in read]
+        row, starts = self._text(written, read)
+        row |= self._ledger(clips, errors)
+        if self.evidence is not None:
+            row |= self._streams(written, read) | self._questions(clips, written, errors, starts)
+            self._add_pointed(row, written, read)
+        if self.features is not None:
+            clip_of = np.repeat(np.arange(len(written)) + 1, [one.groups for one in written])
+            row.setdefault("visual_clip", np.pad(clip_of, (0, self.shape.groups - len(clip_of))))
+            keys, kept = [one.key for one in read], [one.features for one in read]
+            row |= self.features.rows(self.config.vision, row, keys, kept, self.shape.clips)
+        return row
+
+    def _ledger(self, clips: Sequence[Clip], errors: Sequence[str]) -> Row:
+        """Returns what LEDGER_KEYS name."""
+        numbers = np.full(self.shape.clips, -1, np.int32)
+        told = np.zeros((self.shape.clips, _ERROR_BYTES), np.uint8)
+        for at, (clip, error) in enumerate(zip(clips, errors, strict=True)):
+            numbers[at], text = clip.number, error.encode()[:_ERROR_BYTES]
+            told[at, : len(text)] = np.frombuffer(text, np.uint8)
+        return dict(zip(LEDGER_KEYS, (numbers, told), strict=True))
+
+    def _check(self, clips: Sequence[Clip], written: Sequence[Written]) -> None:
+        total = sum(one.length for one in written)
+        if total > self.shape.length:
+            raise UserError(
+                f"{clips[0].samples[0].id} needs {total} tokens, more than the {self.shape.length} of a row: "
+                "raise config.row_length or lower config.questions_per_row"
+            )
+        groups = sum(one.groups for one in written)
+        if groups > self.shape.groups:
+            raise UserError(
+                f"{clips[0].samples[0].id} needs {groups} frame groups, more than the {self.shape.groups} of "
+                "a row: raise config.row_groups or lower config.questions_per_row"
+            )
+        if self.evidence is not None:
+            count = sum(len(clip.samples) for clip in clips)
+            check_room(
+                clips[0].samples[0], count, self.evidence.questions, "questions in its row", "questions"
+            )
+
+    def _read(self, clip: Clip, written: Written) -> Read:
+        """Returns the clip's pixels; zeros of the same shape where it cannot be read, or need not be."""
+        c, p, plan = self.config, self.processor, written.frames
+        dense, pointed = None, np.zeros((len(written.pointed), *plan.size, 3), np.uint8)
+        error, kept = "", None
+        try:
+            key, kept = self._kept(clip, written)
+            if kept is None:
+                media = read_frames(plan, clip.video, self.reader, p, root=clip.root)
+                if self.evidence is not None:
+                    dense = clip.dense(p, c.evidence, self.reader)
+                if len(pointed):
+                    pointed = decode_frames(clip.video, written.pointed, plan.size, self.reader)
+                return Read(media, dense, pointed, key=key)
+        except UserError as failure:  # VideoError is one
+            error = str(failure) or type(failure).__name__
+        media = [
+            m._replace(patches=np.zeros((math.prod(m.grid), c.vision.patch_dim), np.uint8))
+            for m in plan.media
+        ]
+        if self.evidence is not None:
+            times, size = clip.dense_plan(c.evidence, p.video_config.factor)
+            if kept is not None:  # of frame pairs
+                times = np.repeat(kept[-1], p.video_config.temporal_patch_size)
+            dense = np.zeros((len(times), *size, 3), np.uint8), times
+        return Read(media, dense, pointed, error, features=kept)
+
+    def _kept(self, clip: Clip, written: Written) -> tuple[str, Arrays | None]:
+        """Returns the key of the clip in the feature cache, and what is there; see `FeatureCache.find`."""
+        if self.features is None:
+            return "", None
+        plan, dense = written.frames, None
+        if self.evidence is not None:
+            times, size = clip.dense_plan(self.config.evidence, self.processor.video_config.factor)
+            dense = len(times), times[-1], size
+        pictures = [inside(clip.root, frame.path) for frame in plan.frames if frame.path is not None]
+        asked = plan.frames, plan.size, plan.media, written.pointed, dense, self.reader.limits
+        return self.features.find([clip.video, *pictures], *asked)
+
+    def _text(self, written: Sequence[Written], read: Sequence[Read]) -> tuple[Row, list[list[int]]]:
+        """Returns the arrays of the language model, and of each clip the first slots of its responses."""
+        shape = self.shape
+        joined = np.concatenate([np.array(one.prefix, np.int32) for one in written])
+        inputs: dict[str, np.ndarray] = {"input_ids": joined[None]}
+        for kind, values, grids in (
+            ("image", "pixel_values", "image_grid_thw"),
+            ("video", "pixel_values_videos", "video_grid_thw"),
+        ):
+            media = [m for w, r in zip(written, read, strict=True) if w.frames.kind == kind for m in r.media]
+            if media:
+                inputs[values] = np.concatenate([medium.patches for medium in media])
+                inputs[grids] = np.array([medium.grid for medium in media])
+        flat = collate(inputs, self.config, groups=shape.groups, patches=shape.patches)
+        flat = {key: value[0] for key, value in flat.items()}
+        positions, visual = flat.pop("positions"), flat.pop("visual_index")
+        row = {k: v for k, v in flat.items() if k not in ("input_ids", "segment_ids", "next_position")}
+        for key, fill in (("input_ids", 0), ("segment_ids", 0), ("branch_ids", 0), ("labels", IGNORE)):
+            row[key] = np.full(shape.length, fill, np.int32)
+        row["positions"] = np.zeros((3, shape.length), np.int32)
+        row["visual_index"] = np.full(shape.length, -1, np.int32)
+        at, source, starts = 0, 0, []
+        for segment, (one, pixels) in enumerate(zip(written, read, strict=True), start=1):
+            begin, split = at, at + len(one.prefix)
+            here, there = slice(at, split), slice(source, source + len(one.prefix))
+            row["input_ids"][here] = one.prefix
+            row["positions"][:, here] = positions[:, there] - positions[:, [source]]
+            row["visual_index"][here] = visual[there]
+            first = row["positions"][0, split - 1] + 1
+            at, source = split, there.stop
+            starts.append([])
+            for branch, (prompt, response) in enumerate(
+                zip(one.prompts, one.responses, strict=True), start=1
+            ):
+                tokens = np.array(prompt + response, np.int32)
+                stop, answer = at + len(tokens), at + len(prompt)
+                row["input_ids"][at:stop] = tokens
+                row["branch_ids"][at:stop] = branch
+                row["positions"][:, at:stop] = first + np.arange(len(tokens))
+                labelled = at if self.full_text else answer - 1
+                row["labels"][labelled : stop - 1] = tokens[labelled + 1 - at :]
+                starts[-1].append(answer)
+                at = stop
+            row["segment_ids"][begin:at] = segment
+            if self.full_text:
+                following = np.array(one.prefix[1:])
+                pads = np.isin(following, (self.config.video_token_id, self.config.image_token_id))
+                row["labels"][begin : split - 1] = np.where(pads, IGNORE, following)
+                if len(begun := {prompt[0] for prompt in one.prompts}) == 1:
+                    row["labels"][split - 1] = begun.pop()
+            if pixels.error:
+                row["labels"][begin:at] = IGNORE
+        return row, starts
+
+    def _question(self, sample: Sample) -> str:
+        """Returns what the language model is asked: with proposals, where it will be given them."""
+        if self.evidence is None or self.config.evidence.feedback == "none":
+            return sample.question
+        truth = [
+            Proposal(m.time, interval_of(sample, m), m.boxes[0] if m.boxes else None)
+            for m in sample.mentions
+            if m.time is not None
+        ]
+        return with_proposals(sample.question, made_up(truth, sample.id, sample.duration), self.box_step)
+
+    def _streams(self, written: Sequence[Written], read: Sequence[Read]) -> Row:
+        """Returns the dense stream of all clips, and when and where their visual tokens are."""
+        p, shape, c = self.processor, self.evidence, self.config
+        window = c.evidence.window_s
+        if len(written) > 1 and not math.isfinite(window):
+            raise UserError(
+                "clips cannot share a row if evidence.window_s has no end: set config.clips_per_row=1"
+            )
+        merge, patches, parts, clock = c.vision.spatial_merge_size, self.shape.patches, [], 0.0
+        for number, (one, pixels) in enumerate(zip(written, read, strict=True), start=1):
+            part = dense_stream(*pixels.dense, p.video_config, c.vision, patches=shape.patches)
+            times = [(frame.time_s,) for frame in one.frames.frames] or [(0.0,)]
+            places = [
+                visual_places(m.times_s or t, m.grid, merge, groups=m.grid[0], patches=patches)
+                for m, t in zip(one.frames.media, times, strict=False)
+            ]
+            part |= {key: np.concatenate([place[key] for place in places]) for key in places[0]}
+            for stream in ("dense", "visual"):
+                part[f"{stream}_clip"] = np.full(len(part[f"{stream}_times"]), number, np.int32)
+                part[f"{stream}_clock"] = part[f"{stream}_times"] + np.float32(clock)
+            clock = max(part["dense_clock"].max(), part["visual_clock"].max()) + window + 1
+            parts.append(part)
+        row = {key: parts[0].pop(key) for key in ("dense_cells", "dense_grid")}
+        for part in parts[1:]:
+            if (part.pop("dense_grid") != row["dense_grid"]).any():
+                raise ValueError("clips of one row must have dense frames of one size")
+        for key in parts[0]:
+            size = self.shape.groups if key.startswith("visual") else shape.groups
+            row[key] = _padded(np.concatenate([part[key] for part in parts]), size)
+        return row
+
+    def _pointed(self, clip: Clip) -> Float[np.ndarray, " m"]:
+        """Returns the times of the clip's frames that boxes are read from, beside those that a text shows."""
+        if self.evidence is None or self.config.evidence.box_frames == "stream" or clip.is_image:
+            return np.zeros(0)
+        times, _ = clip.dense_plan(self.config.evidence, self.processor.video_config.factor)
+        return pointed_times(clip.samples, times)
+
+    def _add_pointed(self, row: Row, written: Sequence[Written], read: Sequence[Read]) -> None:
+        """Writes the frames that boxes are read from behind the groups that the texts show."""
+        video, vision = self.processor.video_config, self.config.vision
+        at = sum(one.frames.groups for one in written)
+        for number, (one, pixels) in enumerate(zip(written, read, strict=True), start=1):
+            if not (count := len(one.pointed)):
+                continue
+            added = pointed_frames(
+                pixels.pointed,
+                one.pointed,
+                one.frames.size,
+                video,
+                vision,
+                groups=count,
+                patches=self.shape.patches,
+            )
+            here = slice(at, at + count)
+            for key in ("patches", "patch_length", "patch_coords", "pos_index", "pos_weight"):
+                row[key][here] = added["pointed_" + key.removeprefix("patch_")]
+            first = np.argmax(row["visual_clip"] == number)
+            row["visual_times"][here], row["visual_centres"][here] = one.pointed, added["pointed_cells"]
+            row["visual_clock"][here] = one.pointed + (row["visual_clock"] - row["visual_times"])[first]
+            row["visual_clip"][here] = number
+            at += count
+
+    def _questions(
+        self,
+        clips: Sequence[Clip],
+        written: Sequence[Written],
+        errors: Sequence[str],
+        starts: Sequence[Sequence[int]],
+    ) -> Row:
+        """Returns what is asked, where the mentions are, and what is true (nothing after an error)."""
+        p, shape = self.processor, self.evidence
+        row = {
+            "question_ids": np.full((shape.questions, shape.question_length), -1, np.int32),
+            "mention_index": np.full((shape.questions, shape.mentions), -1, np.int32),
+            "question_clip": np.zeros(shape.questions, np.int32),
+        }
+        samples, mentions = [], []
+        for number, (clip, one, error, begins) in enumerate(
+            zip(clips, written, errors, starts, strict=True), start=1
+        ):
+            for sample, ids, start in zip(clip.samples, one.responses, begins, strict=True):
+                q = len(samples)
+                asked = p.tokenizer(sample.question)["input_ids"]
+                found = mention_positions(p.tokenizer, ids)
+                for count, room, what, field in (
+                    (q + 1, shape.questions, "questions in its row", "questions"),
+                    (len(asked), shape.question_length, "tokens in its question", "question_length"),
+                    (len(found), shape.mentions, "mentions", "mentions"),
+                ):
+                    check_room(sample, count, room, what, field)
+                row["question_ids"][q, : len(asked)] = asked
+                row["mention_index"][q, : len(found)] = start + np.array(found, np.int32)
+                row["question_clip"][q] = number
+                response = templates.response(sample, self.box_step)
+                known = [None] * len(found) if error else mentions_of(sample, response, len(found))
+                samples.append(dataclasses.replace(sample, intervals=()) if error else sample)
+                mentions.append(known)
+        return row | targets(samples, mentions, shape)
+
+
+def _padded(x: np.ndarray, size: int) -> np.ndarray:
+    if len(x) > size:
+        raise UserError(
+            f"the clips of a row have {len(x)} dense frame pairs, more than the {size} of a row: "
+            "raise config.evidence_shape.groups"
+        )
+    return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))

@@ -1,0 +1,335 @@
+"""Questions about a synthetic scene, in English and Chinese, with answers, reasoning and evidence.
+
+An event of an object that is visible more than once ("appears first") is its first one; questions
+about one of its visits name which.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import random
+from typing import TYPE_CHECKING
+
+from data_pipelines.formats.sample import (
+    MCQ_TASK,
+    ST_TASK,
+    TEMPORAL_TASK,
+    Interval,
+    KeyFrame,
+    Mention,
+    Sample,
+)
+from o3jax.errors import UserError
+from o3jax.prompts.coords import NORMALISED, frame_index
+from o3jax.prompts.grammar import render_claim, render_interval, render_time
+
+if TYPE_CHECKING:
+    from data_pipelines.synthetic.scenes import Object, Scene
+
+LANGUAGES = ("en", "zh")
+CHINESE = {
+    "red": "红色",
+    "green": "绿色",
+    "blue": "蓝色",
+    "yellow": "黄色",
+    "purple": "紫色",
+    "orange": "橙色",
+    "circle": "圆形",
+    "square": "方形",
+    "triangle": "三角形",
+    "star": "星形",
+}
+_BORDER = 0.2  # seconds between an asked time and the moments at which the asked thing changes
+
+_QUESTIONS = {
+    ("interval", "en"): (
+        "When is the {x} visible{nth}?",
+        "From when to when can the {x} be seen{nth}?",
+        "During which time is the {x} on screen{nth}?",
+        "In which interval is the {x} visible{nth}?",
+    ),
+    ("interval", "zh"): (
+        "{x}{nth}什么时候可见?",
+        "从什么时候到什么时候能{nth}看到{x}?",
+        "{x}{nth}可见的时间段是什么?",
+    ),
+    ("appears", "en"): (
+        "When does the {x} appear{nth}?",
+        "At what time does the {x} appear{nth}?",
+        "At which second does the {x} come into view{nth}?",
+    ),
+    ("appears", "zh"): (
+        "{x}{nth}什么时候出现?",
+        "{x}{nth}在第几秒出现?",
+        "{x}是何时{nth}出现的?",
+    ),
+    ("where", "en"): (
+        "Where is the {x} at {t} s?",
+        "At {t} s, where is the {x}?",
+        "Give the position of the {x} at {t} s.",
+        "In which box is the {x} at {t} s?",
+    ),
+    ("where", "zh"): (
+        "{t}秒时{x}在哪里?",
+        "在{t}秒,{x}在什么位置?",
+        "请给出{x}在{t}秒的位置。",
+    ),
+    ("color", "en"): (
+        "What color is the object that {event}?",
+        "What is the colour of the object that {event}?",
+        "Name the color of the object that {event}.",
+    ),
+    ("color", "zh"): (
+        "{event}的物体是什么颜色?",
+        "{event}的物体的颜色是什么?",
+        "请说出{event}的物体的颜色。",
+    ),
+    ("shape", "en"): (
+        "What shape is the object that {event}?",
+        "What is the shape of the object that {event}?",
+        "Name the shape of the object that {event}.",
+    ),
+    ("shape", "zh"): (
+        "{event}的物体是什么形状?",
+        "{event}的物体的形状是什么?",
+        "请说出{event}的物体的形状。",
+    ),
+    ("first", "en"): (
+        "Which {event}, the {x} or the {y}?",
+        "What {event}: the {x} or the {y}?",
+        "Of the {x} and the {y}, which {event}?",
+    ),
+    ("first", "zh"): (
+        "{x}和{y}哪个{event}?",
+        "{event}的是{x}还是{y}?",
+        "{x}与{y},哪一个{event}?",
+    ),
+    ("mcq", "en"): ("Which object {event}?", "Which of these objects {event}?", "What {event}?"),
+    ("mcq", "zh"): ("哪个物体{event}?", "下列哪个物体{event}?", "{event}的是哪个物体?"),
+    ("count", "en"): (
+        "How many objects are visible at {t} s?",
+        "How many objects can be seen at {t} s?",
+        "At {t} s, how many objects are there?",
+    ),
+    ("count", "zh"): ("{t}秒时有几个物体?", "在{t}秒能看到几个物体?", "{t}秒时可见的物体有多少个?"),
+    ("count color", "en"): (
+        "How many {color} objects appear in the video?",
+        "How many {color} objects are there in the video?",
+        "What is the number of {color} objects in the video?",
+    ),
+    ("count color", "zh"): (
+        "视频中有几个{color}物体?",
+        "视频中出现了几个{color}物体?",
+        "视频里{color}物体的数量是多少?",
+    ),
+}
+_EVENTS = {  # (appears or disappears, which) -> words
+    ("appears", "first"): {"en": "appears first", "zh": "最先出现"},
+    ("appears", "last"): {"en": "appears last", "zh": "最后出现"},
+    ("disappears", "first"): {"en": "disappears first", "zh": "最先消失"},
+    ("disappears", "last"): {"en": "disappears last", "zh": "最后消失"},
+    ("appears", "at"): {"en": "appears at {t} s", "zh": "在{t}秒出现"},
+}
+_VISITS = {"en": (" for the first time", " for the second time"), "zh": ("第一次", "第二次")}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evidence:
+    """One object of the answer: the interval in which it is looked at and the time of the look."""
+
+    thing: Object
+    interval: Interval
+    time: float
+
+
+def object_name(color: str, shape: str, language: str) -> str:
+    """Returns "red circle" or "红色圆形"."""
+    return f"{color} {shape}" if language == "en" else CHINESE[color] + CHINESE[shape]
+
+
+def write_samples(scene: Scene, language: str | None = None) -> list[Sample]:
+    """Returns one sample for each of the scene's question kinds; see `Scene.samples`.
+
+    Raises:
+        UserError: if the language is not "en", "zh" or None.
+    """
+    if language not in (None, *LANGUAGES):
+        raise UserError(f"language must be en or zh, not {language!r}")
+    offset = random.Random(f"{scene.seed}/language").randrange(2)
+    return [
+        _sample(scene, kind, language or LANGUAGES[(offset + i) % 2]) for i, kind in enumerate(scene.kinds)
+    ]
+
+
+def _sample(scene: Scene, kind: str, language: str) -> Sample:
+    # A stream of its own for every kind: what is asked does not depend on what else is asked.
+    rng = random.Random(f"{scene.level}/{scene.seed}/{kind}")
+    question, answer, evidence = _ASK[kind](scene, language, rng)
+    task = {"interval": TEMPORAL_TASK, "appears": TEMPORAL_TASK, "mcq": MCQ_TASK}.get(kind, ST_TASK)
+    numbers = {e.time: frame_index(e.time, scene.fps) for e in evidence}
+    return Sample(
+        id=f"{scene.id}-{kind}-{language}",
+        source=f"synthetic-l{scene.level}",
+        task=task,
+        question=question,
+        answer=answer,
+        video_path=f"videos/{scene.id}.mp4",
+        duration=scene.duration,
+        reasoning=_reasoning(scene, evidence, language),
+        mentions=tuple(Mention(e.thing.name(language), e.time, (e.thing.box(e.time),)) for e in evidence),
+        intervals=tuple(e.interval for e in evidence),
+        key_frames=tuple(KeyFrame(i, t, f"kfs/{scene.id}_{i}.jpg") for t, i in numbers.items()),
+        language=language,
+        kind=kind,
+    )
+
+
+def _reasoning(scene: Scene, evidence: list[_Evidence], language: str) -> str:
+    """Returns the inventory of the scene in order of appearing, then the evidence."""
+    inventory = []
+    for thing in sorted(scene.objects, key=lambda o: o.visible[0]):
+        visits = ", ".join(f"{start:.1f}-{end:.1f}" for start, end in thing.visible)
+        inventory.append(f"{thing.name(language)} {visits}")
+    claims = []
+    for e in evidence:
+        claim = render_claim(e.thing.name(language), [e.thing.box(e.time)], e.time, NORMALISED)
+        start, end = (render_time(t) for t in e.interval)
+        claims.append(
+            f"{claim}, visible from {start} to {end}."
+            if language == "en"
+            else f"{claim},从{start}到{end}可见。"
+        )
+    if language == "en":
+        return "; ".join(inventory) + ". " + " ".join(claims)
+    return ";".join(inventory) + "。" + "".join(claims)
+
+
+def _ask_interval(scene: Scene, language: str, rng: random.Random) -> tuple[str, str, list[_Evidence]]:
+    thing, interval, nth = _visit(scene, language, rng)
+    question = _phrase("interval", language, rng, x=thing.name(language), nth=nth)
+    return question, render_interval(*interval, language), [_look(thing, interval)]
+
+
+def _ask_appears(scene: Scene, language: str, rng: random.Random) -> tuple[str, str, list[_Evidence]]:
+    thing, interval, nth = _visit(scene, language, rng)
+    question = _phrase("appears", language, rng, x=thing.name(language), nth=nth)
+    answer = ("At " if language == "en" else "在") + render_time(interval[0])
+    return question, answer, [_look(thing, interval)]
+
+
+def _ask_where(scene: Scene, language: str, rng: random.Random) -> tuple[str, str, list[_Evidence]]:
+    thing, (start, end), _ = _visit(scene, language, rng)
+    tenths = range(math.ceil((start + _BORDER) * 10 - 1e-6), math.floor((end - _BORDER) * 10 + 1e-6) + 1)
+    time = rng.choice(tenths) / 10
+    question = _phrase("where", language, rng, x=thing.name(language), t=f"{time:.1f}")
+    answer = render_claim(thing.name(language), [thing.box(time)], None, NORMALISED)
+    return question, answer, [_Evidence(thing, (start, end), time)]
+
+
+def _ask_attribute(scene: Scene, language: str, rng: random.Random) -> tuple[str, str, list[_Evidence]]:
+    what = rng.choice(("color", "shape"))
+    thing, interval, event = _event(scene, language, rng)
+    question = _phrase(what, language, rng, event=event)
+    answer = thing.color if what == "color" else thing.shape
+    return question, answer if language == "en" else CHINESE[answer], [_look(thing, interval)]
+
+
+def _ask_first(scene: Scene, language: str, rng: random.Random) -> tuple[str, str, list[_Evidence]]:
+    pair = rng.sample(scene.objects, 2)
+    side = rng.choice((0, 1))  # of the interval: appears, disappears
+    event = {"en": ("appears first", "disappears first"), "zh": ("先出现", "先消失")}[language][side]
+    x, y = (thing.name(language) for thing in pair)
+    thing = min(pair, key=lambda o: o.visible[0][side])
+    question = _phrase("first", language, rng, x=x, y=y, event=event)
+    return question, thing.name(language), [_look(thing, thing.visible[0])]
+
+
+def _ask_count(scene: Scene, language: str, rng: random.Random) -> tuple[str, str, list[_Evidence]]:
+    if rng.random() < 0.5:
+        color = rng.choice(scene.objects).color
+        things = [thing for thing in scene.objects if thing.color == color]
+        words = color if language == "en" else CHINESE[color]
+        question = _phrase("count color", language, rng, color=words)
+        evidence = [_look(thing, thing.visible[0]) for thing in things]
+    else:
+        changes = list(itertools.chain(*itertools.chain(*(o.visible for o in scene.objects))))
+        tenths = [
+            t
+            for t in range(round(scene.duration * 10) + 1)
+            if all(abs(t / 10 - change) >= _BORDER - 1e-6 for change in changes)
+            and any(start <= t / 10 < end for o in scene.objects for start, end in o.visible)
+        ]
+        time = rng.choice(tenths) / 10
+        question = _phrase("count", language, rng, t=f"{time:.1f}")
+        evidence = [
+            _Evidence(thing, (start, end), time)
+            for thing in scene.objects
+            for start, end in thing.visible
+            if start <= time < end
+        ]
+    return question, str(len(evidence)), evidence
+
+
+def _ask_mcq(scene: Scene, language: str, rng: random.Random) -> tuple[str, str, list[_Evidence]]:
+    thing, interval, event = _event(scene, language, rng)
+    options = [o.name(language) for o in scene.objects if o is not thing][:3] + [thing.name(language)]
+    rng.shuffle(options)
+    letters = "ABCD"[: len(options)]
+    lines = [f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)]
+    question = "\n".join([_phrase("mcq", language, rng, event=event), *lines])
+    return question, letters[options.index(thing.name(language))], [_look(thing, interval)]
+
+
+_ASK = {
+    "interval": _ask_interval,
+    "appears": _ask_appears,
+    "where": _ask_where,
+    "attribute": _ask_attribute,
+    "first": _ask_first,
+    "count": _ask_count,
+    "mcq": _ask_mcq,
+}
+
+
+def _phrase(kind: str, language: str, rng: random.Random, **words: str) -> str:
+    return rng.choice(_QUESTIONS[kind, language]).format(**words)
+
+
+def _visit(scene: Scene, language: str, rng: random.Random) -> tuple[Object, Interval, str]:
+    """Returns an object, one of its visible intervals, and the words for which one it is, if any."""
+    thing = rng.choice(scene.objects)
+    index = rng.randrange(len(thing.visible))
+    nth = _VISITS[language][index] if len(thing.visible) > 1 else ""
+    return thing, thing.visible[index], nth
+
+
+def _event(scene: Scene, language: str, rng: random.Random) -> tuple[Object, Interval, str]:
+    """Returns an object, the interval of the event that singles it out, and the event in words."""
+    things = scene.objects
+    allowed = list(_EVENTS)
+    if any(len(thing.visible) > 1 for thing in things):
+        allowed.remove(("appears", "last"))  # it may mean a first or a second appearance
+    if any(thing.visible[-1][1] >= scene.duration for thing in things):
+        allowed.remove(("disappears", "last"))  # one never does
+    act, which = rng.choice(allowed)
+    side = 0 if act == "appears" else 1
+    visits = [(interval, thing) for thing in things for interval in thing.visible]
+    visits.sort(key=lambda visit: visit[0][side])
+    if which == "at":
+        visits = [visit for visit in visits if visit[0][0] > 0]  # at 0.0 nothing appears, it is there
+        interval, thing = rng.choice(visits)
+    else:
+        interval, thing = visits[0 if which == "first" else -1]
+    return thing, interval, _EVENTS[act, which][language].format(t=f"{interval[0]:.1f}")
+
+
+def _look(thing: Object, interval: Interval) -> _Evidence:
+    """Returns the evidence at the multiple of 0.5 s inside the interval that is nearest to its middle.
+
+    There always is one, because nothing is visible for less than 1.2 s.
+    """
+    start, end = interval
+    halves = range(math.ceil(start * 2 - 1e-6), math.ceil(end * 2 - 1e-6))
+    return _Evidence(thing, interval, min(halves, key=lambda h: abs(h / 2 - (start + end) / 2)) / 2)

@@ -1,0 +1,90 @@
+"""Makes data sets and checks them.
+
+python -m experiments.data make --out DIR --split train --count 100 --level 1 --format stgr|published|article
+python -m experiments.data check DIR [--out PICTURES]
+python -m experiments.data build DIR --out OUT
+python -m experiments.data audit DIR --reward=NAME
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from absl import flags
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from data_pipelines.synthetic import published as synthetic_published
+from data_pipelines.synthetic import scenes as synthetic
+from experiments.cli import shell
+from experiments.data import audit as data_audit
+from experiments.data import build as data_build
+from experiments.data import check as data_check
+from o3jax.errors import UserError
+
+_OUT = flags.DEFINE_string("out", None, "make, build: the folder of the new data set; check: of the pictures")
+_SPLIT = flags.DEFINE_string("split", "train", "make: train, val or test; they never share a clip")
+_COUNT = flags.DEFINE_integer("count", 100, "make: number of clips, each with two questions (published: one)")
+_FORMAT = flags.DEFINE_enum(
+    "format",
+    "stgr",
+    ["stgr", "published", "article"],
+    "make: our own records; every published task and source in the published tree; or the article's records",
+)
+_LEVEL = flags.DEFINE_integer("level", 1, "make: difficulty of the synthetic world, 1 to 3")
+_REWARD = flags.DEFINE_string("reward", "format", "audit: the name of a reward function")
+_SEED = flags.DEFINE_integer("seed", 0, "make: another seed makes other clips")
+
+
+def make() -> None:
+    """Writes a synthetic data set and prints what is in it."""
+    if not _OUT.value:
+        raise UserError("--out is missing: name the folder of the new data set")
+    write = {
+        "stgr": synthetic.make_dataset,
+        "article": synthetic_published.make_article,
+        "published": synthetic_published.make_published,
+    }[_FORMAT.value]
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("rendering clips", total=_COUNT.value)
+        made = write(
+            _OUT.value,
+            _SPLIT.value,
+            _COUNT.value,
+            _LEVEL.value,
+            _SEED.value,
+            on_clip=lambda: progress.advance(bar),
+        )
+    if _FORMAT.value == "published":
+        counts = ", ".join(f"STGR-{stage.upper()}.json: {len(made[stage])} questions" for stage in made)
+        print(f"{_OUT.value}: {_COUNT.value} videos and images; {counts}")
+        return
+    table = Table(title=f"{_OUT.value}: {_COUNT.value} clips, {len(made)} questions")
+    for heading in ("question kind", "English", "Chinese"):
+        table.add_column(heading)
+    counts = Counter((sample.kind, sample.language) for sample in made)
+    for kind in synthetic.LEVELS[_LEVEL.value].kinds:
+        table.add_row(kind, str(counts[kind, "en"]), str(counts[kind, "zh"]))
+    Console().print(table)
+
+
+def main(argv: Sequence[str]) -> None:
+    match argv[1:]:
+        case ["make"]:
+            make()
+        case ["check", folder]:
+            data_check.check(folder, _OUT.value)
+        case ["build", folder]:
+            data_build.build(folder, _OUT.value)
+        case ["audit", folder]:
+            data_audit.audit(folder, _REWARD.value)
+        case given:
+            raise UserError(
+                f"write 'make', or 'check', 'build' or 'audit' and a folder, first, not {' '.join(given)!r}"
+            )
+
+
+if __name__ == "__main__":
+    shell.run(main)

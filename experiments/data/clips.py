@@ -1,0 +1,177 @@
+"""Which clips a training command reads, in which order, and what it does with records that it cannot use."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+import data_pipelines
+import o3jax.prompts
+from data_pipelines.formats.index import Index, read_index
+from data_pipelines.reading.frame_cache import ArrayCache, CachedReader
+from data_pipelines.reading.guarded import GuardedReader
+from data_pipelines.rows.clips import Clip, FolderClips, SyntheticClips
+from data_pipelines.rows.grounding import FramePairs
+from data_pipelines.rows.packing import Needs, PlannedRows, check_fit, fingerprint, padding, plan_rows
+from data_pipelines.rows.supervised import MakeRow
+from experiments.training.hosts import is_first_host
+from experiments.training.workdir import Workdir
+from o3jax.errors import UserError
+from o3jax.files import write_text
+from o3jax.inputs.processor import Processor
+
+
+def open_clips(
+    config: ConfigDict, processor: Processor, workdir: Workdir, field: str = "data_path"
+) -> tuple[Sequence[Clip], str]:
+    """Returns the clips that a field of the config names, and what to note about them on the progress lines.
+
+    `synthetic:LEVEL` renders clips with questions, `captions:LEVEL` frame pairs with captions (as
+    many pairs as a row has groups); anything else is a dataset folder, of which the usable samples are
+    taken and the others are listed in `WORKDIR/rejected.jsonl`.
+    """
+    path = config[field]
+    kind, _, level = path.partition(":")
+    if kind in ("synthetic", "captions"):
+        if not level.isdigit():
+            raise UserError(f"config.{field} is '{path}'; write {kind}:1, :2 or :3")
+        if kind == "captions":
+            return FramePairs(processor, int(level), config.row_groups, config.seed), ""
+        return SyntheticClips(config.split, int(level), config.questions_per_row, config.seed), ""
+    index, note = usable_samples(path, workdir, config.max_rejected_share)
+    return FolderClips(index, config.questions_per_row), note
+
+
+def check_length(config: ConfigDict, clips: Sequence[Clip], field: str = "data_path") -> None:
+    """Raises a UserError unless the config says how long the run is, in the one way that its data allow."""
+    steps, epochs = config.max_steps, config.num_train_epochs
+    if (steps > 0) == (epochs > 0):
+        raise UserError(
+            f"config.max_steps is {steps} and config.num_train_epochs is {epochs:g}: "
+            "set exactly one of them, and the other to 0"
+        )
+    if epochs > 0 and not isinstance(clips, FolderClips):
+        raise UserError(
+            f"config.num_train_epochs is {epochs:g}, but {config[field]} has no end: set config.max_steps"
+        )
+
+
+def open_reader(config: ConfigDict) -> GuardedReader | CachedReader:
+    """Returns what reads the clips' files: with the cache of decoded frames that the config names, if any."""
+    if not config.frame_cache:
+        return GuardedReader()
+    cache = ArrayCache(config.frame_cache, int(config.frame_cache_gib * 2**30))
+    return CachedReader(GuardedReader(), cache)
+
+
+def clip_needs(clips: Sequence[Clip], rows: MakeRow, file: Path | None = None) -> list[Needs]:
+    """Returns what each clip takes of a row.
+
+    To find out, every text is turned into tokens: a minute for 31,000 clips. So it is kept in `file`, and
+    read from there as long as nothing has changed that it depends on.
+    """
+    if file is None:
+        return [rows.needs(clip) for clip in clips]
+    depends = _needs_depend_on(clips, rows)
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            if str(kept["depends"]) == depends:
+                return [Needs(*row[:4], alike=tuple(row[4:])) for row in kept["needs"].tolist()]
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):  # not there yet, or half written
+        pass
+    needs = [rows.needs(clip) for clip in clips]
+    table = [(n.tokens, n.groups, n.questions, n.dense_groups, *n.alike) for n in needs]
+    if is_first_host():
+        np.savez(file, depends=np.array(depends), needs=np.array(table))
+    return needs
+
+
+def _needs_depend_on(clips: Sequence[Clip], rows: MakeRow) -> str:
+    p = rows.processor
+    settings = [
+        getattr(rows, f.name)
+        for f in dataclasses.fields(rows)
+        if f.name not in ("processor", "reader", "features")
+    ]
+    texts = p.chat_template, p.tokenizer.backend_tokenizer.to_str()
+    folders = (Path(package.__file__).parent for package in (data_pipelines, o3jax.prompts))
+    code = [path.read_text(encoding="utf-8") for folder in folders for path in sorted(folder.glob("*.py"))]
+    made = type(rows).__name__, repr(settings), repr((p.image_config, p.video_config))
+    return fingerprint(repr(clips), made, texts, code)
+
+
+def plan(
+    config: ConfigDict,
+    clips: Sequence[Clip],
+    rows: MakeRow,
+    batch_size: int,
+    field: str = "data_path",
+    kept: Path | None = None,
+) -> tuple[Sequence, dict, int]:
+    """Returns the rows of the run, the facts that their order depends on, and the number of steps.
+
+    The synthetic world is endless and already in random order: each of its clips is a row. What the clips of
+    a data set need is kept in the file `kept`, so that a resumed run need not find out again.
+    """
+    facts = {"seed": config.seed, "data": str(config[field])}
+    if not isinstance(clips, FolderClips):
+        return clips, facts, config.max_steps
+    needs, room = clip_needs(clips.clips, rows, kept), rows.room()
+    ids = [clip.samples[0].id for clip in clips.clips]
+    check_fit(ids, needs, room)
+    sources = [clip.samples[0].source for clip in clips.clips]
+    planned = plan_rows(
+        needs,
+        sources,
+        room,
+        seed=config.seed,
+        mixture=dict(config.mixture),
+        epochs=config.num_train_epochs,
+        least=config.max_steps * batch_size,
+    )
+    clips_each = sum(map(len, planned)) / len(planned)
+    waste = ", ".join(f"{share:.1%} of the {name}" for name, share in padding(planned, needs, room).items())
+    print(f"{len(planned)} rows of {clips_each:.1f} clips; padding is {waste}", flush=True)
+    asked = [[sample.id for sample in clip.samples] for clip in clips.clips]
+    facts["data"] = fingerprint(asked, [dataclasses.astuple(need) for need in needs])
+    facts["rows"] = fingerprint(room.counts(), dict(config.mixture))
+    return PlannedRows(clips.clips, planned), facts, config.max_steps or math.ceil(len(planned) / batch_size)
+
+
+def usable_samples(folder: str, workdir: Workdir, max_rejected_share: float) -> tuple[Index, str]:
+    """Returns the index of a data set, and a note of how many records were rejected.
+
+    `WORKDIR/rejected.jsonl` lists these, one a line; it is empty where all can be used.
+
+    Raises:
+        UserError: if the folder cannot be indexed, nothing is usable, the share of
+            rejected records is above the limit, or a resumed run has other ones than at its start.
+    """
+    index = read_index(folder)
+    samples, rejects = index.samples, index.rejects
+    report, total = workdir.path / "rejected.jsonl", len(samples) + len(rejects)
+    text = "".join(json.dumps(dataclasses.asdict(r), ensure_ascii=False) + "\n" for r in rejects)
+    resumed = workdir.manager.latest_step() is not None and report.exists()
+    if resumed and report.read_text(encoding="utf-8") != text:
+        raise UserError(
+            f"{folder} has other rejected records than {report} lists from the start of this run, and so "
+            "another order: put the data set back as it was, or remove that file to go on all the same"
+        )
+    if is_first_host():
+        write_text(report, text)
+    print(f"indexed {len(samples)} samples of {folder}; {len(rejects)} rejected ({report})", flush=True)
+    if len(rejects) > max_rejected_share * total:
+        raise UserError(
+            f"{len(rejects)} of the {total} records of {folder} are rejected, more than the share "
+            f"config.max_rejected_share={max_rejected_share:g}: mend what {report} names, or raise the share"
+        )
+    if not samples:
+        raise UserError(f"{folder} has no usable sample: add records to it")
+    return index, f"rejected {len(rejects)}"

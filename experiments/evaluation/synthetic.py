@@ -1,0 +1,413 @@
+"""How well a model answers questions about unseen clips of the synthetic world, and the baselines.
+
+One greedy generation per question gives what, when and where, so both of V-STaR's chains hold the same
+prediction here and every metric of chain 1 equals that of chain 2. A generation is scored like this:
+
+- **Answer** (`accuracy`). "interval": the answer's first interval has IoU >= 0.5 with the truth.
+  "appears": its first time is off by at most 0.5 s. "where": the box of its first `<obj>` claim has IoU
+  >= 0.5 with the object's at the asked time. Colour, shape, which first, number, letter: the same text,
+  after removing surrounding space, case and full-width forms.
+- **When** (`m_tIoU`): IoU of the first interval that the reasoning states with the one in which the
+  object that answers is visible. None stated: 0.
+- **Where** (`m_vIoU`): IoU of the box of the reasoning's first claim with the exact box, at the claimed
+  time, of the object that the claim names; of the object that answers if the claim's name is none in the
+  clip. No box, no time, or the object is not visible then: 0. `m_vIoU_answer` is stricter: the box must be
+  that of the object that answers, whatever the claim calls it.
+- `mAM`, `mLGM` and the rest of V-STaR follow from these (o3jax.metrics.vstar), and TVGBench's metrics from
+  the answers to the "interval" questions (o3jax.metrics.tvg).
+
+A model with evidence modules has a second estimate for each claim. `head` holds its figures beside the
+text's: m_tIoU of its interval, m_vIoU of its box at its time, the errors of the interval's ends and of the
+time itself (against the annotated moment), and how the two estimates' errors correlate.
+
+Truth is exact (frames of 0.04 s, boxes in fractions of a pixel), while text has 0.1 s and o3-tiny boxes
+on a grid of 1/100: `ceiling` is what a perfect writer of such text gets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.formats.sample import Sample
+from data_pipelines.synthetic.datasets import make_dataset
+from data_pipelines.synthetic.scenes import Object, Scene, make_scene, scene_seed
+from experiments.evaluation import baselines
+from experiments.evaluation.baselines import Asked
+from o3jax.api import Model
+from o3jax.errors import UserError
+from o3jax.inference.respond import HeadEstimate, Response
+from o3jax.metrics import tvg, vstar
+from o3jax.metrics.boxes import box_iou, interval_iou
+from o3jax.prompts import grammar, templates
+from o3jax.prompts.mentions import claim_numbers
+
+QUESTIONS_PER_CLIP = 2
+BOX_STEP = 10  # of the grid that o3-tiny writes boxes on
+
+_APPEARS_TOLERANCE_S = 0.5
+_MIN_IOU = 0.5  # of a right interval or box
+_FAR_S = 3.0
+_WORST_CASES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A sample with the scene that it is about, which knows where everything is at any time."""
+
+    sample: Sample
+    scene: Scene
+
+    @property
+    def target(self) -> Object:
+        """The object that answers (the first one, where a question counts several)."""
+        return self.thing(self.sample.mentions[0].object)
+
+    def thing(self, name: str) -> Object | None:
+        """Returns the scene's object of a name in either language, None if there is none."""
+        folded = _fold(name)
+        named = {
+            _fold(thing.name(language)): thing for thing in self.scene.objects for language in ("en", "zh")
+        }
+        return named.get(folded)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadScore:
+    """What the evidence decoder's estimate for the first claim is worth."""
+
+    t_iou: float
+    v_iou: float
+    end_errors_s: tuple[float, float]  # signed: of the interval's start and end
+    point_error_s: float  # signed: of the time, against the annotated one
+    confidence: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """One generation and what it is worth."""
+
+    question: Question
+    text: str
+    parsed: grammar.Parsed
+    item: dict[str, Any]  # as V-STaR's published result file has it
+    correct: bool
+    t_iou: float
+    v_iou: float
+    v_iou_answer: float
+    signed_end_errors_s: tuple[float, ...]  # of the stated interval's start and end; empty where none is
+    point_error_s: float | None  # signed: of the first claim's time, against the annotated one
+    time_off_s: float | None  # the largest of these and of the first claim's distance from the true interval
+    head: HeadScore | None = None  # of the first claim's estimate; None without one
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the row of the result file."""
+        sample = self.question.sample
+        return {
+            "id": sample.id,
+            "kind": sample.kind,
+            "language": sample.language,
+            "question": sample.question,
+            "truth": sample.answer,
+            "answer": self.parsed.answer,
+            "correct": self.correct,
+            "tIoU": self.t_iou,
+            "vIoU": self.v_iou,
+            "time_off_s": self.time_off_s,
+            "well_formed": self.parsed.well_formed,
+            "text": self.text,
+            **({"head": dataclasses.asdict(self.head)} if self.head else {}),
+        }
+
+
+def make_questions(
+    folder: Path, split: str, count: int, level: int, seed: int, on_clip: Callable
+) -> list[Question]:
+    """Returns the first `count` questions of a split, two per clip, after writing the clips as mp4 files.
+
+    Args:
+        folder: where the data set lies or is made, as by `experiments.data make`.
+        on_clip: called after every clip.
+
+    Raises:
+        UserError: if an argument is out of range or the folder holds something else.
+    """
+    if count < 1:
+        raise UserError(f"num_questions must be at least 1, not {count}")
+    clips = -(-count // QUESTIONS_PER_CLIP)
+    make_dataset(folder, split, clips, level, seed, on_clip)
+    return questions_of(split, count, level, seed)
+
+
+def questions_of(split: str, count: int, level: int, seed: int) -> list[Question]:
+    """Returns the first `count` questions of a split, two per clip; no file is written."""
+    clips = -(-count // QUESTIONS_PER_CLIP)
+    scenes = [make_scene(scene_seed(split, index, seed), level, QUESTIONS_PER_CLIP) for index in range(clips)]
+    return [Question(sample, scene) for scene in scenes for sample in scene.samples()][:count]
+
+
+def generate(
+    model: Model,
+    questions: Sequence[Question],
+    folder: Path,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    on_batch: Callable[[int], None],
+) -> list[Response]:
+    """Returns the model's greedy response to each question about the mp4 files in `folder`.
+
+    All batches have the same size, the last one filled up with its last question, so that one compiled
+    program serves them all.
+    """
+    size = min(batch_size, len(questions))
+    responses: list[Response] = []
+    for begin in range(0, len(questions), size):
+        rows = list(questions[begin : begin + size])
+        real = len(rows)
+        rows += rows[-1:] * (size - real)
+        requests = [
+            model.request(folder / row.sample.video_path, row.sample.question, task=row.sample.task)[0]
+            for row in rows
+        ]
+        responses += model.respond(requests, max_new_tokens=max_new_tokens)[:real]
+        on_batch(real)
+    return responses
+
+
+def score(question: Question, text: str, heads: Sequence[HeadEstimate] = ()) -> Scored:
+    """Returns what a generation is worth, for any text; see the module's docstring.
+
+    Args:
+        heads: the evidence decoder's estimates, one for each `</obj>` of the text.
+    """
+    sample, scene = question.sample, question.scene
+    parsed = grammar.parse(text)
+    reasoning = grammar.parse(parsed.think)
+    interval = reasoning.intervals[0] if reasoning.intervals else None
+    claim = reasoning.claims[0] if reasoning.claims else None
+    correct = _is_correct(sample, parsed.answer)
+    truth = sample.intervals[0]
+
+    box_at = (
+        {str(claim.time): list(claim.boxes[0])} if claim and claim.boxes and claim.time is not None else {}
+    )
+    named = (claim and question.thing(claim.object)) or question.target
+    item = {
+        "vid": scene.id,
+        "domain": sample.kind,
+        "fps": scene.fps,
+        "frame_count": scene.frame_count,
+        "question": sample.question,
+        "answer": sample.answer,
+        # The published mean leaves out empty replies; here silence must not raise a score.
+        "answer_vqa": text if text.strip() else "(nothing)",
+        "VQA_score": 3 if correct else 0,
+        "timestamps": list(truth),
+        "bboxes": [_box_entry(question, named, claim)],
+    }
+    for suffix in ("", "_2"):
+        item[f"answer_temporal{suffix}"] = None if interval is None else list(interval)
+        item[f"answer_spatial{suffix}"] = box_at
+    ious = vstar.score_item(item)
+    strict = vstar.score_item(item | {"bboxes": [_box_entry(question, question.target, claim)]})
+
+    ends = () if interval is None else tuple(p - t for p, t in zip(interval, truth, strict=True))
+    off = [abs(error) for error in ends]
+    if claim and claim.time is not None:
+        off.append(max(truth[0] - claim.time, claim.time - truth[1], 0.0))
+    moment = sample.mentions[0].time
+    return Scored(
+        question=question,
+        text=text,
+        parsed=parsed,
+        item=item,
+        correct=correct,
+        t_iou=ious["temporal_IoU"],
+        v_iou=ious["spatial_mIoU"],
+        v_iou_answer=strict["spatial_mIoU"],
+        signed_end_errors_s=ends,
+        point_error_s=None if claim is None or claim.time is None else claim.time - moment,
+        time_off_s=max(off, default=None),
+        head=_head_score(question, named, parsed, text, heads) if claim else None,
+    )
+
+
+def _head_score(
+    question: Question, thing: Object, parsed: grammar.Parsed, text: str, heads: Sequence[HeadEstimate]
+) -> HeadScore | None:
+    """Returns what the estimate for the text's first claim is worth, None where there is none."""
+    if not (heads and parsed.claims):
+        return None
+    head = heads[claim_numbers(text, [parsed.claims[0].span])[0]]
+    truth, box = question.sample.intervals[0], thing.box(head.time_s)
+    return HeadScore(
+        t_iou=interval_iou(head.interval, truth),
+        v_iou=box_iou(head.box, box) if box else 0.0,
+        end_errors_s=tuple(p - t for p, t in zip(head.interval, truth, strict=True)),
+        point_error_s=head.time_s - question.sample.mentions[0].time,
+        confidence=head.confidence,
+    )
+
+
+def metrics(scored: Sequence[Scored]) -> dict[str, Any]:
+    """Returns every metric over some generations; times are None where no text states any."""
+    overall = vstar.score([s.item for s in scored])
+    pairs = [
+        (_first(grammar.parse(s.parsed.answer).intervals), s.question.sample.intervals[0])
+        for s in scored
+        if s.question.sample.kind == "interval"
+    ]
+    errors = [abs(error) for s in scored for error in s.signed_end_errors_s]
+    points = [abs(s.point_error_s) for s in scored if s.point_error_s is not None]
+    heads = {"head": head_metrics(scored)} if any(s.head for s in scored) else {}
+    return {
+        "N": len(scored),
+        "accuracy": overall["Acc"],
+        "m_tIoU": overall["m_tIoU_c1"],
+        "m_vIoU": overall["m_vIoU_c1"],
+        "m_vIoU_answer": float(np.mean([s.v_iou_answer for s in scored])),
+        "mAM": overall["mAM"],
+        "mLGM": overall["mLGM"],
+        "time_error_mean_s": statistics.fmean(errors) if errors else None,
+        "time_error_median_s": statistics.median(errors) if errors else None,
+        "point_error_mean_s": statistics.fmean(points) if points else None,
+        "point_error_median_s": statistics.median(points) if points else None,
+        **heads,
+        "tvg": tvg.score(pairs) | {"N": len(pairs)},
+        "vstar": overall,
+    }
+
+
+def head_metrics(scored: Sequence[Scored]) -> dict[str, Any]:
+    """Returns the evidence decoder's figures; a text without a claim counts as 0 in the means of IoU.
+
+    `error_correlation` is Pearson's, over the signed errors that both estimates have: of the interval's
+    ends, and of the time. `right_object` has the means where the text claims the object that answers, about
+    which the decoder is asked: what is missing there to 1 is its own error, the rest is the text's.
+    """
+    heads = [s.head for s in scored if s.head]
+    right = [
+        s.head for s in scored if s.head and s.question.thing(s.parsed.claims[0].object) is s.question.target
+    ]
+    ends = [abs(error) for h in heads for error in h.end_errors_s]
+    points = [abs(h.point_error_s) for h in heads]
+    both = [(s.point_error_s, s.head.point_error_s) for s in scored if s.head and s.point_error_s is not None]
+    stated = [
+        pair
+        for s in scored
+        if s.head
+        for pair in zip(s.signed_end_errors_s, s.head.end_errors_s, strict=False)
+    ]
+    return {
+        "N": len(heads),
+        "m_tIoU": sum(h.t_iou for h in heads) / len(scored),
+        "m_vIoU": sum(h.v_iou for h in heads) / len(scored),
+        "time_error_mean_s": statistics.fmean(ends),
+        "time_error_median_s": statistics.median(ends),
+        "point_error_mean_s": statistics.fmean(points),
+        "point_error_median_s": statistics.median(points),
+        "error_correlation": {"interval": _correlation(stated), "time": _correlation(both)},
+        "confidence_mean": statistics.fmean(h.confidence for h in heads),
+        "right_object": {
+            "N": len(right),
+            "m_tIoU": statistics.fmean(h.t_iou for h in right) if right else None,
+            "m_vIoU": statistics.fmean(h.v_iou for h in right) if right else None,
+        },
+    }
+
+
+def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Returns Pearson's correlation, None where it is not defined."""
+    if len(pairs) < 2 or min(np.std(pairs, axis=0)) == 0:
+        return None
+    return float(np.corrcoef(np.transpose(pairs))[0, 1])
+
+
+def error_analysis(scored: Sequence[Scored]) -> dict[str, Any]:
+    """Returns which shares of the generations go wrong in which way, and the worst ones with their ids."""
+
+    def share(flags: list[bool]) -> float:
+        return sum(flags) / len(flags)
+
+    worst = sorted(scored, key=lambda s: (s.correct + s.t_iou + s.v_iou, s.question.sample.id))
+    return {
+        "wrong_answer": share([not s.correct for s in scored]),
+        "time_off_more_than_3s": share([s.time_off_s is not None and s.time_off_s > _FAR_S for s in scored]),
+        "no_time": share([s.time_off_s is None for s in scored]),
+        "no_claim": share([not s.parsed.claims for s in scored]),
+        "malformed": share([not s.parsed.well_formed for s in scored]),
+        "wrong_object_claimed": share(
+            [
+                bool(s.parsed.claims) and s.question.thing(s.parsed.claims[0].object) is not s.question.target
+                for s in scored
+            ]
+        ),
+        "worst": [s.to_json() for s in worst[:_WORST_CASES]],
+    }
+
+
+def report(scored: Sequence[Scored]) -> dict[str, Any]:
+    """Returns the metrics over all generations, per kind and per language, and the error analysis."""
+
+    def by(field: str) -> dict[str, Any]:
+        groups = sorted({getattr(s.question.sample, field) for s in scored})
+        return {g: metrics([s for s in scored if getattr(s.question.sample, field) == g]) for g in groups}
+
+    return {
+        "metrics": metrics(scored),
+        "by_kind": by("kind"),
+        "by_language": by("language"),
+        "errors": error_analysis(scored),
+    }
+
+
+def baseline_texts(questions: Sequence[Question], seed: int) -> dict[str, list[str]]:
+    """Returns the responses of each baseline, and those of a perfect writer of text as `ceiling`."""
+    asked = [Asked.of(question.sample, question.scene) for question in questions]
+    fitted = baselines.fit_prior(questions[0].scene.level, seed)
+    return {
+        "chance": [baselines.chance(a, seed) for a in asked],
+        "prior": [baselines.prior(a, fitted) for a in asked],
+        "copy": [baselines.copy_question(a, fitted) for a in asked],
+        "ceiling": [templates.response(question.sample, BOX_STEP) for question in questions],
+    }
+
+
+def _is_correct(sample: Sample, answer: str) -> bool:
+    said = grammar.parse(answer)
+    start, end = sample.intervals[0]
+    if sample.kind == "interval":
+        stated = _first(said.intervals)
+        return stated is not None and interval_iou(stated, (start, end)) >= _MIN_IOU
+    if sample.kind == "appears":
+        time = _first(said.times)
+        # Times are decimal fractions: what is 0.5 apart on paper may be a hair more as floats.
+        return time is not None and abs(time - start) <= _APPEARS_TOLERANCE_S + 1e-9
+    if sample.kind == "where":
+        box = said.claims[0].boxes[0] if said.claims and said.claims[0].boxes else None
+        return box is not None and box_iou(box, sample.mentions[0].boxes[0]) >= _MIN_IOU
+    return _fold(answer) == _fold(sample.answer)
+
+
+def _box_entry(question: Question, thing: Object, claim: grammar.Claim | None) -> dict[str, float | None]:
+    """Returns V-STaR's truth box: of the thing at the claimed time, or where it is not visible then the
+    annotated one without a time, so that no claim is compared with it, not even at the annotated moment."""
+    box = None if claim is None or claim.time is None else thing.box(claim.time)
+    time = claim.time if box else None
+    box = box or question.sample.mentions[0].boxes[0]
+    return {"timestamp": time, **dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))}
+
+
+def _first(values: Sequence[Any]) -> Any:
+    return values[0] if values else None
+
+
+def _fold(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).strip().casefold()

@@ -1,0 +1,50 @@
+"""Which samples could not be read in a run, and when that is too many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.rows.supervised import LEDGER_KEYS
+from experiments.training.hosts import gathered, is_first_host
+from experiments.training.metrics_log import _step_of
+from o3jax.files import _replace
+
+
+class Ledger:
+    """Which samples could not be read, in WORKDIR/failed.jsonl; they were in their rows, masked."""
+
+    LEAST = 100  # clips that a share is of, at least: one bad file among the first is no reason to stop
+
+    def __init__(self, workdir: Path, step: int, clips: int, names: Callable[[int], str]):
+        path = workdir / "failed.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        if is_first_host():
+            _replace(path, "".join(line + "\n" for line in kept))
+        self.path, self.clips, self.failed, self._names = path, clips, len(kept), names
+
+    def take(self, step: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the batch without what only the ledger reads, which is written down."""
+        if not all(key in batch for key in LEDGER_KEYS):
+            return batch
+        numbers, errors = (gathered(batch[key].reshape(-1, *batch[key].shape[2:])) for key in LEDGER_KEYS)
+        self.clips += int((numbers >= 0).sum())
+        bad = np.flatnonzero(errors[:, 0])
+        if len(bad) and is_first_host():
+            with self.path.open("a", encoding="utf-8") as file:
+                for at in bad:
+                    error = errors[at].tobytes().rstrip(b"\0").decode("utf-8", "ignore")
+                    line = {"step": step, "id": self._names(int(numbers[at])), "error": error}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self.failed += len(bad)
+        return {key: value for key, value in batch.items() if key not in LEDGER_KEYS}
+
+    def note(self) -> str:
+        return f"failed {self.failed}" if self.failed else ""
+
+    def is_over(self, share: float) -> bool:
+        return self.failed > share * max(self.clips, self.LEAST)

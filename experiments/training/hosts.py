@@ -1,0 +1,52 @@
+"""What one host of several does: its part of the mesh, of a batch and of what all must know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import einops
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from o3jax.errors import UserError
+from o3jax.sharding import batch_sharding, make_mesh
+
+
+def is_first_host() -> bool:
+    """Returns whether this process is the one of several that writes what all of them know."""
+    return jax.process_index() == 0
+
+
+def gathered(part: np.ndarray) -> np.ndarray:
+    """Returns the arrays of all hosts, one behind the other; every host must ask."""
+    return multihost_utils.process_allgather(part, tiled=True) if jax.process_count() > 1 else part
+
+
+def open_mesh(config: ConfigDict) -> Mesh:
+    """Returns the mesh of `config.mesh`, over the first devices if it needs fewer than there are."""
+    needed, found = math.prod(config.mesh.values()), jax.device_count()
+    if needed > found:
+        raise UserError(f"config.mesh needs {needed} devices, but there are {found}: make its axes smaller")
+    hosts = jax.process_count()
+    if hosts > 1 and (needed < found or config.mesh.data * config.mesh.fsdp % hosts):
+        raise UserError(
+            f"config.mesh must use all {found} devices of {hosts} hosts, and data x fsdp must be a multiple "
+            f"of {hosts}, or their parts of a batch would overlap: change its axes"
+        )
+    if needed < found:
+        print(f"config.mesh uses {needed} of {found} devices", flush=True)
+    return make_mesh(jax.devices()[:needed], **config.mesh)
+
+
+def micro_batches(batch: Mapping[str, np.ndarray], steps: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """Returns the batch with a leading axis of micro-batches, each spread over the mesh's data axes.
+
+    Of several hosts each gives its own rows.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
+    split = {key: einops.rearrange(a, "(a b) ... -> a b ...", a=steps) for key, a in batch.items()}
+    return {key: jax.make_array_from_process_local_data(sharding, a) for key, a in split.items()}

@@ -1,0 +1,149 @@
+"""The loop that every training command runs: steps, metrics, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines.rows.pipeline import Pipeline
+from experiments.training.failed_samples import Ledger
+from experiments.training.hosts import gathered, is_first_host
+from experiments.training.metrics_log import MetricsLog
+from experiments.training.workdir import Position, Workdir
+from o3jax.errors import UserError
+from o3jax.train.state import Metrics, TrainState
+
+StepFn = Callable[[TrainState, Mapping[str, np.ndarray]], tuple[TrainState, Metrics]]
+
+
+@dataclasses.dataclass
+class Clock:
+    """Where the time goes between two lines of the log."""
+
+    started: float = dataclasses.field(default_factory=time.perf_counter)
+    waited: float = 0.0
+
+    def next(self, batches: Iterator[Any]) -> Any:
+        before = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - before
+        return batch
+
+
+def train(
+    state: TrainState,
+    step_fn: StepFn,
+    pipeline: Pipeline,
+    prepare: Callable[[Any], Mapping[str, np.ndarray]],
+    workdir: Workdir,
+    config: ConfigDict,
+    note: str = "",
+    names: Callable[[int], str] = str,
+) -> TrainState:
+    """Returns the state after `config.max_steps` steps, continuing from the workdir's checkpoint.
+
+    Args:
+        state: the state before the first step.
+        step_fn: a jitted step that donates its state.
+        pipeline: batches; the position in it is part of every checkpoint.
+        prepare: host batch -> what `step_fn` takes.
+        workdir: where everything is kept.
+        config: log_every, save_every, max_steps, and stop_at_step (0: none) to end a run early as if
+            it had been preempted.
+        note: stands on every progress line, such as how many records were rejected.
+        names: what a clip is called by its number.
+
+    Raises:
+        UserError: if more clips than the share `config.max_failed_share` cannot be read; the state is saved.
+    """
+    state, start = workdir.restore(state, Position(facts=dict(pipeline.facts)))
+    step = first = int(state.step)
+    iterator = pipeline.open(start.rows)
+    ledger = Ledger(workdir.path, step, start.clips, names)
+    if first:
+        print(f"resuming {workdir.path} from step {first}", flush=True)
+    log = MetricsLog(workdir.path, step)
+    stop = {"now": False}
+    previous = signal.signal(signal.SIGTERM, lambda *_: stop.update(now=True))
+    last = min(config.max_steps, config.stop_at_step or config.max_steps)
+    run_started, clock = time.perf_counter(), Clock()
+    window: list[Metrics] = []
+    stopping = False
+
+    def save(step: int) -> None:
+        rows = start.rows + (step - first) * pipeline.batch_size
+        workdir.save(state, Position(rows, ledger.clips, dict(pipeline.facts)))
+
+    try:
+        while step < last and not stopping:
+            batch = ledger.take(step + 1, clock.next(iterator))
+            try:
+                state, metrics = step_fn(state, prepare(batch))
+            except UserError:  # raised on the host, before the state was given away
+                if window:  # as before every checkpoint, see below
+                    log.write(step, window)
+                if step > first:
+                    save(step)
+                raise
+            window.append(metrics)
+            step += 1
+            failing = ledger.is_over(config.get("max_failed_share", 1.0))
+            # Read once: a signal that comes later ends the next step, which saves. Any host may get it.
+            stopping = bool(gathered(np.array([stop["now"]])).any())
+            saving = step % config.save_every == 0 or step == last or stopping or failing
+            if step % config.log_every == 0 or saving:
+                # Before a checkpoint too: a step that is not repeated must not be missing in the log.
+                values = log.write(step, window)
+                elapsed = time.perf_counter() - clock.started
+                rate, waited = len(window) / elapsed, clock.waited / elapsed
+                told = "  ".join(filter(None, (note, ledger.note())))
+                if is_first_host():
+                    _print_progress(step, config.max_steps, values, rate, waited, told)
+                window, clock = [], Clock()
+            if saving:
+                save(step)
+            if failing:
+                raise UserError(
+                    f"{ledger.failed} of {ledger.clips} clips could not be read, more than the share "
+                    f"config.max_failed_share={config.max_failed_share:g}; step {step} is saved: mend what "
+                    f"{ledger.path} names, or raise the share"
+                )
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        log.close()
+        if hasattr(iterator, "close"):
+            iterator.close()
+    if stopping:
+        print(f"stopped by SIGTERM at step {step}; saved, the same --workdir continues", flush=True)
+        sys.exit(0)
+    print(
+        f"{step - first} steps in {_duration(time.perf_counter() - run_started)}: {workdir.path}", flush=True
+    )
+    return state
+
+
+def _print_progress(
+    step: int, steps: int, values: Mapping[str, float], rate: float, waited: float, note: str
+) -> None:
+    # The note comes first, because a narrow terminal cuts the line off.
+    shown = "  ".join([*filter(None, [note]), *(f"{name} {value:.4g}" for name, value in values.items())])
+    eta = _duration((steps - step) / rate)
+    line = f"step {step}/{steps}  {shown}  {rate:.2f} steps/s  data-wait {waited:.0%}  ETA {eta}"
+    if sys.stdout.isatty():
+        columns = os.get_terminal_size().columns
+        print("\r" + line[: columns - 1].ljust(columns - 1), end="\n" if step >= steps else "", flush=True)
+    else:
+        print(line, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -1,0 +1,201 @@
+"""The dense stream of a video as the model reads it: all its frames, small, with their times; and single
+frames, large, that boxes are read from.
+
+Keys of the batch (see o3jax.models.qwen3_vl) that the evidence modules need beside those of
+`o3jax.inputs.collate`; everything is numpy, made on the host.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from o3jax.errors import UserError
+from o3jax.inputs.collate import frame_layout
+from o3jax.inputs.image import VideoConfig, patchify, resize_video
+from o3jax.models.config import EvidenceConfig, VisionConfig
+from o3jax.video import Clip, probe, read_video
+
+# Seconds -> the frames that a video shows nearest to them, and the frames' own seconds.
+FramesAt = Callable[[Float[np.ndarray, " n"]], tuple[UInt8[np.ndarray, "n H W 3"], Float[np.ndarray, " n"]]]
+
+
+class Source(NamedTuple):
+    """A video that single frames can be read of."""
+
+    times_s: Float[np.ndarray, " n"]  # of all its frames, as the dense stream has them
+    size: tuple[int, int]  # (height, width) of a frame of the language stream
+    frames_at: FramesAt
+
+
+def dense_rate(native_fps: float, c: EvidenceConfig) -> float:
+    """Returns the frames per second of the dense stream: the video's own, or `dense_fps` if that is too many.
+
+    Too many are more than the temporal window is sized for, 2 x `max_rate`, which `dense_fps` never exceeds
+    (see `o3jax.hf.o3_config`). So the window holds all frames, and no frame is read twice.
+    """
+    return native_fps if native_fps <= 2 * c.max_rate else c.dense_fps
+
+
+def dense_size(height: int, width: int, c: EvidenceConfig, factor: int) -> tuple[int, int]:
+    """Returns the (height, width) of a dense frame: multiples of `factor` with about `dense_pixels`.
+
+    A frame is never enlarged, except to one factor.
+    """
+    scale = min(1.0, math.sqrt(c.dense_pixels / (height * width)))
+    return tuple(max(1, round(side * scale / factor)) * factor for side in (height, width))
+
+
+@functools.lru_cache(maxsize=64)
+def cell_centres(rows: int, columns: int) -> Float[np.ndarray, "cells 2"]:
+    """Returns the centre (x, y) of each language token of a frame, in [0, 1], in the tokens' order."""
+    x, y = np.meshgrid((np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows)
+    return np.stack([x.ravel(), y.ravel()], -1).astype(np.float32)
+
+
+def read_dense(path: str | os.PathLike[str], c: EvidenceConfig, factor: int) -> Clip:
+    """Returns the frames of a file's dense stream, decoded at their small size."""
+    info = probe(path)
+    return read_video(
+        path,
+        dense_rate(info.fps or c.dense_fps, c),
+        size=dense_size(info.height, info.width, c, factor),
+        threads="auto",
+    )
+
+
+def dense_stream(
+    frames: UInt8[np.ndarray, "n H W 3"],
+    times_s: Float[np.ndarray, " n"],
+    video: VideoConfig,
+    vision: VisionConfig,
+    *,
+    groups: int | None = None,
+    patches: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Returns one row of the dense stream, without a batch axis.
+
+    dense_patches uint8 [T, P, C], dense_length [T], dense_coords [T, P, 2], dense_pos_index and
+    dense_pos_weight [T, P, 4] as for the language stream; dense_times [T], the mean time of each frame
+    pair in seconds; dense_cells [P / 4, 2], the centres of its tokens; dense_grid [2], rows and columns
+    of them.
+
+    Args:
+        frames: RGB of `dense_size`, in order of time.
+        times_s: of each frame, seconds.
+        groups, patches: sizes to pad T and P to; None takes the smallest that fits.
+
+    Raises:
+        UserError: if the frames do not fit these sizes.
+    """
+    _, height, width, _ = frames.shape
+    size = (height // video.patch_size) * (width // video.patch_size)
+    count = -(-len(frames) // video.temporal_patch_size)
+    groups, patches = groups or count, patches or size
+    if count > groups or size > patches:
+        raise UserError(
+            f"the dense stream has {count} frame pairs of {size} patches, more than the {groups} x {patches} "
+            "of a row: raise config.evidence_shape.groups or .patches, or use shorter clips"
+        )
+    pairs = _pairs(frames, times_s, video, vision, groups, patches)
+    return {f"dense_{name}": array for name, array in pairs.items()}
+
+
+def pointed_frames(
+    frames: UInt8[np.ndarray, "n H W 3"],
+    times_s: Float[np.ndarray, " n"],
+    size: tuple[int, int],
+    video: VideoConfig,
+    vision: VisionConfig,
+    *,
+    groups: int,
+    patches: int,
+) -> dict[str, np.ndarray]:
+    """Returns frames to read boxes from, each twice as a pair, under `pointed_*` as in `dense_stream`.
+
+    Args:
+        frames: RGB of any size.
+        times_s: of each frame, seconds.
+        size: (height, width) of a frame of the language stream.
+        groups, patches: sizes to pad to.
+    """
+    stills = np.repeat(resize_video(frames, size), video.temporal_patch_size, axis=0)
+    times_s = np.repeat(times_s, video.temporal_patch_size)
+    pairs = _pairs(stills, times_s, video, vision, groups, patches)
+    return {f"pointed_{name}": array for name, array in pairs.items()}
+
+
+def _pairs(
+    frames: UInt8[np.ndarray, "n h w 3"],
+    times_s: Float[np.ndarray, " n"],
+    video: VideoConfig,
+    vision: VisionConfig,
+    groups: int,
+    patches: int,
+) -> dict[str, np.ndarray]:
+    n, height, width, _ = frames.shape
+    pair, merge = video.temporal_patch_size, vision.spatial_merge_size
+    h, w = height // video.patch_size, width // video.patch_size
+    count, size = -(-n // pair), h * w
+    padded = np.append(times_s, np.repeat(times_s[-1:], -n % pair))
+    coords, index, weight = frame_layout(h, w, vision.grid_side, merge)
+    out = {
+        "patches": np.zeros((groups, patches, vision.patch_dim), np.uint8),
+        "length": np.zeros(groups, np.int32),
+        "coords": np.zeros((groups, patches, 2), np.int32),
+        "pos_index": np.zeros((groups, patches, 4), np.int32),
+        "pos_weight": np.zeros((groups, patches, 4), np.float32),
+        "times": np.zeros(groups, np.float32),
+        "cells": np.zeros((patches // merge**2, 2), np.float32),
+        "grid": np.array([h // merge, w // merge], np.int32),
+    }
+    out["patches"][:count, :size] = patchify(frames, video).reshape(count, size, vision.patch_dim)
+    out["length"][:count] = size
+    out["coords"][:count, :size] = coords
+    out["pos_index"][:count, :size], out["pos_weight"][:count, :size] = index, weight
+    out["times"][:count] = padded.reshape(count, pair).mean(-1)
+    out["cells"][: size // merge**2] = cell_centres(h // merge, w // merge)
+    return out
+
+
+def visual_places(
+    times_s: Sequence[float], grid: tuple[int, int, int], merge: int, *, groups: int, patches: int
+) -> dict[str, np.ndarray]:
+    """Returns when and where the language stream's tokens of a video are, without a batch axis.
+
+    visual_times [T], seconds; visual_centres [T, P / 4, 2], (x, y) in [0, 1].
+
+    Args:
+        times_s: of each frame pair.
+        grid: frame pairs, and rows and columns of patches, as the processor returns.
+        merge: patches along one side of a token.
+        groups, patches: sizes that T and P are padded to.
+    """
+    t, h, w = grid
+    out = {
+        "visual_times": np.zeros(groups, np.float32),
+        "visual_centres": np.zeros((groups, patches // merge**2, 2), np.float32),
+    }
+    out["visual_times"][:t] = times_s
+    out["visual_centres"][:t, : h * w // merge**2] = cell_centres(h // merge, w // merge)
+    return out
+
+
+def interval_mask(
+    intervals: Iterable[tuple[float, float]], times: Float[np.ndarray, "T"]
+) -> Bool[np.ndarray, "T"]:
+    """Returns which times lie in an interval, ends included.
+
+    The time nearest to an interval's middle counts too, so that none is lost between two times.
+    """
+    mask = np.zeros(len(times), bool)
+    for start, end in intervals if len(times) else ():
+        mask |= (times >= start) & (times <= end)
+        mask[np.abs(times - (start + end) / 2).argmin()] = True
+    return mask

@@ -1,0 +1,31 @@
+"""One attention function, behind which kernels are chosen by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxtyping import Array, Float
+
+from o3jax.models.attention.mask import Mask
+from o3jax.models.attention.xla import xla
+
+KERNELS: dict[str, Callable[[Array, Array, Array, Mask], Array]] = {"xla": xla}
+
+
+def attention(
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    mask: Mask,
+    kernel: str = "xla",
+) -> Float[Array, "B S N H"]:
+    """Returns softmax(q k^T / sqrt(H)) v, each key head serving N / K neighbouring query heads.
+
+    The softmax is float32 whatever the inputs are.
+
+    Raises:
+        ValueError: if no kernel has this name; there is no fallback.
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"unknown attention kernel '{kernel}'; available: {', '.join(sorted(KERNELS))}")
+    return KERNELS[kernel](q, k, v, mask)

@@ -1,0 +1,147 @@
+"""Low-rank adapters (Hu et al. 2021): a frozen model, small matrices beside its projections, one merge.
+
+    LoRA      base + adapters (+ evidence modules); what the train state holds and checkpoints keep
+    adapted   the same as a Qwen3-VL whose projections are W + alpha / r * A @ B, for the loss
+    merged    the same as a plain Qwen3-VL, for the export
+
+Everything else, the step, the optimizers and the checkpoints, sees parameters as always.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from o3jax.errors import UserError
+from o3jax.models.layers import Initializer
+from o3jax.models.qwen3_vl import Batch, Qwen3VL
+from o3jax.train.state import LossFn, Metrics
+
+# How many axes of a projection are its inputs and its outputs, where it is not one of each; axes in front
+# of them stack layers and experts.
+_INPUT_AXES = {"o": 2, "out": 2}
+_OUTPUT_AXES = {"q": 2, "k": 2, "v": 2, "qkv": 3}
+_TOWERS = ("vision", "text")
+
+
+class Adapter(nnx.Module):
+    """A [*stack, in, r] and B [*stack, r, out] of one projection; B is zero at first."""
+
+    def __init__(self, name: str, weight: nnx.Param, rank: int, key: jax.Array):
+        inputs, outputs = _INPUT_AXES.get(name, 1), _OUTPUT_AXES.get(name, 1)
+        border = weight.ndim - outputs
+        stack = border - inputs
+        sizes, axes = weight.shape, weight.get_metadata()["axes"]
+        size_in, size_out = math.prod(sizes[stack:border]), math.prod(sizes[border:])
+        init = Initializer(key, jnp.float32, std=size_in**-0.5)
+        # Several axes made one lie where their first one does.
+        self.a = init.weight((*sizes[:stack], size_in, rank), (*axes[:stack], axes[stack], None))
+        self.b = init.bias((*sizes[:stack], rank, size_out), (*axes[:stack], None, axes[border]))
+
+
+class Adapters(nnx.Module):
+    """The adapters of one tower's stacked layers, by the name of their projection."""
+
+    def __init__(self, layers: nnx.Module, names: Sequence[str], rank: int, key: jax.Array):
+        self.names = tuple(names)
+        for number, name in enumerate(names):
+            setattr(self, name, Adapter(name, getattr(layers, name), rank, jax.random.fold_in(key, number)))
+
+
+class LowRank(nnx.Module):
+    """A weight with its adapter, read as a parameter is: `[...]` is the sum, of the weight's dtype."""
+
+    def __init__(self, weight: nnx.Param, adapter: Adapter, scale: float):
+        self.weight, self.adapter, self.scale = weight, adapter, scale
+
+    def __getitem__(self, index: object) -> Float[Array, "*dims"]:
+        weight = self.weight[...]
+        change = jnp.matmul(
+            self.adapter.a[...],
+            self.adapter.b[...],
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+        return (weight + self.scale * change.reshape(weight.shape)).astype(weight.dtype)[index]
+
+
+class LoRA(nnx.Module):
+    """A model to train with `frozen=("base", ...)`: only what stands beside `base` has gradients and moments.
+
+    The parts are named as those of a Qwen3-VL, so that learning rates per part act on their adapters.
+    Evidence modules are no part of the base: they are trained whole.
+
+    Args:
+        model: layers stacked, as it was loaded.
+        rank, alpha: r, and the numerator of the change's scale alpha / r.
+        targets: names of projections, each in the text layers (q, k, v, o, gate, up, down; of experts
+            gate_up, down) or in the vision layers (qkv, out, fc1, fc2).
+        key: draws A.
+
+    Raises:
+        UserError: if there is no target, or one is not the name of a projection.
+    """
+
+    def __init__(self, model: Qwen3VL, *, rank: int, alpha: float, targets: Sequence[str], key: jax.Array):
+        known = {tower: _projections(getattr(model, tower).layers) for tower in _TOWERS}
+        names = [name for tower in _TOWERS for name in known[tower]]
+        unknown = [name for name in targets if name not in names]
+        if unknown or not targets:
+            what = f"names '{unknown[0]}', which is no projection" if unknown else "is empty"
+            raise UserError(f"config.lora.targets {what}: choose some of {', '.join(names)}")
+        self.scale = alpha / rank
+        self.base = _replaced(model, "evidence", None)
+        for number, tower in enumerate(_TOWERS):
+            mine = [name for name in known[tower] if name in targets]
+            layers = getattr(model, tower).layers
+            setattr(self, tower, Adapters(layers, mine, rank, jax.random.fold_in(key, number)))
+        self.evidence = model.evidence
+
+    def adapted(self) -> Qwen3VL:
+        """Returns the model with a `LowRank` in place of every adapted weight.
+
+        Each layer computes its own sum where it reads it, inside the loop over layers. So with remat
+        "names" or "full" the sums of one layer exist at a time; with "none" the gradient keeps all, as
+        large as the adapted part of the base. A step costs what a full one does, without its memory.
+        """
+        model = _replaced(self.base, "evidence", self.evidence)
+        for tower in _TOWERS:
+            layers, adapters = getattr(model, tower).layers, getattr(self, tower)
+            for name in adapters.names:
+                setattr(layers, name, LowRank(getattr(layers, name), getattr(adapters, name), self.scale))
+        return model
+
+    def merged(self) -> Qwen3VL:
+        """Returns the plain model, its adapted weights new arrays beside those of the base."""
+
+        def plain(node: LowRank | Array) -> nnx.Param | Array:
+            return node.weight.replace(node[...]) if isinstance(node, LowRank) else node
+
+        return jax.tree.map(plain, self.adapted(), is_leaf=lambda node: isinstance(node, LowRank))
+
+
+def adapted_loss(loss_fn: LossFn) -> LossFn:
+    """Returns the loss of a `LoRA`: that of its adapted model."""
+
+    def loss(model: LoRA, batch: Batch, counts: Metrics) -> tuple[Float[Array, ""], Metrics]:
+        return loss_fn(model.adapted(), batch, counts)
+
+    return loss
+
+
+def _replaced(model: Qwen3VL, name: str, value: nnx.Module | None) -> Qwen3VL:
+    """Returns a new container around the same arrays, with another attribute."""
+    model = jax.tree.map(lambda a: a, model)
+    setattr(model, name, value)
+    return model
+
+
+def _projections(layers: nnx.Module) -> list[str]:
+    """Returns the names of the layers' weights that multiply their input, in one order for all models."""
+    params = sorted(name for name, value in vars(layers).items() if isinstance(value, nnx.Param))
+    return [name for name in params if not name.endswith(("norm", "scale", "bias"))]

@@ -1,0 +1,459 @@
+"""Every config builds what it describes, without allocating it; the article's runs on a tiny model."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import functools
+import importlib
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from configs.ablation_tiny import CELLS
+from configs.common import given
+from data_pipelines.formats.index import Index
+from data_pipelines.formats.sample import ST_TASK, VISUAL_TASK, Sample
+from data_pipelines.rows.clips import Clip, FolderClips
+from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates
+from data_pipelines.rows.frames import FramesConfig, plan_frames
+from data_pipelines.rows.packing import Needs, Room
+from data_pipelines.rows.supervised import MakeRow, RowShape
+from experiments.bench.gpu_table import EIGHT_B
+from experiments.training import trainer
+from experiments.training.trainer import check_numbers, optimizer_of
+from experiments.training.workdir import Workdir
+from o3jax.api import model_folder
+from o3jax.errors import UserError
+from o3jax.generate.sampling import Sampling
+from o3jax.hf import config_from_hf
+from o3jax.inputs.dense import dense_rate, dense_size
+from o3jax.inputs.image import ImageConfig, VideoConfig, video_size
+from o3jax.inputs.processor import load_processor
+from o3jax.models.config import EvidenceConfig, TextConfig, VisionConfig
+from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
+from o3jax.rewards import registry
+from o3jax.sft.evidence import EvidenceWeights
+from o3jax.sft.joint import joint_counts, joint_loss
+from o3jax.sft.text import text_loss, token_counts
+from o3jax.train.lora import LoRA, adapted_loss
+from o3jax.train.state import init_state
+from o3jax.video import VideoInfo
+from tests.support.commands import command, run_command
+from tests.support.paths import ROOT
+
+ARGUMENTS = {
+    "sft_tiny": ("captions", "questions", "evidence", "feedback"),
+    "ablation_tiny": CELLS,
+    "gspo_tiny": ("gspo", "grpo", "one"),
+}
+CONFIGS = [
+    (path.stem, argument)
+    for path in sorted((ROOT / "configs").glob("*_*.py"))
+    for argument in ARGUMENTS.get(path.stem, (None,))
+    if path.stem != "__init__"
+]
+LARGE = ("sft_article", "sft_open_o3")
+# Prompts of an iteration, completions of each, optimizer steps, KL, clip.
+GSPO = {
+    "gspo_article": (16, 3, 2, 0.0, (3e-4, 4e-4)),
+    "gspo_open_o3": (8, 4, 1, 0.04, (0.2, 0.2)),
+    "gspo_paper": (32, 8, 4, 0.0, (3e-4, 4e-4)),
+}
+
+
+def load(name: str, argument: str | None = None) -> ConfigDict:
+    module = importlib.import_module(f"configs.{name}")
+    return module.get_config(*([argument] if argument else []))
+
+
+def test_all_of_them_are_here():
+    tiny, stages = {"ground_tiny", "sft_tiny", "ablation_tiny", "gspo_tiny"}, set(GSPO)
+    assert {name for name, _ in CONFIGS} == tiny | stages | set(LARGE)
+
+
+def test_the_grounding_config_describes_a_model():
+    c = load("ground_tiny")
+    text = TextConfig(vocab_size=c.vocab_size, **c.text)
+    assert sum(text.mrope_section) == text.head_dim // 2
+    assert VisionConfig(**c.vision).out_hidden_size == text.hidden_size
+    assert set(c.mesh) == set(common.mesh())
+
+
+def sft_parts(c: ConfigDict, rank: int = 0) -> tuple:
+    """Returns (abstract state, abstract loss and sums of a micro-batch), put together as the command does."""
+    published = c.model_name_or_path.startswith("models/")
+    folder = model_folder("o3-tiny")
+    processor, config = load_processor(folder), config_from_hf(folder)
+    if published:  # with the tiny model's tokenizer
+        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        config = dataclasses.replace(EIGHT_B, **{name: getattr(config, name) for name in names})
+        processor.video_config = VideoConfig()
+        c.data_path = "synthetic:1"
+    processor.video_config = dataclasses.replace(processor.video_config, **given(c.video))
+    with command("sft", "--config=configs/sft_tiny.py", "--workdir=unused") as sft:
+        clips, _ = sft.open_clips(c, processor, workdir=None)
+    if c.evidence is not None:
+        evidence = EvidenceConfig(**c.evidence, feedback=c.feedback or "none")
+        config = dataclasses.replace(config, evidence=evidence)
+    shape = RowShape(c.row_length, c.row_groups, c.row_patches)
+    targets = EvidenceShape(**c.evidence_shape) if c.evidence else None
+    rows = MakeRow(
+        processor,
+        config,
+        shape,
+        c.prompt_style,
+        c.box_step,
+        targets,
+        c.full_text_loss,
+        FramesConfig(**c.frames),
+    )
+    row = rows.map(clips[0])
+    weights = dict(c.loss)
+    named = {name: weights.pop(name) for name in ("evidence_weight", "candidate_low")}
+    loss, counts = functools.partial(text_loss, remat=c.remat), token_counts
+    if targets:
+        row = OpenCandidates().random_map(row, np.random.default_rng(0))
+        loss = functools.partial(joint_loss, remat=c.remat, weights=EvidenceWeights(**weights), **named)
+        counts = joint_counts
+    size = c.per_device_train_batch_size * c.mesh.data * c.mesh.fsdp
+    batch = {key: jax.ShapeDtypeStruct((size, *a.shape), a.dtype) for key, a in row.items()}
+
+    c.max_steps = c.max_steps or 100
+    optimizer = optimizer_of(c)
+    frozen = [part for part, rate in c.rates.items() if not rate]
+    c.lora.rank = rank
+
+    def start(model: Qwen3VL):
+        if rank:
+            model = LoRA(model, key=jax.random.key(0), **c.lora)
+        return init_state(model, optimizer, frozen)
+
+    if rank:
+        loss, frozen = adapted_loss(loss), ["base", *frozen]
+    state = jax.eval_shape(start, abstract_model(config))
+    cast = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.dtype(c.compute_dtype)), state.model)
+    return state, jax.eval_shape(lambda m, b: loss(m, b, counts(b)), cast, batch)
+
+
+@pytest.mark.parametrize(("name", "argument"), [pair for pair in CONFIGS if pair[0].startswith("sft")])
+def test_every_sft_config_builds(name, argument):
+    c = load(name, argument)
+    assert set(c) == set(common.sft())
+    assert (c.max_steps > 0) != (c.num_train_epochs > 0)
+    state, (loss, sums) = sft_parts(c)
+    assert loss.shape == () and loss.dtype == jnp.float32
+    assert {"text", "accuracy"} <= set(sums)
+    assert ("proposal_time_error" in sums) == (c.evidence is not None)
+    frozen = [part for part, rate in c.rates.items() if not rate]
+    parts = [getattr(state.model, part) for part in ("vision", "text", "evidence") if part not in frozen]
+    trained = sum(a.size for a in jax.tree.leaves(parts))
+    moments = sum(a.size for a in jax.tree.leaves(state.opt_state))
+    assert moments >= trained and (trained > 8.7e9) == (name in LARGE)
+
+
+def test_the_article_with_adapters_keeps_moments_of_these_alone():
+    state, _ = sft_parts(load("sft_article"), rank=16)
+    moments = sum(a.size for a in jax.tree.leaves(state.opt_state))
+    evidence = sum(a.size for a in jax.tree.leaves(state.model.evidence))
+    # By hand, per layer: r times inputs and outputs of q, k, v, o, gate, up, down.
+    sides = 8192 + 2 * (4096 + 1024) + 8192 + 3 * (4096 + 12288)
+    assert moments == pytest.approx(2 * (evidence + 36 * 16 * sides), rel=1e-6)
+
+
+def test_the_article_s_numbers():
+    c = load("sft_article")
+    devices = math.prod(c.mesh.values())
+    assert (devices, c.per_device_train_batch_size * c.gradient_accumulation_steps * devices) == (8, 32)
+    assert (c.mesh.fsdp, c.questions_per_row) == (8, 1)
+    assert (c.learning_rate, c.num_train_epochs, c.loss.evidence_weight) == (2e-5, 10, 0.4)
+    assert (c.evidence.dense_fps, c.compute_dtype, c.remat) == (25.0, "bfloat16", "names")
+    assert (c.full_text_loss, c.lora.rank) == (False, 0)
+
+
+def test_the_published_numbers():
+    c = load("sft_open_o3")
+    devices = math.prod(c.mesh.values())
+    assert (devices, c.per_device_train_batch_size * c.gradient_accumulation_steps * devices) == (8, 8)
+    assert (c.learning_rate, c.num_train_epochs, c.questions_per_row) == (1e-6, 1, 1)
+    f = FramesConfig(**c.frames)
+    assert (f.layout, f.stage, f.timestamps, f.key_frames) == ("images", "sft", "released", "released")
+    assert (f.fps, f.min_frames, f.max_frames, c.max_rejected_share) == (2.0, 4, 16, 0.05)
+    assert (c.prompt_style, c.full_text_loss, c.evidence) == ("open_o3_sft", True, None)
+    assert (c.optimizer, c.weight_decay, c.adam_b2, c.max_grad_norm) == ("adamw", 0.0, 0.999, 5.0)
+    assert (c.lr_scheduler_type, c.warmup_steps) == ("linear", 0)
+
+
+ASPECTS = [
+    (720, 1280),
+    (1280, 720),
+    (480, 640),
+    (1080, 1920),
+    (1000, 1280),
+    (540, 1280),
+    (512, 512),
+    (240, 426),
+]
+
+
+def test_published_frames_fit_a_row():
+    c, processor = load("sft_open_o3"), load_processor(model_folder("o3-tiny"))
+    processor.video_config, processor.image_config = VideoConfig(), ImageConfig()
+    sample = Sample("s", "source", ST_TASK, "?", "x", image_path="x.jpg", image_size=(640, 480))
+    for height, width in ASPECTS:
+        info = VideoInfo(100.0, 30.0, 3000, width, height, "h264", 0)
+        plan = plan_frames([sample], info, processor, FramesConfig(**c.frames))
+        assert plan.groups == 16 and plan.groups + 5 <= c.row_groups and plan.patches <= c.row_patches
+        assert c.row_groups * (plan.patches // 4 + 16) <= c.row_length - 1800, (height, width)
+        asked = dataclasses.replace(sample, task=VISUAL_TASK, image_size=(width, height))
+        plan = plan_frames([asked], None, processor, FramesConfig(**c.frames))
+        assert plan.groups == 1 and plan.patches <= c.row_patches
+
+
+@pytest.mark.parametrize("name", ["sft_article"])
+def test_every_usual_video_fits_a_row(name):
+    c = load(name)
+    video = dataclasses.replace(VideoConfig(), **given(c.video))
+    for height, width in ASPECTS:
+        for frames in range(video.min_frames, video.max_frames + 1):
+            h, w = video_size(frames, height, width, video)
+            pairs = math.ceil(frames / 2)
+            assert pairs <= c.row_groups and h * w // 16**2 <= c.row_patches, (height, width, frames)
+            # A time takes at most a dozen tokens; 1,800 are left for the longest prompts and responses.
+            assert pairs * (h * w // 32**2 + 12) <= c.row_length - 1800
+        if c.evidence is not None:
+            e = EvidenceConfig(**c.evidence)
+            h, w = dense_size(height, width, e, video.factor)
+            assert h * w // 16**2 <= c.evidence_shape.patches
+    if c.evidence is not None:
+        for native in (24.0, 25.0, 29.97, 30.0, 50.0, 60.0):
+            assert math.ceil(180 * dense_rate(native, e) / 2) <= c.evidence_shape.groups
+
+
+# --- reinforcement learning ---
+
+
+@pytest.mark.parametrize(("name", "argument"), [pair for pair in CONFIGS if pair[0].startswith("gspo")])
+def test_every_gspo_config_describes_iterations(name, argument):
+    c = load(name, argument)
+    assert set(c) == set(common.gspo())
+    assert (c.max_steps > 0) != (c.num_train_epochs > 0)
+    assert c.prompts_per_iteration % c.minibatches_per_rollout == 0
+    assert c.max_steps % c.minibatches_per_rollout == 0
+    rows = c.prompts_per_iteration // c.minibatches_per_rollout  # of an optimizer step, a group each
+    assert rows % (c.gradient_accumulation_steps * c.mesh.data * c.mesh.fsdp) == 0
+    Sampling(**c.sampling)
+    registry.load(c.reward)
+    if name in GSPO:
+        clip = c.clip_low, c.clip_high
+        sizes = c.prompts_per_iteration, c.group_size, c.minibatches_per_rollout
+        assert (*sizes, c.kl_coef, clip) == GSPO[name]
+        assert (c.ratio, c.learning_rate) == ("sequence", 1e-6)
+        assert c.advantages.positive_only == (name == "gspo_article")
+
+
+# --- numbers ---
+
+
+@pytest.mark.parametrize(("name", "argument"), CONFIGS)
+def test_the_numbers_of_every_config_make_sense(name, argument):
+    check_numbers(load(name, argument))
+
+
+def test_every_number_that_is_checked_is_a_field_of_a_stage():
+    names = set()
+    for stage in (common.sft(), common.gspo(), load("ground_tiny")):
+        if "video" in stage:
+            stage.video = ConfigDict(dict.fromkeys(stage.video, 1))
+        leaves = jax.tree_util.tree_leaves_with_path(stage.to_dict())
+        names |= {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves}
+    for _, _, fields in trainer._NUMBERS:
+        assert all(fnmatch.filter(names, field) for field in fields)
+
+
+@pytest.mark.parametrize(
+    ("stage", "field", "value", "says"),
+    [
+        ("sft", "log_every", 0, "log_every is 0; write at least 1"),
+        ("sft", "save_every", 0, "save_every is 0; write at least 1"),
+        ("sft", "per_device_train_batch_size", 0, "at least 1"),
+        ("gspo", "gradient_accumulation_steps", 0, "at least 1"),
+        ("gspo", "groups_per_row", 0, "at least 1"),
+        ("gspo", "mesh.fsdp", 0, "config.mesh.fsdp is 0; write at least 1"),
+        ("sft", "evidence_shape.mentions", 0, "config.evidence_shape.mentions is 0; write at least 1"),
+        ("sft", "video.fps", 0.0, "more than 0"),
+        ("sft", "num_workers", -1, "config.num_workers is -1; write 0 or more"),
+        ("sft", "max_steps", -1, "0 or more"),
+        ("sft", "num_train_epochs", -1.0, "0 or more"),
+        ("sft", "warmup_steps", -1, "0 or more"),
+        ("sft", "learning_rate", -1e-3, "config.learning_rate is -0.001; write 0 or more"),
+        ("gspo", "learning_rate", math.nan, "0 or more"),
+        ("sft", "rates.text", -1.0, "config.rates.text is -1; write 0 or more"),
+        ("sft", "lora.rank", -1, "0 or more"),
+        ("sft", "loss.box_l1", -1.0, "0 or more"),
+        ("gspo", "eval_every", -1, "0 or more"),
+        ("gspo", "clip_low", -1e-4, "0 or more"),
+        ("gspo", "kl_coef", -0.1, "0 or more"),
+        ("sft", "adam_b2", 1.0, "0 or more, but less than 1"),
+        ("sft", "loss.evidence_weight", 40.0, "config.loss.evidence_weight is 40; write a share from 0 to 1"),
+        ("sft", "max_failed_share", 1.5, "a share from 0 to 1"),
+        ("sft", "max_rejected_share", 5.0, "a share from 0 to 1"),
+        ("gspo", "max_failed_rewards", -0.1, "a share from 0 to 1"),
+    ],
+)
+def test_numbers_that_no_run_can_mean_are_refused(stage, field, value, says):
+    c = getattr(common, stage)()
+    check_numbers(c)
+    c.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=re.escape(f"config.{field} is {value:g}; write ")) as error:
+        check_numbers(c)
+    assert says in str(error.value)
+
+
+# --- epochs ---
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs", "steps"), [(31_166, 8, 1, 3896), (30_000, 32, 10, 9375), (5, 8, 0.5, 1)]
+)
+def test_epochs_become_steps(rows, batch, epochs, steps):
+    c = common.sft()
+    c.num_train_epochs = float(epochs)
+    clips = FolderClips(Index(Path(), [], [], {}), 1)
+    clips.clips = [Clip((Sample("s", "source", "task", "?", "x"),), Path("x.mp4"))] * rows
+    maker = SimpleNamespace(
+        needs=lambda clip: Needs(10, 1), room=lambda: Room(15, 4, None, None, c.clips_per_row)
+    )
+    with command("sft", "--config=configs/sft_tiny.py", "--workdir=unused") as sft:
+        assert sft.plan(c, clips, maker, batch)[2] == steps
+
+
+# --- the article's recipe, small ---
+
+SMALL = """
+from configs import common, sft_article
+
+def get_config():
+    c = sft_article.get_config()
+    c.model_name_or_path, c.data_path = {model!r}, {data!r}
+    c.video, c.num_workers = common.video(), 0
+    c.row_length, c.row_groups, c.row_patches = 640, 3, 16
+    c.evidence.update(
+        hidden_size=16, num_heads=2, dense_pixels=32 * 32, temporal_layers=1, decoder_layers=1
+    )
+    c.evidence_shape = common.evidence_shape(
+        groups=90, patches=4, question_length=64, mentions=2, boxes=1, intervals=2
+    )
+    c.mesh = common.mesh()
+    c.num_train_epochs, c.warmup_steps = 1.0, 0
+    return c
+"""
+RECORD = {
+    "video_path": "clip.mp4",
+    "question": "When is the lid lifted?",
+    "answer": "From <t>1.0</t>s to <t>6.0</t>s",
+    "timestamps": [1.0],
+    "bboxes": [[0.1, 0.2, 0.3, 0.4]],
+    "objects": ["lid"],
+    "reasoning": "The <obj>lid</obj><box>[0.1, 0.2, 0.3, 0.4]</box>at<t>1.0</t>s is lifted.",
+}
+
+
+@pytest.fixture
+def small(video_model, clip, tmp_path) -> Path:
+    """The article's config for a tiny model on one device, and 8 records: two steps of four micro-batches."""
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(clip, data / "clip.mp4")
+    (data / "annotations.json").write_text(json.dumps([RECORD] * 8))
+    path = tmp_path / "small.py"
+    path.write_text(SMALL.format(model=str(video_model), data=str(data)))
+    return path
+
+
+def test_the_article_s_recipe_runs(small, tmp_path, capfd):
+    done = run_command(capfd, "sft", f"--config={small}", f"--workdir={tmp_path / 'run'}")
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert {"text", "relevance", "time_error", "proposal_time_error"} <= set(lines[0])
+    assert lines[0]["loss"] != lines[1]["loss"]  # all records are the same one
+    # What was asked for is kept, not what it came to.
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (kept["num_train_epochs"], kept["max_steps"]) == (1.0, 0)
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--config.max_steps=5"], "max_steps is 5 and config.num_train_epochs is 1: set exactly one"),
+        (["--config.num_train_epochs=0"], "max_steps is 0 and config.num_train_epochs is 0: set exactly one"),
+        (
+            ["--config.evidence.hidden_size=18"],
+            "evidence.hidden_size must be a positive multiple of 2 x num_heads",
+        ),
+        (["--config.evidence.strategy=wormhole"], "evidence.strategy is 'wormhole'; choose one of halo"),
+        (["--config.box_frames=best"], "config.box_frames is 'best'; choose one of stream, pointed"),
+        (["--config.frames.layout=tiles"], "frames: layout must be one of native, images, not 'tiles'"),
+        (["--config.max_grad_norm=0"], "config.max_grad_norm is 0; write more than 0"),
+        (["--config.evidence.dense_fps=60"], "evidence.dense_fps is 60, more than the 30 frames per second"),
+        (
+            [
+                "--config.model_name_or_path=o3-tiny",
+                "--config.data_path=synthetic:1",
+                "--config.max_steps=1",
+                "--config.num_train_epochs=0",
+            ],
+            "config.evidence.hidden_size is 16, but the model has evidence modules with 128",
+        ),
+        (["--config.data_path=synthetic:1"], "num_train_epochs is 1, but synthetic:1 has no end"),
+        (
+            ["--config.lora.rank=2", "--config.lora.targets=('heads',)"],
+            "names 'heads', which is no projection",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence(small, tmp_path, capfd, flags, says):
+    done = run_command(capfd, "sft", f"--config={small}", f"--workdir={tmp_path / 'run'}", *flags)
+    assert done.code == 2 and says in done.err and done.err.count("\n") == 1, done.err
+    assert Workdir(tmp_path / "run", ConfigDict({})).manager.latest_step() is None
+
+
+# --- the text alone ---
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "says"),
+    [
+        ("sft_open_o3", ["feedback=prompt"], "config.feedback is 'prompt', but config.evidence is None"),
+        ("sft_open_o3", ["box_frames=pointed"], "config.box_frames is 'pointed', but config.evidence is"),
+        ("sft_tiny.py:questions", [], "the model's text reads its evidence modules' proposals, but"),
+    ],
+)
+def test_a_text_alone_does_not_read_what_modules_say(tmp_path, capfd, config, flags, says):
+    flags = [f"--config.{flag}" for flag in ("model_name_or_path=o3-tiny", *flags)]
+    config = f"--config=configs/{config if ':' in config else config + '.py'}"
+    done = run_command(capfd, "sft", config, f"--workdir={tmp_path / 'run'}", *flags)
+    assert done.code == 2 and says in done.err and done.err.count("\n") == 1, done.err
+
+
+def test_which_modules_a_text_alone_may_have_beside_it():
+    plain = EvidenceConfig(16, 2, box_frames="pointed")
+    with command("sft", "--config=configs/sft_tiny.py", "--workdir=unused") as sft:
+        for have in (None, plain):
+            sft.check_text_alone(have, feedback=None, box_frames=None)
+            sft.check_text_alone(have, feedback="none", box_frames="stream")
+        with pytest.raises(UserError, match="the model's text has F injected"):
+            sft.check_text_alone(dataclasses.replace(plain, inject=True), feedback=None, box_frames=None)

@@ -1,0 +1,441 @@
+"""Which records are used and which are rejected: every kind of mistake, any mutation, and a training."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+from PIL import Image
+
+from data_pipelines.formats import index, stgr
+from data_pipelines.formats.index import index_folder, read_index
+from data_pipelines.formats.sample import ST_TASK, TEMPORAL_TASK, VISUAL_TASK
+from data_pipelines.reading.guarded import GuardedReader
+from data_pipelines.rows.clips import FolderClips
+from data_pipelines.rows.pipeline import Pipeline
+from data_pipelines.synthetic.datasets import make_dataset
+from experiments.data.clips import usable_samples
+from experiments.training.loop import train
+from experiments.training.workdir import Workdir
+from o3jax.errors import UserError
+from o3jax.video import probe
+from tests.support.commands import command, run_command
+
+SECONDS = 6.0  # of the clip
+
+STGR = {
+    "id": 7,
+    "source": "STR_coin",
+    "task": ST_TASK,
+    "question": "What happens after the lid is lifted?",
+    "answer": "The soup is stirred.",
+    "video_path": "clip.mp4",
+    "duration": SECONDS,
+    "key_frames": [{"idx": 125, "time": 5.0, "path": "a.jpg"}, {"idx": 25, "time": 1, "path": "b.jpg"}],
+    "key_items": {"125": {"man": [[0.25, 0.2, 0.5, 0.8]]}, "25": {"spoon": [[0.4, 0.5, 0.55, 0.7]]}},
+    "reasoning_process": "The <obj>man</obj><box>[0.25, 0.2, 0.5, 0.8]</box>at<t>5.0</t>s lifts it.",
+    "intervals": [[0.5, 6.0]],
+}
+MENTIONS = {"mentions": [{"object": "man", "time": 5.0, "boxes": [[0.25, 0.2, 0.5, 0.8]]}]}
+ARTICLE = {
+    "video_path": "clip.mp4",
+    "question": "When is the lid lifted?",
+    "answer": "From <t>1.0</t>s to <t>6.0</t>s",
+    "timestamps": [1.0, 5],
+    "bboxes": [[0.1, 0.2, 0.3, 0.4], None],
+    "objects": ["lid", "lid"],
+    "reasoning": "The <obj>lid</obj><box>[0.1, 0.2, 0.3, 0.4]</box>at<t>1.0</t>s is lifted.",
+}
+
+
+@pytest.fixture
+def folder(tmp_path, clip) -> Path:
+    """An empty data set with one video of six seconds."""
+    shutil.copy(clip, tmp_path / "clip.mp4")
+    add_pictures(tmp_path)
+    return tmp_path
+
+
+def add_pictures(folder: Path) -> None:
+    """The key frames of `STGR`, and a picture that is wider than high."""
+    (folder / "kfs").mkdir()
+    for path in ("kfs/a.jpg", "kfs/b.jpg", "wide.jpg"):
+        Image.new("RGB", (64, 48)).save(folder / path)
+
+
+def write(folder: Path, name: str, records: list) -> Path:
+    (folder / name).write_text(json.dumps(records))
+    return folder
+
+
+def box(*values: float) -> dict:
+    return {"key_items": STGR["key_items"] | {"125": {"man": [list(values)]}}}
+
+
+def frame(**changes) -> dict:
+    return {"key_frames": [STGR["key_frames"][0] | changes, STGR["key_frames"][1]]}
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "words"),
+    [
+        ({"colour": "red"}, "colour", "unknown field 'colour'; the fields are id, source"),
+        ({"answer": None}, "answer", "'answer' is missing"),
+        ({"answer": " "}, "answer", "'answer' is empty"),
+        ({"question": 3}, "question", "'question' must be a string, not 3"),
+        ({"question": "Is \ud83d it?"}, "question", "half a character"),
+        ({"question": "Now? <|im_end|>"}, "question", "control token <|im_end|>"),
+        ({"task": "QA"}, "task", "'task' must be one of"),
+        ({"task": VISUAL_TASK, "image_path": "a.jpg"}, "image_size", "'image_size' is missing"),
+        ({"video_path": "other.mp4"}, "video_path", "other.mp4 does not exist"),
+        ({"video_path": ""}, "video_path", "is no path"),
+        ({"video_path": "stgr.json"}, "video_path", "is a text file, not a video"),
+        ({"duration": 0}, "duration", "'duration' must be more than 0 s"),
+        ({"duration": 4.5}, "key_frames", "the time 5 s, but the video goes from 0 to 4.50 s"),
+        (frame(time=6.2), "key_frames", "the time 6.2 s, but the video goes from 0 to 6.00 s"),
+        (frame(time=-1), "key_frames", "field 'time' needs times in seconds from 0 on, not -1"),
+        (frame(time=10**400), "key_frames", "field 'time' needs times in seconds"),
+        (frame(time="5"), "key_frames", "field 'time' must be"),
+        (frame(path=3), "key_frames", "field 'path' must be a string"),
+        (frame(frame=3), "key_frames", "unknown field 'frame'"),
+        (frame(idx=126), "key_items", "boxes for frame '125', which 'key_frames' lacks"),
+        (box(0.5, 0.2, 0.25, 0.8), "key_items", "with x1 <= x2 and y1 <= y2, but [0.5, 0.2, 0.25, 0.8] is"),
+        (box(0.25, 0.8, 0.5, 0.2), "key_items", "is reversed"),
+        (box(0.25, 0.2, 1.5, 0.8), "key_items", "in 0-1 of the frame"),
+        (box(-0.1, 0.2, 0.5, 0.8), "key_items", "in 0-1 of the frame"),
+        (box(0.25, 0.2, 0.25, 0.8), "key_items", "no area"),
+        (box(0.25, 0.2, 0.5), "key_items", "needs boxes [x1, y1, x2, y2], not"),
+        (box(0.25, 0.2, 0.5, float("nan")), "key_items", "in 0-1 of the frame"),
+        ({"mentions": [MENTIONS["mentions"][0] | {"time": 7}]}, "mentions", "the time 7 s"),
+        ({"mentions": [MENTIONS["mentions"][0] | {"boxes": [[0, 0, 1, 0]]}]}, "mentions", "no area"),
+        ({"mentions": [MENTIONS["mentions"][0] | {"box": []}]}, "mentions", "unknown field 'box'"),
+        ({"intervals": [[3, 2]]}, "intervals", "ends before it starts"),
+        ({"intervals": [[3, 3]]}, "intervals", "without length"),
+        ({"intervals": [[3, 9]]}, "intervals", "the time 9 s"),
+        ({"reasoning_process": "At <t>7.5</t>s."}, "reasoning_process", "the time 7.5 s"),
+        ({"reasoning_process": "<box>[2,3,40,50]</box>"}, "reasoning_process", "divide pixels by"),
+        ({"reasoning_process": "<box>[0.5,0,0.4,1]</box>"}, "reasoning_process", "is reversed"),
+        ({"answer": "From <t>5</t>s to <t>4</t>s"}, "answer", "ends before it starts: 5 to 4 s"),
+        ({"answer": "[5, 4]", "task": TEMPORAL_TASK}, "answer", "ends before it starts"),
+        ({"answer": "B\n[5.0, 14.0]", "task": "temporal QA (MCQ)"}, "answer", "the time 14 s"),
+    ],
+)
+def test_a_published_record_is_rejected_for_its_field(folder, change, field, words):
+    write(folder, "stgr.json", [STGR, STGR | change, STGR | MENTIONS])
+    samples, (reject,) = index_folder(folder)
+    assert len(samples) == 2 and samples[0] == stgr.from_stgr(STGR)
+    assert (reject.id, reject.field) == ("7", field) and words in reject.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "words"),
+    [
+        ({"fps": 25}, "fps", "unknown field 'fps'"),
+        ({"bboxes": None}, "bboxes", "'bboxes' is missing"),
+        ({"timestamps": [1]}, "bboxes", "one entry for each of the 1 timestamps"),
+        ({"timestamps": [1, 6.5]}, "timestamps", "the time 6.5 s, but the video goes from 0 to 6.00 s"),
+        ({"timestamps": [-1, 5]}, "timestamps", "seconds from 0 on, not -1"),
+        (
+            {"timestamps": [1, [2, 9]], "intervals": [[1, 2]]},
+            "timestamps",
+            "the time 9 s, but the video goes",
+        ),
+        ({"bboxes": [[0.3, 0.2, 0.1, 0.4], None]}, "bboxes", "is reversed"),
+        ({"bboxes": [[0.1, 0.2, 0.1, 0.4], None]}, "bboxes", "no area"),
+        ({"bboxes": [[10, 20, 30, 40], None]}, "bboxes", "divide pixels"),
+        ({"answer": "从<t>6.0</t>秒到<t>1.0</t>秒"}, "answer", "ends before it starts: 6 to 1 s"),
+        ({"answer": "From <t>1.0</t>s to <t>8.0</t>s"}, "answer", "the time 8 s"),
+        ({"answer": "At <t>-2</t>s"}, "answer", "the time -2 s"),
+        ({"reasoning": "at<t>6.2</t>s"}, "reasoning", "the time 6.2 s"),
+        ({"video_path": "\0"}, "video_path", "cannot be read"),
+    ],
+)
+def test_a_record_of_the_article_is_rejected_for_its_field(folder, change, field, words):
+    write(folder, "annotations.json", [ARTICLE, ARTICLE | change])
+    samples, (reject,) = index_folder(folder)
+    wanted = stgr.from_article(ARTICLE, "annotations-0")
+    # How long a video is, which rewards ask for, its file tells where the record does not.
+    assert wanted.duration is None
+    assert samples == [dataclasses.replace(wanted, duration=pytest.approx(SECONDS))]
+    assert (reject.id, reject.field) == ("annotations-1", field) and words in reject.reason
+
+
+def test_the_end_of_the_video_is_inside(folder):
+    """Times in texts are rounded to tenths, so 0.1 s behind the end is still right."""
+    edge = {"timestamps": [0, 6.1], "answer": "From <t>0</t>s to <t>6.1</t>s", "reasoning": "<t>soon</t>"}
+    assert index_folder(write(folder, "annotations.json", [ARTICLE | edge]))[1] == []
+
+
+def test_records_that_tell_little_are_named_by_their_place(folder):
+    records = [3, None, [], {}, {"id": True}, {"id": [1], "task": "t", "source": "s"}, {"id": "\ud800"}]
+    samples, rejects = index_folder(write(folder, "stgr.json", records))
+    assert not samples and [r.id for r in rejects[:6]] == [f"stgr-{i}" for i in range(6)]
+    assert "must be an object with fields, not 3" in rejects[0].reason and rejects[0].field == ""
+    assert (rejects[5].task, rejects[5].source) == ("t", "s") and (rejects[6].id == "?")
+
+
+def test_every_video_is_opened_once(folder, clip, monkeypatch):
+    (folder / "cut.mp4").write_bytes(clip.read_bytes()[:2000])
+    opened = []
+    run = GuardedReader.run
+    monkeypatch.setattr(
+        GuardedReader, "run", lambda self, probe, path: opened.append(path.name) or run(self, probe, path)
+    )
+    records = [ARTICLE, ARTICLE | {"video_path": "cut.mp4"}, ARTICLE | {"video_path": "none.mp4"}] * 3
+    samples, rejects = index_folder(write(folder, "annotations.json", records))
+    assert opened == ["clip.mp4", "cut.mp4"]
+    assert len(samples) == 3 and {r.field for r in rejects} == {"video_path"} and len(rejects) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"[1, 2", "stgr.json is not JSON"),
+        (b"\xff[]", "stgr.json is not JSON"),
+        (b"[" * 5000, "stgr.json is not JSON"),
+        (b'{"id": 1}', "stgr.json must hold a JSON list"),
+        (b"null", "stgr.json must hold a JSON list"),
+    ],
+)
+def test_a_file_that_is_no_list_is_one_mistake(tmp_path, text, words):
+    (tmp_path / "stgr.json").write_bytes(text)
+    with pytest.raises(UserError, match=words):
+        index_folder(tmp_path)
+    with pytest.raises(UserError, match="neither stgr.json nor annotations.json"):
+        index_folder(tmp_path / "nowhere")
+
+
+def test_a_made_data_set_is_usable_whole(tmp_path):
+    samples = make_dataset(tmp_path, "val", 2)
+    assert index_folder(tmp_path) == (samples, [])
+    (tmp_path / "stgr.json").unlink()
+    assert [s.question for s in index_folder(tmp_path)[0]] == [s.question for s in samples]
+
+
+# --- any mutation -----------------------------------------------------------------------------------
+
+numbers = (
+    st.floats(-1, 8) | st.integers(-1, 8) | st.sampled_from([1e308, 10**400, float("inf"), float("nan")])
+)
+texts = st.text(max_size=5) | st.sampled_from(
+    ["clip.mp4", *index._PLACES, TEMPORAL_TASK, VISUAL_TASK, "idx", "time", "[5, 4]", "<t>9</t>s"]
+    + ["From <t>3</t>s to <t>1</t>s", "<box>[1,2,3,4]</box>", "<|video_pad|>", "\ud800", "\0", "../clip.mp4"]
+)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def places(value, path=()):
+    """Returns the path to every value inside a record, the record itself included."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(p for key, v in inner for p in places(v, (*path, key)))]
+
+
+@st.composite
+def mutations(draw, record):
+    """The record after one to three changes: a value replaced, removed or added, at any depth."""
+    whole = [copy.deepcopy(record)]
+    for _ in range(draw(st.integers(1, 3))):
+        *path, last = (0, *draw(st.sampled_from(places(whole[0]))))
+        parent = whole
+        for key in path:
+            parent = parent[key]
+        change = draw(st.sampled_from(["replace", "remove", "add"]))
+        if change == "add" and isinstance(parent[last], dict):
+            parent[last][draw(texts)] = draw(values)
+        elif change == "add" and isinstance(parent[last], list):
+            parent[last].append(draw(values))
+        elif change == "remove" and path:
+            del parent[last]
+        else:
+            parent[last] = draw(values)
+    return whole[0]
+
+
+def is_usable(sample) -> bool:
+    """What the rest of the program relies on, said in another way."""
+    boxes = [box for mention in sample.mentions for box in mention.boxes]
+    times = [mention.time for mention in sample.mentions if mention.time is not None]
+    text = sample.reasoning + sample.answer
+    told = [float(t) for t in re.findall(r"<t>([0-9.]+)</t>", text)]
+    return (
+        all(0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 for x1, y1, x2, y2 in boxes)
+        and all(0 <= time <= SECONDS + 0.11 for time in times + told)
+        and all(0 <= start < end <= SECONDS + 0.11 for start, end in sample.intervals)
+        and bool(sample.question.strip() and sample.answer.strip())
+        and "<|" not in sample.question + text
+        and bool(sample.question.encode() and text.encode())
+        and Path(sample.video_path).name == "clip.mp4"
+    )
+
+
+@pytest.mark.parametrize("name", ["stgr.json", "annotations.json"])
+def test_any_mutation_is_used_or_rejected_with_a_reason(name, folder, monkeypatch):
+    reader = GuardedReader()  # one for all: a process for each index would take most of the time
+    monkeypatch.setattr(index, "GuardedReader", lambda limits: reader)
+    monkeypatch.setattr(reader, "close", lambda: None)
+    original = STGR | MENTIONS if name == "stgr.json" else ARTICLE
+    (folder / "in").mkdir()
+    shutil.copy(folder / "clip.mp4", folder / "in" / "clip.mp4")
+    add_pictures(folder / "in")
+
+    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(st.one_of(mutations(original), mutations({k: v for k, v in original.items() if k != "mentions"})))
+    @example({**original, "\ud800": None})
+    @example({**original, "question": "\ud800"})
+    def check(record):
+        samples, rejects = index_folder(write(folder / "in", name, [original, record]))
+        assert len(samples) + len(rejects) == 2 and samples
+        for sample in samples:
+            assert is_usable(sample), sample
+        for reject in rejects:
+            known = isinstance(record, dict) and "?" not in reject.field
+            assert reject.id and (not known or repr(reject.field)[:70] in reject.reason)
+            json.dumps([reject.id, reject.reason, reject.field], ensure_ascii=False).encode()
+            assert "\n" not in reject.reason and len(reject.reason) < 400
+
+    check()
+
+
+# --- the commands -----------------------------------------------------------------------------------
+
+CONFIG = """
+from configs import sft_tiny
+
+def get_config():
+    c = sft_tiny.get_config("questions")
+    c.model_name_or_path, c.data_path = {model!r}, {data!r}
+    c.questions_per_row, c.row_length, c.row_groups, c.row_patches = 1, 192, 3, 16
+    c.per_device_train_batch_size = 1
+    return c
+"""
+
+
+@pytest.fixture
+def training(folder, video_model, tmp_path):
+    """The flags of a training on nine good records and a bad one, and its workdir."""
+    write(folder, "annotations.json", [*[ARTICLE] * 9, ARTICLE | {"timestamps": [9, 9]}])
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(model=str(video_model), data=str(folder)))
+    workdir = tmp_path / "run"
+    return [f"--config={config}", f"--workdir={workdir}"], workdir
+
+
+def test_too_many_rejects_stop_a_training_before_it_begins(training, folder, capfd):
+    flags, workdir = training
+    report = workdir / "rejected.jsonl"
+    done = run_command(capfd, "sft", *flags)
+    assert done.code == 2 and done.err.count("\n") == 1 and "step" not in done.out
+    assert f"indexed 9 samples of {folder}; 1 rejected ({report})" in done.out
+    assert "1 of the 10 records" in done.err and "max_rejected_share=0.05" in done.err
+    (line,) = report.read_text().splitlines()
+    assert json.loads(line)["id"] == "annotations-9" and "the time 9 s" in json.loads(line)["reason"]
+    assert not (workdir / "model").exists() and not (workdir / "metrics.jsonl").exists()
+
+
+def test_a_training_gets_the_good_samples_and_the_note(training, folder, capfd, monkeypatch):
+    flags, workdir = training
+    given = {}
+
+    def train(state, step, pipeline, prepare, workdir, config, note, names):
+        given.update(note=note, batch=next(pipeline.open()))
+        raise UserError("enough")
+
+    with command("sft", *flags, "--config.max_rejected_share=0.1") as module:  # not more than the limit
+        monkeypatch.setattr(module, "train", train)
+        with pytest.raises(SystemExit):
+            module.shell.run(module.main)
+    assert "error: enough" in capfd.readouterr().err
+    assert given["note"] == "rejected 1" and len(given["batch"]["input_ids"]) == 1
+
+
+class State(NamedTuple):
+    step: jax.Array
+
+
+def run(workdir: Workdir, note: str) -> None:
+    """Two steps of a training that learns nothing."""
+    settings = ConfigDict({"max_steps": 2, "log_every": 1, "save_every": 2, "stop_at_step": 0})
+    data = Pipeline([{}] * 9, [], batch_size=1, seed=0)
+
+    def step(state, batch):
+        return State(state.step + 1), {"loss": jnp.float32(0.5)}
+
+    train(State(jnp.int32(0)), step, data, lambda batch: batch, workdir, settings, note)
+
+
+def test_every_progress_line_tells_the_rejects(tmp_path, capsys):
+    run(Workdir(tmp_path / "a", ConfigDict()), "rejected 3")
+    run(Workdir(tmp_path / "b", ConfigDict()), "")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [re.split("  +", line)[:3] for line in lines] == [
+        *(["step 1/2", "rejected 3", "loss 0.5"], ["step 2/2", "rejected 3", "loss 0.5"]),
+        *(
+            ["step 1/2", "loss 0.5", lines[2].split("  ")[2]],
+            ["step 2/2", "loss 0.5", lines[3].split("  ")[2]],
+        ),
+    ]
+
+
+def test_a_resumed_training_refuses_other_rejects(folder, tmp_path, capsys):
+    workdir = Workdir(tmp_path / "run", ConfigDict())
+    report = workdir.path / "rejected.jsonl"
+    bad = ARTICLE | {"timestamps": [9, 9]}
+    for records in ([ARTICLE, bad, bad], [ARTICLE, bad]):  # before its first checkpoint it may change
+        write(folder, "annotations.json", records)
+        indexed, note = usable_samples(str(folder), workdir, 1.0)
+        assert len(indexed.samples) == 1 and note == f"rejected {len(records) - 1}"
+    run(workdir, note)
+    assert usable_samples(str(folder), workdir, 0.5) == (indexed, note)
+    before = report.read_text()
+    write(folder, "annotations.json", [ARTICLE, ARTICLE])
+    with pytest.raises(UserError, match="put the data set back as it was"):
+        usable_samples(str(folder), workdir, 1.0)
+    assert report.read_text() == before
+    report.unlink()
+    assert usable_samples(str(folder), workdir, 1.0)[1] == "rejected 0" and report.read_text() == ""
+
+
+@pytest.mark.parametrize("records", [[ARTICLE | {"timestamps": [9, 9]}], []])
+def test_something_must_be_left(folder, tmp_path, records):
+    write(folder, "annotations.json", records)
+    with pytest.raises(UserError, match="no usable sample"):
+        usable_samples(str(folder), Workdir(tmp_path / "run", ConfigDict()), 1.0)
+
+
+def test_clips_hold_the_given_samples(folder):
+    write(folder, "stgr.json", [STGR, STGR | {"task": TEMPORAL_TASK}, STGR, STGR, STGR | {"answer": ""}])
+    clips = FolderClips(read_index(folder), questions=2)
+    assert [len(clips[i].samples) for i in range(len(clips))] == [2, 1, 1]
+    assert {clip.video for clip in clips} == {folder / "clip.mp4"}
+    assert {clip.info for clip in clips} == {probe(folder / "clip.mp4")}
+
+
+def test_check_prints_counts_and_reasons(folder, capfd):
+    bad = {"source": "[red]", "video_path": "none.mp4"}
+    write(folder, "stgr.json", [STGR, STGR, STGR | bad, STGR | {"colour": 1}, 3])
+    with command("data", "check", str(folder)) as module:
+        capfd.readouterr()
+        module.data_check.check(str(folder), None)
+    out = capfd.readouterr().out
+    assert "2 samples, 3 rejected" in " ".join(out.split()) and "[red]" in out
+    assert f"7: field 'video_path': {folder / 'none.mp4'} does not exist" in out
+    assert "stgr-4: the record must be an object" in out
+
+    done = run_command(capfd, "data", "check", str(folder / "nowhere"))
+    assert done.code == 2 and "neither stgr.json nor annotations.json" in done.err
+    assert run_command(capfd, "data", "check").code == 2

@@ -1,0 +1,545 @@
+"""Published and article's records against values worked out by hand, and there and back again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_pipelines.formats import published, stgr
+from data_pipelines.formats.fields import RecordError
+from data_pipelines.formats.index import data_root, index_folder, read_index
+from data_pipelines.formats.sample import (
+    FREE_FORM_TASK,
+    MCQ_TASK,
+    ST_TASK,
+    TEMPORAL_MCQ_TASK,
+    TEMPORAL_TASK,
+    VISUAL_TASK,
+    Candidate,
+    KeyFrame,
+    Mention,
+    Sample,
+)
+from data_pipelines.rows.clips import FolderClips
+from data_pipelines.rows.evidence import EvidenceShape
+from data_pipelines.rows.packing import PlannedRows, plan_rows
+from data_pipelines.rows.pipeline import Pipeline
+from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.synthetic.published import GROUPS, make_article, make_published
+from o3jax.errors import UserError
+from o3jax.hf import config_from_hf
+from o3jax.inputs.processor import load_processor
+from o3jax.prompts import templates
+from o3jax.train.token_loss import IGNORE
+from tests.support.commands import run_command
+from tests.support.tiny import EVIDENCE
+
+SPATIAL = {
+    "id": 7,
+    "source": "STR_plm_rdcap",
+    "task": ST_TASK,
+    "question": "What does the man do?",
+    "answer": "He stirs the soup.",
+    "video_path": "sav_1.mp4",
+    "key_frames": [
+        {"idx": 150, "time": 5.0, "path": "sav_1_150.jpg"},
+        {"idx": 275, "time": 9.2, "path": "sav_1_275.jpg"},
+    ],
+    "key_items": {"150": {"man": [[0.25, 0.2, 0.5, 0.8]]}, "275": {"spoon": [[0.4, 0.5, 0.55, 0.7]]}},
+    "reasoning_process": "The <obj>man</obj><box>[0.25, 0.2, 0.5, 0.8]</box>at<t>5.0</t>s lifts it.",
+}
+PERIOD = {
+    "id": "t",
+    "source": "timerft",
+    "task": TEMPORAL_TASK,
+    "question": "When?",
+    "answer": "[10.0, 20.5]",
+}
+PERIOD |= {"video_path": "x.mp4"}
+CHOICE = PERIOD | {"source": "TVG_activitynet", "task": TEMPORAL_MCQ_TASK, "answer": "B\n[3.25, 12]"}
+VISUAL = {
+    "id": "v",
+    "source": "gqa",
+    "task": VISUAL_TASK,
+    "question": "Where is the pedestrian?",
+    "answer": "<obj>pedestrian</obj><box>[421, 187, 443, 239]</box>",
+    "image_path": "1.jpg",
+    "image_size": [640, 478],
+}
+
+
+def read(record: dict) -> Sample:
+    return stgr.from_stgr(record, in_published_tree=True)
+
+
+# --- published --------------------------------------------------------------------------------------
+
+
+def test_a_spatio_temporal_record():
+    sample = read(SPATIAL)
+    assert sample.video_path == "videos/stgr/plm/videos/sav_1.mp4"
+    assert sample.key_frames == (
+        KeyFrame(150, 5.0, "videos/stgr/plm/kfs/sav_1_150.jpg"),
+        KeyFrame(275, 9.2, "videos/stgr/plm/kfs/sav_1_275.jpg"),
+    )
+    assert sample.mentions == (
+        Mention("man", 5.0, ((0.25, 0.2, 0.5, 0.8),)),
+        Mention("spoon", 9.2, ((0.4, 0.5, 0.55, 0.7),)),
+    )
+    assert sample.intervals == () and sample.answer == "He stirs the soup."
+    assert templates.response(sample) == (
+        "<think>The <obj>man</obj><box>[250,200,500,800]</box>at<t>5.0</t>s lifts it.</think>\n"
+        "<answer>He stirs the soup.</answer>"
+    )
+    assert stgr.to_published(sample, "sft") == SPATIAL | {"id": "7"}
+
+
+def test_temporal_answers_become_what_the_prompt_asks_for():
+    sample = read(PERIOD)
+    assert sample.answer == "From <t>10.0</t>s to <t>20.5</t>s" and sample.intervals == ((10.0, 20.5),)
+    assert stgr.to_published(sample, "rl")["answer"] == "[10.0, 20.5]"
+    assert stgr.to_published(sample, "sft")["answer"] == "From <t>10.0</t>s to <t>20.5</t>s"
+    assert read(PERIOD | {"answer": "From <t>10.0</t>s to <t>20.5</t>s"}) == sample
+
+    choice = read(CHOICE)  # the text has tenths, the interval what was given
+    assert choice.answer == "From <t>3.2</t>s to <t>12.0</t>s.\nCorrect Option: B"
+    assert choice.intervals == ((3.25, 12.0),) and choice.video_path == "videos/tvg_r1/x.mp4"
+    assert stgr.to_published(choice, "rl")["answer"] == "B\n[3.25, 12.0]"
+
+
+def test_boxes_of_visual_questions_are_pixels_on_disk():
+    sample = read(VISUAL)
+    assert sample.image_path == "videos/gqa/1.jpg" and sample.image_size == (640, 478)
+    ((box,),) = (m.boxes for m in sample.mentions)
+    # 421/640, 187/478, 443/640, 239/478
+    assert box == pytest.approx((0.6578125, 0.3912134, 0.6921875, 0.5), abs=1e-6)
+    # 657.8, 391.2, 692.2, 500.0 per mille
+    assert "<box>[658,391,692,500]</box>" in templates.response(sample)
+    assert stgr.to_published(sample, "rl") == VISUAL
+    thought = VISUAL | {"source": "TreeVGR", "reasoning_process": "Look: <box>[0, 0, 640, 478]</box>."}
+    sample = read(thought)
+    assert sample.image_path == "videos/treevgr/1.jpg"
+    assert "<think>Look: <box>[0,0,1000,1000]</box>.</think>" in templates.response(sample)
+    assert stgr.to_published(sample, "sft") == thought
+
+
+@pytest.mark.parametrize(
+    ("source", "task", "media", "key_frames"),
+    [
+        ("videoespresso_train_video", ST_TASK, "videos/videoespresso/videos/", "videos/videoespresso/kfs/"),
+        ("STR_plm_rdcap", ST_TASK, "videos/stgr/plm/videos/", "videos/stgr/plm/kfs/"),
+        (
+            "STR_coin",
+            ST_TASK,
+            "videos/stgr/temporal_grounding/videos/",
+            "videos/stgr/temporal_grounding/kfs/",
+        ),
+        ("timerft", TEMPORAL_TASK, "videos/timerft/", None),
+        ("TVG_tacos", TEMPORAL_TASK, "videos/tvg_r1/", None),
+        ("TVG_qvhighlight", TEMPORAL_MCQ_TASK, "videos/tvg_r1/", None),
+        ("videor1_mcq", MCQ_TASK, "videos/videor1/", None),
+        ("videor1_free_from", FREE_FORM_TASK, "videos/videor1/", None),
+        ("gqa", VISUAL_TASK, "videos/gqa/", None),
+        ("TreeVGR", VISUAL_TASK, "videos/treevgr/", None),
+    ],
+)
+def test_the_root_follows_the_source(source, task, media, key_frames):
+    found = published.roots(source, task)
+    assert found.media == media and key_frames in (None, found.key_frames)
+
+
+@pytest.mark.parametrize(
+    ("record", "change", "field", "words"),
+    [
+        (SPATIAL, {"source": "mine"}, "source", "nothing published has the source 'mine'"),
+        (SPATIAL, {"duration": 3.0}, "duration", "unknown field 'duration'"),
+        (SPATIAL, {"key_items": {"150": {"man": [[25, 20, 50, 80]]}}}, "key_items", "divide pixels"),
+        (SPATIAL, {"key_frames": [{"idx": 150, "time": 5.0}]}, "key_items", "which 'key_frames' lacks"),
+        (
+            SPATIAL,
+            {"key_frames": [{"idx": 150, "time": 5.0}], "key_items": {}},
+            "key_frames",
+            "field 'path' is missing",
+        ),
+        (PERIOD, {"answer": "[20, 10]"}, "answer", "ends before it starts: 20 to 10 s"),
+        (PERIOD, {"answer": "[-1, 10]"}, "answer", "a video starts at 0"),
+        (PERIOD, {"answer": "soon"}, "answer", "needs an interval"),
+        (PERIOD, {"answer": "[nan, 10]"}, "answer", "needs an interval"),
+        (CHOICE, {"answer": "B"}, "answer", "needs an interval"),
+        (VISUAL, {"image_size": None}, "image_size", "'image_size' is missing"),
+        (VISUAL, {"image_path": None}, "image_path", "'image_path' is missing"),
+        (VISUAL, {"answer": "<box>[0.1, 0.2, 0.5, 0.9]</box>"}, "answer", "multiply by 640 and 478"),
+        (VISUAL, {"answer": "<box>[600, 2, 650, 9]</box>"}, "answer", "outside of image_size [640, 478]"),
+        (VISUAL, {"answer": "<box>[60, 2, 50, 9]</box>"}, "answer", "reversed"),
+    ],
+)
+def test_a_published_record_that_breaks_a_rule_is_refused(record, change, field, words):
+    read(record)
+    with pytest.raises(RecordError, match=re.escape(words)) as error:
+        read(record | change)
+    assert error.value.field == field
+
+
+tenths = st.integers(0, 600).map(lambda n: n / 10)
+pairs = st.tuples(tenths, tenths).map(sorted).map(tuple)
+words = st.text("abc ?", min_size=1, max_size=9)
+
+
+@st.composite
+def publishable(draw):
+    """Samples that a published record can express whole."""
+    source, task, _, _ = draw(st.sampled_from(GROUPS))
+    roots = published.roots(source, task)
+    common = {"id": draw(words), "source": source, "task": task, "question": draw(words)}
+    common["reasoning"] = draw(words)
+    if task == VISUAL_TASK:
+        width, height = draw(st.tuples(st.integers(2, 5000), st.integers(2, 5000)))
+        corners = draw(st.tuples(st.integers(0, width - 2), st.integers(0, height - 2)))
+        box = [*corners, width, height]
+        text = f"<obj>{draw(st.sampled_from(['a', 'b c']))}</obj><box>{box}</box>"
+        common["reasoning"] = ""
+        record = {"id": common["id"], "source": source, "task": task, "question": common["question"]}
+        record |= {"answer": text, "image_path": "a.jpg", "image_size": [width, height]}
+        return read(record)
+    common["video_path"] = roots.media + draw(words)
+    if task == ST_TASK:
+        times = draw(st.lists(tenths, min_size=1, max_size=4, unique=True))
+        frames = tuple(KeyFrame(round(25 * t), t, roots.key_frames + f"{t}.jpg") for t in times)
+        mentions = tuple(
+            Mention(draw(words), t, ((0.1, 0.2, 0.3, 0.4),) * draw(st.integers(1, 2))) for t in times
+        )
+        return Sample(**common, answer=draw(words), key_frames=frames, mentions=mentions)
+    if task in (MCQ_TASK, FREE_FORM_TASK):
+        return Sample(**common, answer=draw(words))
+    start, end = pair = draw(pairs)
+    answer = f"From <t>{start}</t>s to <t>{end}</t>s"
+    if task == TEMPORAL_MCQ_TASK:
+        answer += f".\nCorrect Option: {draw(st.sampled_from('ABCD'))}"
+    return Sample(**common, answer=answer, intervals=(pair,))
+
+
+@settings(max_examples=200, deadline=None)
+@given(publishable(), st.sampled_from(["sft", "rl"]))
+def test_any_publishable_sample_comes_back(sample, stage):
+    record = json.loads(json.dumps(stgr.to_published(sample, stage)))
+    back = read({"reasoning_process": sample.reasoning} | record if stage == "rl" else record)
+    assert back == sample
+    assert stgr.to_published(back, stage) == record
+
+
+mentions = st.builds(Mention, words, tenths, st.just(((0.1, 0.2, 0.3, 0.4),)), st.none() | pairs)
+candidates = st.builds(
+    Candidate,
+    answer=words,
+    preference=st.floats(-9, 9),
+    reasoning=words,
+    mentions=st.lists(mentions, max_size=2).map(tuple),
+    intervals=st.lists(pairs, max_size=2).map(tuple),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.builds(KeyFrame, st.integers(0, 999), tenths, st.none() | st.text(max_size=9)), max_size=3),
+    st.lists(st.text("kfs/.a", max_size=8), max_size=2),
+    st.lists(candidates, max_size=3),
+    st.lists(mentions, max_size=3),
+)
+def test_our_own_record_holds_everything(frames, paths, candidates, mentions):
+    frames = frames + [KeyFrame(1, 1.0, "kfs/" + path) for path in paths]
+    frames += [KeyFrame(2, 2.0, path) for path in paths]
+    evidence = {"key_frames": tuple(frames), "candidates": tuple(candidates), "mentions": tuple(mentions)}
+    sample = Sample("1", "mine", ST_TASK, "q", "a", "v.mp4", **evidence)
+    assert stgr.from_stgr(json.loads(json.dumps(stgr.to_stgr(sample)))) == sample
+
+
+# --- the article's ----------------------------------------------------------------------------------
+
+ARTICLE = {"video_path": "a.mp4", "question": "Where?", "answer": "There."}
+ARTICLE |= {"timestamps": [1], "bboxes": [[0, 0, 0.5, 1]]}
+
+
+@pytest.mark.parametrize(
+    ("spelled", "time", "interval"),
+    [
+        (12.3, 12.3, None),
+        ("00:03:21", 201.0, None),  # 3 * 60 + 21
+        ("3:21.5", 201.5, None),
+        ("1:00:00.25", 3600.25, None),
+        ("00:03:21-00:03:25", 203.0, (201.0, 205.0)),
+        ([1.5, 4.5], 3.0, (1.5, 4.5)),
+    ],
+)
+def test_spellings_of_a_timestamp(spelled, time, interval):
+    sample = stgr.from_article(ARTICLE | {"timestamps": [spelled]}, "1")
+    assert sample.mentions == (Mention("object", time, ((0.0, 0.0, 0.5, 1.0),), interval),)
+    assert sample.intervals == (() if interval is None else (interval,))
+
+
+@pytest.mark.parametrize(
+    "spelled", ["12:61", "61:00", "soon", "1:2:3", "0:01-0:02-0:03", "", [4, 3], [1], None, True]
+)
+def test_other_timestamps_are_refused(spelled):
+    with pytest.raises(RecordError, match="'timestamps'") as error:
+        stgr.from_article(ARTICLE | {"timestamps": [spelled]}, "1")
+    assert error.value.field == "timestamps"
+
+
+@pytest.mark.parametrize("answer", ["[201, 205]", "00:03:21-00:03:25", "From <t>201.0</t>s to <t>205.0</t>s"])
+def test_an_answer_that_is_an_interval_makes_a_temporal_question(answer):
+    sample = stgr.from_article(ARTICLE | {"answer": answer}, "1")
+    assert (sample.task, sample.intervals) == (TEMPORAL_TASK, ((201.0, 205.0),))
+    assert sample.answer == "From <t>201.0</t>s to <t>205.0</t>s"
+
+
+@pytest.mark.parametrize("listed", [{}, {"intervals": []}, {"intervals": [[1, 9]]}])
+@pytest.mark.parametrize("answer", ["There.", "[2, 4]", "[0.5, 9]"])
+def test_stretches_come_back(answer, listed):
+    record = ARTICLE | listed | {"answer": answer, "timestamps": [[2, 4], 7.0], "bboxes": [None, None]}
+    claimed = {name: record[name] for name in ("answer", "timestamps", "bboxes", *listed)}
+    sample = stgr.from_article(record | {"candidates": [claimed | {"preference": 1}]}, "1")
+    assert [(m.time, m.interval) for m in sample.mentions] == [(3.0, (2.0, 4.0)), (7.0, None)]
+    assert sample.candidates[0].mentions == sample.mentions
+    assert stgr.from_article(json.loads(json.dumps(stgr.to_article(sample))), "1") == sample
+    assert stgr.from_stgr(json.loads(json.dumps(stgr.to_stgr(sample)))) == sample
+
+
+@pytest.mark.parametrize("wrong", [[4, 2], [2], "2-4", [True, 4]])
+def test_a_mention_s_interval_is_checked(wrong):
+    record = stgr.to_stgr(stgr.from_article(ARTICLE | {"timestamps": [[2, 4]]}, "1"))
+    record["mentions"][0]["interval"] = wrong
+    with pytest.raises(RecordError) as error:
+        stgr.from_stgr(record)
+    assert error.value.field == "mentions"
+
+
+def test_boxes_are_pixels_where_the_record_has_their_picture_size():
+    record = ARTICLE | {"image_size": [200, 100], "bboxes": [[20, 30, 100, 100]]}
+    assert stgr.from_article(record, "1").mentions[0].boxes == ((0.1, 0.3, 0.5, 1.0),)
+    for box, said in (([0.1, 0.3, 0.5, 1], "multiply by 200 and 100"), ([20, 30, 100, 101], "outside")):
+        with pytest.raises(RecordError, match=said):
+            stgr.from_article(record | {"bboxes": [box]}, "1")
+
+
+def candidate(answer: str, preference: float, **more) -> dict:
+    return {"answer": answer, "timestamps": [2.0], "bboxes": [None], "preference": preference} | more
+
+
+def test_candidates_and_their_preference():
+    record = {"video_path": "a.mp4", "question": "Where?"}
+    record["candidates"] = [candidate("left", 0), candidate("right", 1, timestamps=["0:03"], reasoning="so")]
+    sample = stgr.from_article(record, "1")
+    right = Candidate("right", 1.0, "so", (Mention("object", 3.0),))
+    assert sample.candidates == (Candidate("left", 0.0, "", (Mention("object", 2.0),)), right)
+    assert (sample.answer, sample.mentions, sample.reasoning) == ("right", right.mentions, "so")
+    assert stgr.from_article(json.loads(json.dumps(stgr.to_article(sample))), "1") == sample
+    for change in ({"preference": None}, {"preference": "best"}, {"preference": float("nan")}, {"time": 3}):
+        with pytest.raises(RecordError, match="field 'candidates'") as error:
+            stgr.from_article(record | {"candidates": [candidate("left", 0) | change]}, "1")
+        assert error.value.field == "candidates"
+
+
+# --- data sets --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Every task and source in the published tree."""
+    out = tmp_path_factory.mktemp("published") / "set"
+    made = make_published(out, "test", len(GROUPS))
+    for name, stage in (("SFT", "sft"), ("RL", "rl")):
+        index = read_index(out / "json_data" / f"STGR-{name}.json")
+        told = [dataclasses.replace(one, duration=None) for one in index.samples]  # by the files alone
+        assert (told, index.rejects, index.root) == (made[stage], [], out)
+        assert all((one.duration is None) == (one.task == VISUAL_TASK) for one in index.samples)
+        assert {s.video_path for s in index.samples} - {None} == set(index.media)
+    return out
+
+
+def test_the_made_files_hold_every_published_source(folder):
+    """As counted in the published files."""
+    tasks = {}
+    for name in ("SFT", "RL"):
+        records = json.loads((folder / "json_data" / f"STGR-{name}.json").read_text())
+        tasks[name] = {r["source"]: r["task"] for r in records}
+        assert all(("reasoning_process" in r) == (name == "SFT") for r in records)
+        assert all(bool(r.get("key_frames")) == (r["task"] == ST_TASK) for r in records)
+    assert len(tasks["SFT"]) == 6 + 7 + 1 + 2 and len(tasks["RL"]) == 7 + 1 + 2 + 1 + 2
+    assert set(tasks["SFT"].values()) == {ST_TASK, TEMPORAL_TASK, VISUAL_TASK, MCQ_TASK, FREE_FORM_TASK}
+    assert set(tasks["RL"].values()) == set(tasks["SFT"].values()) | {TEMPORAL_MCQ_TASK}
+    assert index_folder(folder) == index_folder(folder / "json_data" / "STGR-SFT.json")
+
+
+def label_text(record: dict, reasoning: str = "reasoning_process") -> str:
+    """What a cold-start record teaches with boxes per mille, straight from the record."""
+    width, height = record.get("image_size", (1, 1))
+
+    def per_mille(box: re.Match[str]) -> str:
+        sides = zip(json.loads(box[1]), (width, height) * 2, strict=True)
+        return "<box>[" + ",".join(str(round(1000 * v / side)) for v, side in sides) + "]</box>"
+
+    thought, answer = (re.sub(r"<box>(.*?)</box>", per_mille, record[f]) for f in (reasoning, "answer"))
+    return f"<think>{thought}</think>\n<answer>{answer}</answer>"
+
+
+def test_an_epoch_of_batches_teaches_what_the_records_say(folder, video_model):
+    processor = load_processor(video_model)
+    index = read_index(folder)
+    clips = FolderClips(index, questions=1)
+    rows = MakeRow(processor, config_from_hf(video_model), RowShape(1200, 16, 256))
+    pipeline = Pipeline(clips, [rows], batch_size=4, seed=0)
+    stream, told = pipeline.open(), {}
+    for _ in range(4):
+        batch = next(stream)
+        assert not batch["clip_error"].any()
+        for number, labels in zip(batch["clip_number"][:, 0], batch["labels"], strict=True):
+            text = processor.tokenizer.decode(labels[labels != IGNORE])
+            told[clips[number].samples[0].id] = text.removesuffix(processor.tokenizer.eos_token)
+    records = json.loads((folder / "json_data" / "STGR-SFT.json").read_text())
+    assert told == {record["id"]: label_text(record) for record in records} and len(told) == 16
+
+
+def test_an_epoch_of_batches_teaches_what_the_article_s_records_say(tmp_path, video_model):
+    """Text, times, boxes and intervals of every question, two about a video."""
+    make_article(tmp_path / "set", "val", 3)
+    records = json.loads((tmp_path / "set" / "annotations.json").read_text())
+    records[1]["timestamps"] = [f"00:00:0{records[1]['timestamps'][0]}"]
+    records[3]["bboxes"] = [[128 * x for x in box] for box in records[3]["bboxes"]]
+    records[3]["image_size"] = [128, 128]
+    (tmp_path / "set" / "annotations.json").write_text(json.dumps(records))
+    processor, config = load_processor(video_model), config_from_hf(video_model)
+    shape = EvidenceShape(
+        groups=90, patches=16, questions=2, question_length=64, mentions=4, boxes=2, intervals=2
+    )
+    config = dataclasses.replace(config, evidence=EVIDENCE)
+    rows = MakeRow(processor, config, RowShape(640, 3, 16), evidence=shape)
+    clips = FolderClips(read_index(tmp_path / "set"), questions=2)
+    needs = [rows.needs(clip) for clip in clips.clips]
+    planned = plan_rows(needs, ["article"] * len(needs), rows.room(), seed=0, mixture={}, epochs=1.0)
+    stream = Pipeline(PlannedRows(clips.clips, planned), [rows], batch_size=1, seed=0).open()
+    told = {}
+    for _ in planned:
+        row = {key: array[0] for key, array in next(stream).items()}
+        assert not row["clip_error"].any()
+        for q, sample in enumerate(clips[row["clip_number"][0]].samples):
+            labels = row["labels"][(row["branch_ids"] == q + 1) & (row["labels"] != IGNORE)]
+            text = processor.tokenizer.decode(labels).removesuffix(processor.tokenizer.eos_token)
+            told[int(sample.id.split("-")[-1])] = (
+                text,
+                *(row[key][q] for key in ("target_time", "target_boxes", "true_intervals")),
+            )
+    rows.reader.close()
+    assert sorted(told) == list(range(len(records))) == list(range(6))
+    for number, (text, times, boxes, intervals) in told.items():
+        record = records[number]
+        (stamp,), (box,) = record["timestamps"], np.array(record["bboxes"]) / record.get("image_size", [1])[0]
+        assert text == label_text(record | {"image_size": (1, 1)}, "reasoning")
+        assert times == pytest.approx([float(str(stamp).removeprefix("00:00:0")), 0, 0, 0])
+        np.testing.assert_allclose(boxes[0, 0], box, atol=1e-6)
+        np.testing.assert_allclose(intervals[: len(record["intervals"])], record["intervals"], rtol=1e-6)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    """A copy of the published set; a function changes the first SFT record of a task and indexes it."""
+    out = tmp_path / "set"
+    shutil.copytree(folder, out)
+    path = out / "json_data" / "STGR-SFT.json"
+
+    def rejected(task: str, change: dict):
+        records = json.loads(path.read_text())
+        record = next(r for r in records if r["task"] == task)
+        path.write_text(json.dumps([record | change, *(r for r in records if r is not record)]))
+        samples, (reject,) = index_folder(out)
+        assert len(samples) == 15
+        return reject
+
+    return out, rejected
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "field"),
+    [
+        (ST_TASK, "videos/stgr/plm/videos/*.mp4", "video_path"),
+        (ST_TASK, "videos/stgr/plm/kfs/*.jpg", "key_frames"),
+        (VISUAL_TASK, "videos/treevgr/images/*.jpg", "image_path"),
+    ],
+)
+def test_media_that_are_missing_or_broken(copy, task, file, field):
+    out, rejected = copy
+    (path,) = out.glob(file)
+    data = path.read_bytes()
+    path.unlink()
+    reject = rejected(task, {})
+    assert (reject.field, reject.missing) == (field, True) and "does not exist" in reject.reason
+    path.write_bytes(data[: len(data) // 4])
+    reject = rejected(task, {})
+    assert (reject.field, reject.missing) == (field, False)
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "field", "words"),
+    [
+        (VISUAL_TASK, {"image_size": [192, 256]}, "image_size", "the image is 256 pixels wide and 192 high"),
+        (VISUAL_TASK, {"answer": "at <t>3</t>s"}, "answer", "an image has no time"),
+        (VISUAL_TASK, {"image_path": "../x.jpg"}, "image_path", "goes up with '..'"),
+        (TEMPORAL_TASK, {"answer": "[5.0, 14.0]"}, "answer", "the time 14 s"),
+        (TEMPORAL_TASK, {"answer": "[3, 3]"}, "answer", "without length"),
+        (TEMPORAL_TASK, {"source": "nobody's"}, "source", "nothing published"),
+        (ST_TASK, {"video_path": "/etc/passwd"}, "video_path", "does not exist"),
+    ],
+)
+def test_a_published_record_is_judged_against_its_media(copy, task, change, field, words):
+    reject = copy[1](task, change)
+    assert reject.field == field and words in reject.reason
+
+
+def test_which_file_is_read_how(tmp_path):
+    assert data_root("/a/b") == Path("/a/b")
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(UserError, match="name does not tell what its records are"):
+        read_index(tmp_path / "other.json")
+    (tmp_path / "annotations_val.json").write_text("[]")
+    assert read_index(tmp_path / "annotations_val.json").root == tmp_path
+
+
+def test_the_article_made_with_candidates(tmp_path):
+    made = make_article(tmp_path / "set", "val", 3)
+    plain, none = index_folder(tmp_path / "set")
+    index = read_index(tmp_path / "set" / "annotations_rl.json")
+    assert not none and not index.rejects and len(index.samples) == len(made) == 6
+    for sample, same, truth in zip(index.samples, plain, made, strict=True):
+        assert sample.mentions == same.mentions == truth.mentions and sample.intervals == truth.intervals
+        by_preference = sorted(sample.candidates, key=lambda c: -c.preference)
+        assert [c.preference for c in by_preference] == [2, 1, 0]
+        off = [abs(c.mentions[0].time - truth.mentions[0].time) for c in by_preference]
+        assert off == pytest.approx([0, 1, 3]) and by_preference[0].answer == truth.answer
+
+
+def test_check_draws_and_counts(copy, tmp_path, capfd):
+    out, _ = copy
+    next(out.glob("videos/stgr/plm/videos/*.mp4")).unlink()
+    done = run_command(capfd, "data", "check", str(out), "--out", str(tmp_path / "png"))
+    assert done.code == 0, done.err
+    assert "15 samples, 1 rejected" in " ".join(done.out.split())
+    assert len(re.findall(r"\b6\.0\b", done.out)) == 3 * 14  # of each source but TreeVGR and the missing one
+    assert "STR_plm_rdcap-l1-2: field 'video_path'" in done.out
+    for name in ("boxes.png", "times.png"):
+        with Image.open(tmp_path / "png" / name) as picture:
+            assert picture.format == "PNG" and len(np.unique(picture)) > 5
+
+
+def test_a_published_set_needs_room_for_every_source(tmp_path, capfd):
+    flags = ["--out", str(tmp_path / "x"), "--format", "published", "--count", "3"]
+    done = run_command(capfd, "data", "make", *flags)
+    assert done.code == 2 and f"count must be at least {len(GROUPS)}" in done.err
+    assert not (tmp_path / "x").exists()

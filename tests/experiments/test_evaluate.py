@@ -1,0 +1,485 @@
+"""The evaluation on the synthetic world: scores against hand-worked cases, baselines, and the command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipelines.formats.sample import Mention, Sample
+from data_pipelines.synthetic import scenes as synthetic
+from data_pipelines.synthetic.scenes import Object, Scene, Span, make_scene, scene_seed
+from experiments.evaluation import baselines
+from experiments.evaluation import synthetic as synthetic_eval
+from experiments.evaluation.baselines import Asked
+from experiments.evaluation.synthetic import Question
+from o3jax.api import Model
+from o3jax.errors import UserError
+from o3jax.inference.respond import HeadEstimate, Request, Response
+from o3jax.inputs.processor import load_processor
+from o3jax.metrics.boxes import box_iou
+from o3jax.prompts import templates
+from o3jax.prompts.tokenizer import build_tokenizer
+from tests.support.paths import ROOT
+
+# Two objects that stand still: red circle at [0.25, 0.5]^2 from 1 to 3 s, blue star at [0.5, 1]^2 from 2
+# to 5 s.
+SCENE = Scene(
+    seed=2,
+    level=1,
+    duration=6.0,
+    size=(128, 128),
+    objects=(
+        Object(
+            "red", "circle", (215, 30, 40), (Span(25, 75, (48.0, 48.0), (0.0, 0.0), 32.0, 0.0),), (128, 128)
+        ),
+        Object(
+            "blue", "star", (35, 75, 225), (Span(50, 125, (96.0, 96.0), (0.0, 0.0), 64.0, 0.0),), (128, 128)
+        ),
+    ),
+    kinds=("interval", "where"),
+)
+
+
+def ask(kind: str, answer: str = "", language: str = "en") -> Question:
+    """Returns a question that the red circle answers, with evidence at 2 s."""
+    name = {"en": "red circle", "zh": "红色圆形"}[language]
+    mention = Mention(name, 2.0, ((0.25, 0.25, 0.5, 0.5),))
+    sample = Sample(
+        f"q-{kind}", "test", "", "?", answer, mentions=(mention,), intervals=((1.0, 3.0),), kind=kind,
+        language=language,
+    )  # fmt: skip
+    return Question(sample, SCENE)
+
+
+def say(answer: str, think: str = "") -> str:
+    return f"<think>{think}</think><answer>{answer}</answer>"
+
+
+def unseen(count: int, level: int = 1) -> list[Question]:
+    scenes = [make_scene(scene_seed("test", i), level) for i in range(-(-count // 2))]
+    return [Question(sample, scene) for scene in scenes for sample in scene.samples()][:count]
+
+
+def report(questions: list[Question], texts: list[str]) -> dict:
+    return synthetic_eval.report([synthetic_eval.score(*pair) for pair in zip(questions, texts, strict=True)])
+
+
+# The three scores of one generation
+
+
+@pytest.mark.parametrize(
+    ("kind", "truth", "answer", "right"),
+    [
+        ("interval", "", "From <t>1.0</t>s to <t>3.0</t>s", True),
+        ("interval", "", "从<t>1.0</t>秒到<t>2.0</t>秒", True),  # IoU 1/2
+        ("interval", "", "From <t>1.0</t>s to <t>1.9</t>s", False),
+        ("interval", "", "From <t>4.0</t>s to <t>5.0</t>s, from <t>1.0</t>s to <t>3.0</t>s", False),
+        ("interval", "", "1.0 to 3.0", False),
+        ("appears", "", "At <t>1.5</t>s", True),
+        ("appears", "", "在<t>0.5</t>s", True),
+        ("appears", "", "At <t>1.6</t>s", False),
+        ("appears", "", "At <t>0.4</t>s", False),
+        ("appears", "", "soon", False),
+        ("where", "", "<obj>it</obj><box>[250,250,500,500]</box>", True),
+        ("where", "", "<obj>it</obj><box>[250,250,500,380]</box>", True),  # 0.52
+        ("where", "", "<obj>it</obj><box>[250,250,500,370]</box>", False),  # 0.48
+        ("where", "", "<obj>it</obj><box>[500,500,1000,1000]</box>", False),  # the other object
+        ("where", "", "<obj>it</obj>", False),
+        ("attribute", "red", " RED\n", True),
+        ("attribute", "red", "ＲＥＤ", True),
+        ("attribute", "red", "red circle", False),
+        ("attribute", "红色", "红色", True),
+        ("first", "red circle", "Red Circle", True),
+        ("first", "red circle", "blue star", False),
+        ("count", "2", "２", True),
+        ("mcq", "B", "b", True),
+        ("mcq", "B", "", False),
+    ],
+)
+def test_answers_are_judged_by_the_rule_of_their_kind(kind, truth, answer, right):
+    assert synthetic_eval.score(ask(kind, truth), say(answer)).correct is right
+
+
+@pytest.mark.parametrize(
+    ("think", "t_iou", "v_iou", "v_iou_answer", "time_off"),
+    [
+        # The claim is inside the interval, the interval's end is 1 s off.
+        ("<obj>red circle</obj><box>[250,250,500,500]</box>at<t>1.5</t>s From <t>1.0</t>s to <t>2.0</t>s",
+         0.5, 1.0, 1.0, 1.0),
+        # Half of the box; only the first claim and the first interval count.
+        ("<obj>红色圆形</obj><box>[250,250,500,375]</box>at<t>2.0</t>s "
+         "<obj>red circle</obj><box>[250,250,500,500]</box>at<t>2.0</t>s "
+         "From <t>3.0</t>s to <t>5.0</t>s. From <t>1.0</t>s to <t>3.0</t>s", 0.0, 0.5, 0.5, 2.0),
+        # The other object, truly where it is said to be; it is no answer.
+        ("<obj>blue star</obj><box>[500,500,1000,1000]</box>at<t>2.0</t>s From <t>2.0</t>s to <t>5.0</t>s",
+         0.25, 1.0, 0.0, 2.0),
+        # No such object: the box is compared with that of the object that answers.
+        ("<obj>green square</obj><box>[250,250,500,500]</box>at<t>2.0</t>s", 0.0, 1.0, 1.0, 0.0),
+        # The red circle is gone at 4 s, also where the annotation looks; and at 9 s the clip is over.
+        ("<obj>red circle</obj><box>[250,250,500,500]</box>at<t>4.0</t>s", 0.0, 0.0, 0.0, 1.0),
+        ("<obj>red circle</obj><box>[250,250,500,500]</box>at<t>9.0</t>s", 0.0, 0.0, 0.0, 6.0),
+        # No time, no box, nothing; what stands in the answer alone is no reasoning.
+        ("<obj>red circle</obj><box>[250,250,500,500]</box>", 0.0, 0.0, 0.0, None),
+        ("<obj>red circle</obj>at<t>0.5</t>s", 0.0, 0.0, 0.0, 0.5),
+        ("red circle 1.0-3.0", 0.0, 0.0, 0.0, None),
+    ],
+)  # fmt: skip
+def test_when_and_where_are_judged_on_the_reasoning(think, t_iou, v_iou, v_iou_answer, time_off):
+    answer = "<obj>red circle</obj><box>[250,250,500,500]</box>at<t>2.0</t>s From <t>1.0</t>s to <t>3.0</t>s"
+    scored = synthetic_eval.score(ask("where"), say(answer, think))
+    assert (scored.t_iou, scored.v_iou, scored.v_iou_answer) == pytest.approx((t_iou, v_iou, v_iou_answer))
+    assert scored.time_off_s == (None if time_off is None else pytest.approx(time_off))
+
+
+@pytest.mark.parametrize("time", ["1.5", "3.5"])
+def test_a_claim_of_what_is_not_visible_finds_nothing(time):
+    """Also at the annotated moment: the box of the object that answers is not that of the one claimed."""
+    question = ask("where")
+    mention = dataclasses.replace(question.sample.mentions[0], time=1.5)
+    question = dataclasses.replace(question, sample=dataclasses.replace(question.sample, mentions=(mention,)))
+    name = "blue star" if time == "1.5" else "red circle"  # seen from 2 s, and to 3 s
+    text = say("", f"<obj>{name}</obj><box>[250,250,500,500]</box>at<t>{time}</t>s")
+    scored = synthetic_eval.score(question, text)
+    assert scored.v_iou == 0.0
+    assert scored.v_iou_answer == (1.0 if time == "1.5" else 0.0)  # whatever the claim calls it
+    assert report([question], [text])["metrics"]["m_vIoU"] == 0.0
+
+
+def test_a_moving_box_is_compared_at_the_claimed_time():
+    span = Span(0, 150, (32.0, 64.0), (10.0, 0.0), 32.0, 0.0)
+    scene = dataclasses.replace(SCENE, objects=(Object("red", "circle", (215, 30, 40), (span,), (128, 128)),))
+    question = dataclasses.replace(ask("where"), scene=scene)
+    # At 3.2 s it has moved by 32 px, a quarter of the frame.
+    text = say("", "<obj>red circle</obj><box>[375,375,625,625]</box>at<t>3.2</t>s")
+    assert synthetic_eval.score(question, text).v_iou == pytest.approx(1.0)
+
+
+# Metrics over several
+
+
+def test_metrics_and_errors_of_hand_made_generations():
+    """Answers: right, wrong, wrong, right; tIoU 1, 1/2, 0, 0; vIoU 1, 0, 0, 1/2."""
+    box = "<obj>red circle</obj><box>[250,250,500,500]</box>at"
+    half = "<obj>red circle</obj><box>[250,250,500,375]</box>at<t>2.0</t>s"
+    questions = [ask("interval"), ask("interval"), ask("appears"), ask("attribute", "红色", "zh")]
+    texts = [
+        say("From <t>1.0</t>s to <t>3.0</t>s", f"{box}<t>2.0</t>s From <t>1.0</t>s to <t>3.0</t>s"),
+        say("From <t>1.0</t>s to <t>1.8</t>s", f"{box}<t>6.5</t>s From <t>1.0</t>s to <t>2.0</t>s"),
+        "",
+        f"{half} <answer>红色</answer> and more",
+    ]
+    questions[1] = dataclasses.replace(
+        questions[1], sample=dataclasses.replace(questions[1].sample, id="far")
+    )
+    result = report(questions, texts)
+    m = result["metrics"]
+    assert (m["N"], m["accuracy"], m["m_tIoU"]) == (4, 0.5, pytest.approx(1.5 / 4))
+    # The last one's reasoning has no tags at all, so there is none.
+    assert m["m_vIoU"] == m["m_vIoU_answer"] == pytest.approx(1 / 4)
+    assert m["mAM"] == pytest.approx((0.5 + 0.375 + 0.25) / 3)
+    assert m["mLGM"] == pytest.approx(-np.log([0.5, 0.625, 0.75]).mean())
+    assert (m["time_error_mean_s"], m["time_error_median_s"]) == (pytest.approx(0.25), pytest.approx(0.0))
+    assert m["tvg"] == {
+        "mIoU": pytest.approx(0.7), "R1@0.3": 1.0, "R1@0.5": 0.5, "R1@0.7": 0.5, "N": 2,
+    }  # fmt: skip
+    errors = result["errors"]
+    assert errors["wrong_answer"] == 0.5
+    assert errors["time_off_more_than_3s"] == errors["no_claim"] == 0.25
+    assert errors["no_time"] == errors["malformed"] == 0.5
+    assert [case["id"] for case in errors["worst"]] == ["q-appears", "far", "q-attribute", "q-interval"]
+    assert result["by_kind"]["interval"]["accuracy"] == 0.5
+    assert {name: group["N"] for name, group in result["by_language"].items()} == {"en": 3, "zh": 1}
+
+
+def test_silence_lowers_the_means():
+    perfect = say(
+        "red",
+        "<obj>red circle</obj><box>[250,250,500,500]</box>at<t>2.0</t>s From <t>1.0</t>s to <t>3.0</t>s",
+    )
+    m = report([ask("attribute", "red")] * 2, [perfect, ""])["metrics"]
+    assert m["accuracy"] == m["m_tIoU"] == m["m_vIoU"] == 0.5
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_the_truth_as_text_is_right(level):
+    questions = unseen(84 if level > 1 else 40, level)
+    result = report(questions, [templates.response(q.sample) for q in questions])
+    m, errors = result["metrics"], result["errors"]
+    assert set(result["by_kind"]) == set(synthetic.LEVELS[level].kinds)
+    assert m["accuracy"] == 1.0
+    # Text has 0.1 s; frames have 0.04 s, so that an end is off by 0.04 s at the most.
+    assert m["time_error_mean_s"] <= 0.04 and m["m_tIoU"] > 0.96 and m["m_vIoU"] > 0.98
+    assert m["tvg"]["R1@0.7"] == 1.0 and m["mLGM"] is None
+    shares = {name: value for name, value in errors.items() if name != "worst"}
+    assert set(shares.values()) == {0.0}
+
+
+def test_exact_times_have_an_iou_of_one():
+    for question in unseen(20):
+        start, end = question.sample.intervals[0]
+        text = say("", f"From <t>{start:.2f}</t>s to <t>{end:.2f}</t>s")
+        assert synthetic_eval.score(question, text).t_iou == pytest.approx(1.0)
+
+
+_PIECES = st.sampled_from(
+    ["<think>", "</think>", "<answer>", "</answer>", "<obj>", "</obj>", "red circle", "<box>", "</box>",
+     "[1,2,", "[250,250,500,500]", "3,4]", "at", "<t>", "</t>", "s", " to ", "到", "2.0", "-1",
+     "999999999", "nan", "]", "{"]
+)  # fmt: skip
+
+
+@given(st.one_of(st.text(), st.lists(_PIECES, max_size=40).map("".join)))
+def test_no_text_raises(text):
+    kinds = ("interval", "appears", "where", "attribute", "first", "count", "mcq")
+    result = report([ask(kind, "red") for kind in kinds], [text] * len(kinds))
+    json.dumps(result, allow_nan=False)
+    assert 0 <= result["metrics"]["mAM"] <= 1
+
+
+# Baselines
+
+
+def test_baselines_do_not_see_the_answer():
+    questions = unseen(60)
+    for question in questions:
+        sample, scene = question.sample, question.scene
+        # The same question about a clip of the same objects, elsewhere at other times.
+        moved = tuple(
+            dataclasses.replace(thing, spans=(Span(3, 99, (40.0, 40.0), (1.0, 1.0), 30.0, 0.0),))
+            for thing in reversed(scene.objects)
+        )
+        hidden = dataclasses.replace(sample, answer="", reasoning="", mentions=(), intervals=())
+        other = Asked.of(hidden, dataclasses.replace(scene, objects=moved))
+        assert Asked.of(sample, scene) == other
+
+
+def test_the_prior_is_fitted_on_the_train_split(monkeypatch):
+    seeds = []
+
+    def recorded(seed, level):
+        seeds.append(seed)
+        return make_scene(seed, level)
+
+    monkeypatch.setattr(baselines, "make_scene", recorded)
+    monkeypatch.setattr(baselines, "_TRAIN_CLIPS", 100)
+    fitted = baselines.fit_prior(1)
+    assert len(seeds) == 100 and {seed % 3 for seed in seeds} == {0}
+    samples = [
+        s for seed in seeds for s in make_scene(seed).samples() if (s.kind, s.language) == ("where", "zh")
+    ]
+    guess = fitted["where", "zh"]
+    assert guess.interval == pytest.approx(np.median([s.intervals[0] for s in samples], axis=0))
+    assert guess.time == np.median([s.mentions[0].time for s in samples])
+    assert guess.box == pytest.approx(np.mean([s.mentions[0].boxes[0] for s in samples], axis=0))
+    colors = [
+        s.answer for seed in seeds for s in make_scene(seed).samples("en") if s.answer in synthetic.COLORS
+    ]
+    assert colors.count(fitted["color", "en"].words) > 0 and fitted["shape", "zh"].words.endswith("形")
+
+
+def _asked(kind: str, question: str, language: str = "en") -> Asked:
+    return Asked("id", kind, language, question, 1, 6.0, (("blue", "star"), ("red", "circle")))
+
+
+@pytest.mark.parametrize(
+    ("asked", "object", "time", "interval", "answer"),
+    [
+        (_asked("where", "Where is the red circle at 4.6 s?"), "red circle", 4.6, (2.6, 4.6),
+         "<obj>red circle</obj><box>[400,400,600,600]</box>"),
+        (_asked("where", "在0.3秒,红色圆形在什么位置?", "zh"), "红色圆形", 0.3, (0.3, 2.3),
+         "<obj>红色圆形</obj><box>[400,400,600,600]</box>"),
+        (_asked("first", "Which appears first, the blue star or the red circle?"), "blue star", 2.0,
+         (1.0, 3.0), "blue star"),
+        (_asked("first", "先消失的是红色圆形还是蓝色星形?", "zh"), "红色圆形", 2.0, (1.0, 3.0), "红色圆形"),
+        (_asked("attribute", "What colour is the object that appears at 1.4 s?"), "name", 1.4,
+         (1.0, 3.0), "word"),
+        (_asked("appears", "When does the red circle appear?"), "red circle", 2.0, (1.0, 3.0), "<t>1.0</t>s"),
+        (_asked("interval", "红色圆形什么时候可见?", "zh"), "红色圆形", 2.0, (1.0, 3.0),
+         "从<t>1.0</t>s到<t>3.0</t>s"),
+        (_asked("mcq", "What appears first?\nA. blue star\nB. red circle"), "blue star", 2.0,
+         (1.0, 3.0), "A"),
+    ],
+)  # fmt: skip
+def test_copy_says_what_the_question_says(asked, object, time, interval, answer):
+    guess = baselines.Guess("name", (1.0, 3.0), 2.0, (0.4, 0.4, 0.6, 0.6), "word")
+    parsed = synthetic_eval.grammar.parse(
+        baselines.copy_question(asked, {(asked.topic, asked.language): guess})
+    )
+    claim = parsed.claims[0]
+    assert (claim.object, claim.time, parsed.intervals[0], parsed.answer) == (object, time, interval, answer)
+    assert claim.boxes == ((0.4, 0.4, 0.6, 0.6),) and parsed.well_formed
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_baselines_are_deterministic_and_weak(level):
+    questions = unseen(210, level)
+    texts = synthetic_eval.baseline_texts(questions, seed=0)
+    if level == 1:
+        again = synthetic_eval.baseline_texts(questions, seed=0)
+        other = synthetic_eval.baseline_texts(questions, seed=1)
+        assert texts == again and texts["chance"] != other["chance"]
+    results = {name: report(questions, answers) for name, answers in texts.items()}
+    assert all(r["errors"]["malformed"] == r["errors"]["no_time"] == 0 for r in results.values())
+    m = {name: result["metrics"] for name, result in results.items()}
+    assert 0.05 < m["chance"]["accuracy"] < 0.35 and 0.1 < m["chance"]["m_tIoU"] < 0.4
+    assert 0.1 < m["prior"]["accuracy"] <= m["copy"]["accuracy"] < 0.5
+    assert m["chance"]["m_tIoU"] < m["prior"]["m_tIoU"] < 0.6
+    assert all(m[name]["m_vIoU"] < 0.2 for name in ("chance", "prior", "copy"))
+    assert all(0.2 < results[name]["by_kind"]["first"]["accuracy"] < 0.8 for name in ("chance", "copy"))
+    assert m["ceiling"]["accuracy"] > 0.99  # of 1 %, a "where" on small moving objects may round away
+
+
+# Generation and the command
+
+
+class Oracle:
+    """A stand-in for a model: it finds the question in the prompt and prints the truth, with an estimate."""
+
+    settings, config = SimpleNamespace(prompt_style="plain", fps=25.0), SimpleNamespace(evidence=None)
+    request, _watch = Model.request, Model._watch
+
+    def __init__(self, folder: Path, count: int, level: int = 1):
+        self.samples = [q.sample for q in unseen(count, level)]
+        texts = [f"{s.question} {templates.response(s, 10)}" for s in self.samples]
+        self.processor = load_processor(build_tokenizer(texts, folder))
+        self.calls: list[list[Request]] = []
+
+    def respond(self, requests: list[Request], *, max_new_tokens: int) -> list[Response]:
+        self.calls.append(requests)
+        responses = []
+        for request in requests:
+            (sample,) = {s.question: s for s in self.samples if s.question in request.prompt}.values()
+            text = templates.response(sample, 10)
+            tokens = np.array(self.processor.tokenizer(text)["input_ids"])[:max_new_tokens]
+            heads = tuple(estimate(sample) for _ in range(text.count("</obj>")))
+            responses.append(Response(tokens, np.ones(len(tokens)), text, heads))
+        return responses
+
+
+def estimate(sample: Sample, late_s: float = 0.0) -> HeadEstimate:
+    """The truth as the evidence decoder would say it, everything too late by as much."""
+    start, end = sample.intervals[0]
+    mention = sample.mentions[0]
+    interval = (start + late_s, end + late_s)
+    return HeadEstimate(mention.time + late_s, 0.1, interval, mention.boxes[0], 0.75)
+
+
+def test_the_two_estimates_side_by_side():
+    questions = unseen(6)
+    late = [0.5, -0.25, 0.0, 1.0, 0.1, -0.4]
+    scored = []
+    for question, shift in zip(questions, late, strict=True):
+        sample = question.sample
+        text = templates.response(sample, 10)
+        heads = [estimate(sample, shift)] * text.count("</obj>")
+        scored.append(synthetic_eval.score(question, text, heads))
+    head = synthetic_eval.metrics(scored)["head"]
+    lengths = [end - start for start, end in (q.sample.intervals[0] for q in questions)]
+    overlap = [max(0.0, n - abs(s)) / (n + abs(s)) for n, s in zip(lengths, late, strict=True)]
+    assert head["N"] == 6 and head["m_tIoU"] == pytest.approx(np.mean(overlap))
+    assert head["time_error_mean_s"] == head["point_error_mean_s"] == pytest.approx(np.mean(np.abs(late)))
+    assert head["time_error_median_s"] == pytest.approx(np.median(np.abs(late)))
+    assert head["confidence_mean"] == pytest.approx(0.75)
+    boxes = [
+        box_iou(q.sample.mentions[0].boxes[0], q.target.box(q.sample.mentions[0].time + s) or (0, 0, 0, 0))
+        for q, s in zip(questions, late, strict=True)
+    ]
+    assert head["m_vIoU"] == pytest.approx(np.mean(boxes)) and head["m_vIoU"] < 0.99
+    # The text is right to a tenth: nothing of its error comes with the estimate's.
+    assert abs(head["error_correlation"]["time"] or 0.0) < 0.7
+    shifted = [dataclasses.replace(s, point_error_s=2 * e) for s, e in zip(scored, late, strict=True)]
+    assert synthetic_eval.head_metrics(shifted)["error_correlation"]["time"] == pytest.approx(1.0)
+    assert head["right_object"]["N"] == 6 and head["right_object"]["m_tIoU"] == head["m_tIoU"]
+    # The text claims another object: the decoder, asked about that one, counts for the first mean only.
+    other = next(thing for thing in questions[0].scene.objects if thing is not questions[0].target)
+    sample = questions[0].sample
+    text = templates.response(sample, 10).replace(
+        f"<obj>{sample.mentions[0].object}</obj>", f"<obj>{other.name(sample.language)}</obj>"
+    )
+    wrong = synthetic_eval.score(questions[0], text, [estimate(sample, 0.3)] * text.count("</obj>"))
+    assert synthetic_eval.head_metrics([*scored, wrong])["right_object"] == head["right_object"]
+    silent = synthetic_eval.score(questions[0], "<think>nothing</think><answer>x</answer>")
+    assert silent.head is None and "head" not in synthetic_eval.metrics([silent])
+    assert synthetic_eval.metrics([*scored, silent])["head"]["m_tIoU"] == pytest.approx(sum(overlap) / 7)
+
+
+def test_every_row_gets_its_question_and_its_video(tmp_path):
+    oracle, data, clips = Oracle(tmp_path / "tokenizer", 5), tmp_path / "data", []
+    questions = synthetic_eval.make_questions(data, "test", 5, 1, 0, lambda: clips.append(1))
+    assert [q.sample for q in questions] == oracle.samples and len(clips) == 3
+    assert len(list((data / "videos").glob("*.mp4"))) == 3
+    done = []
+    responses = synthetic_eval.generate(
+        oracle, questions, data, batch_size=3, max_new_tokens=500, on_batch=done.append
+    )
+    assert [r.text for r in responses] == [templates.response(q.sample, 10) for q in questions]
+    assert done == [3, 2] and [len(call) for call in oracle.calls] == [3, 3]  # the last batch is filled up
+    pixels = np.stack([r.frames.ravel() / 127.5 for call in oracle.calls for r in call])
+    total = questions[0].scene.frame_count
+    at = oracle.processor.sample_indices(total, 25)
+    for row, question in enumerate(questions):
+        truth = question.scene.render(at / 25).ravel() / 127.5
+        distances = np.abs(pixels[:5] - truth).mean(axis=1)
+        same = [q.scene == question.scene for q in questions]
+        assert distances[row] < 0.05  # what compression leaves
+        assert all((distance < 0.05) == flag for distance, flag in zip(distances, same, strict=True))
+
+
+def test_wrong_counts_are_refused(tmp_path):
+    with pytest.raises(UserError, match="num_questions"):
+        synthetic_eval.make_questions(tmp_path / "x", "test", 0, 1, 0, lambda: None)
+    with pytest.raises(UserError, match="split"):
+        synthetic_eval.make_questions(tmp_path / "x", "exam", 2, 1, 0, lambda: None)
+    assert not (tmp_path / "x").exists()
+
+
+def _run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess:
+    command = ["-c", code] if code else ["-m", "experiments.evaluate"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, *command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+def test_an_unknown_benchmark_is_refused(tmp_path):
+    out = tmp_path / "out.json"
+    result = _run("--benchmark", "vstar", "--out", str(out))
+    assert result.returncode == 2 and not out.exists()
+    assert "'vstar'" in result.stderr and "synthetic" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_the_command_prints_tables_and_writes_json(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from experiments import evaluate
+from experiments.cli import shell
+from o3jax import api
+from tests.experiments.test_evaluate import Oracle
+api.load = lambda path: Oracle(Path(path), 4)
+shell.run(evaluate.main)
+"""
+    out = tmp_path / "out.json"
+    result = _run("--model_path", str(tmp_path / "t"), "--num_questions", "4", "--out", str(out), code=code)
+    assert result.returncode == 0, result.stderr
+    assert "answer accuracy" in result.stdout and "ceiling" in result.stdout
+    written = json.loads(out.read_text(encoding="utf-8"))
+    assert written["metrics"]["accuracy"] == 1.0 and written["metrics"]["N"] == 4
+    estimates = written["metrics"].pop("head")
+    assert estimates["m_tIoU"] == pytest.approx(1.0) and estimates["point_error_mean_s"] == 0
+    assert "evidence decoder" in result.stdout
+    assert written["metrics"] == written["baselines"]["ceiling"]["metrics"]
+    assert [g["id"] for g in written["generations"]] == [q.sample.id for q in unseen(4)]
+    assert set(written["baselines"]) == {"chance", "prior", "copy", "ceiling"}
+    assert written["baselines"]["chance"]["metrics"]["accuracy"] < 1
+    assert {path.name for path in tmp_path.iterdir()} == {"t", "out.json"}

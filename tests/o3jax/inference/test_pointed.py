@@ -1,0 +1,290 @@
+"""Boxes read from the frame that the decoder points at: the right one, and as if it had been seen before."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from einops import rearrange
+
+import o3jax
+from data_pipelines.formats.sample import Mention, Sample
+from data_pipelines.rows import supervised as sft
+from data_pipelines.rows.clips import Clip, SyntheticClips
+from data_pipelines.rows.evidence import pointed_times
+from data_pipelines.rows.prompts import MakePrompt
+from data_pipelines.rows.supervised import MakeRow, RowShape
+from o3jax.errors import UserError
+from o3jax.generate.sampler import Generated
+from o3jax.inference import respond as engine
+from o3jax.inputs.dense import pointed_frames
+from o3jax.models.layers import Initializer
+from o3jax.models.qwen3_vl import EvidenceModules, with_evidence
+from o3jax.prompts.mentions import mention_positions
+from o3jax.train.token_loss import IGNORE
+from tests.o3jax.inference.test_respond import prompt_of
+from tests.o3jax.sft.test_joint import EVIDENCE, ROW, SHAPE
+from tests.support.commands import command, run_command
+from tests.support.videos import read_number
+
+POINTED = dataclasses.replace(EVIDENCE, box_frames="pointed")
+GROUPS = ROW.groups  # of the language stream
+ROOMY = dataclasses.replace(ROW, groups=2 * GROUPS)  # three questions, a frame for each
+PER_GROUP = ("patches", "patch_length", "patch_coords", "pos_index", "pos_weight")
+PER_GROUP += ("visual_times", "visual_centres", "visual_clip", "visual_clock")
+
+
+@pytest.fixture(scope="module")
+def loaded(video_model):
+    """The tiny model, its modules of random weights so wide that what they read has an effect."""
+    model = o3jax.load(video_model)
+    model.backbone = with_evidence(model.backbone, EVIDENCE, jax.random.key(1))
+    config = model.backbone.config
+    model.backbone.evidence = EvidenceModules(config, Initializer(jax.random.key(1), std=0.3))
+    return model
+
+
+def reading(loaded, **rules):
+    """Returns the model with other rules of its modules."""
+    model = copy.copy(loaded)
+    model.backbone = copy.copy(loaded.backbone)
+    evidence = dataclasses.replace(EVIDENCE, **rules)
+    model.backbone.config = dataclasses.replace(loaded.config, evidence=evidence)
+    return model
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return SyntheticClips("train", 1, questions=3)[0]
+
+
+def rows_of(loaded, shape, box_frames, **fields):
+    config = dataclasses.replace(loaded.config, evidence=dataclasses.replace(EVIDENCE, box_frames=box_frames))
+    return MakeRow(loaded.processor, config, shape, evidence=dataclasses.replace(SHAPE, **fields))
+
+
+# --- training rows ---
+
+
+def test_a_row_shows_the_frames_of_its_mentions(loaded, clip):
+    stream = rows_of(loaded, ROW, "stream").map(clip)
+    row = rows_of(loaded, ROOMY, "pointed").map(clip)
+    assert stream.keys() == row.keys()
+    for key in stream:  # the text and what it shows are the same
+        np.testing.assert_array_equal(row[key][:GROUPS] if key in PER_GROUP else row[key], stream[key], key)
+    assert row["visual_index"].max() < GROUPS * ROW.patches // 4
+
+    times = row["visual_times"][GROUPS:]
+    truth = [sample.mentions[0].time for sample in clip.samples]
+    assert 0 < np.abs(times - truth).max() and np.all(np.abs(times - truth) <= 0.12)
+    np.testing.assert_allclose(times * 25, np.rint(times * 25), atol=1e-4)
+    again = rows_of(loaded, ROOMY, "pointed").map(clip)
+    np.testing.assert_array_equal(again["visual_times"], row["visual_times"])
+    # The same frames given to the processor as a video, each of them twice.
+    frames = np.repeat(clip.video.render(times.astype(float) + 1e-4), 2, axis=0)
+    medium = loaded.processor.read_video(frames, {"fps": 25.0, "frames_indices": range(6)})
+    np.testing.assert_array_equal(rearrange(row["patches"][GROUPS:], "t p c -> (t p) c"), medium.patches)
+    for key in PER_GROUP[1:5] + ("visual_centres", "visual_clip"):  # as those of the stream
+        np.testing.assert_array_equal(row[key][GROUPS:], row[key][:GROUPS], key)
+
+
+def test_a_file_s_frames_are_read_at_the_mentions(loaded, numbered):
+    mentions = tuple(Mention("red", time, ((0.1, 0.1, 0.5, 0.5),)) for time in (0.0, 2.35, 3.99))
+    nowhere = (Mention("blue", 1.0), Mention("green", None, ((0.1, 0.1, 0.5, 0.5),)))
+    sample = Sample("s", "test", "t", "When?", "x", duration=4.0, mentions=mentions + nowhere)
+    rows = rows_of(loaded, RowShape(512, 5, 12), "pointed", patches=24)
+    row = rows.map(Clip((sample,), numbered.path))
+    assert rows.needs(Clip((sample,), numbered.path)).groups == 5
+    pictures = rearrange(
+        row["patches"], "t (h w i j) (c g y x) -> t g (h i y) (w j x) c", h=1, w=3, i=2, j=2, c=3, g=2, y=16
+    )
+    told = [[read_number(picture) for picture in pair] for pair in pictures[2:]]
+    assert told == [[n, n] for n in np.rint(row["visual_times"][2:] * 10).astype(int)]
+    assert np.abs(row["visual_times"][2:] - [0.0, 2.35, 3.9]).max() <= 0.151
+
+
+def test_times_differ_between_samples_and_stay_in_the_video():
+    def sample(name, time):
+        return Sample(name, "test", "t", "?", "x", mentions=(Mention("x", time, ((0, 0, 1, 1),)),))
+
+    frames = np.arange(150) / 25
+    drawn = [pointed_times([sample(str(n), 3.0)], frames)[0] for n in range(40)]
+    assert len(set(drawn)) > 3 and 2.88 <= min(drawn) < 2.95 and 3.05 < max(drawn) <= 3.12
+    late = pointed_times([sample(str(n), 6.5) for n in range(9)], frames)
+    assert late.tolist() == [frames[-1]] * 9
+    assert pointed_times([sample("x", None)], frames).shape == (0,)
+
+
+def test_clips_of_a_row_keep_their_frames_apart(loaded):
+    """The groups of both texts come first, then the frames of both clips."""
+    clips = [SyntheticClips("train", 1, questions=n)[n] for n in (1, 2)]
+    rows = rows_of(loaded, RowShape(768, 9, 16, clips=2), "pointed", groups=160)
+    row, alone = rows.map(clips), [rows.map(clip) for clip in clips]
+    assert row["visual_clip"].tolist() == [1] * 3 + [2] * 3 + [1] + [2] * 2
+    for number, (one, theirs) in enumerate(zip(alone, (1, 2), strict=True), start=1):
+        mine = row["visual_clip"] == number
+        for key in PER_GROUP[:-2]:
+            np.testing.assert_array_equal(row[key][mine], one[key][: 3 + theirs], key)
+        clock = row["visual_clock"] - row["visual_times"]
+        assert np.ptp(clock[mine]) < 1e-5
+    assert clock[0] == 0 and clock[-1] > 6
+
+
+def test_what_has_no_room_or_cannot_be_read(loaded, clip, monkeypatch):
+    small = rows_of(loaded, dataclasses.replace(ROW, groups=5), "pointed")
+    with pytest.raises(UserError, match="needs 6 frame groups, more than the 5 .* raise config.row_groups"):
+        small.map(clip)
+    prompts = MakePrompt(loaded.processor, small.config, ROW, evidence=SHAPE)
+    one = dataclasses.replace(clip, samples=clip.samples[:1])
+    assert (prompts.map(one)["patch_length"] > 0).sum() == GROUPS  # no truth in a prompt
+
+    def fail(*args):
+        raise UserError("torn")
+
+    monkeypatch.setattr(sft, "decode_frames", fail)
+    row = rows_of(loaded, ROOMY, "pointed").map(clip)
+    assert bytes(row["clip_error"][0, :4]) == b"torn" and not row["patches"].any()
+    assert (row["labels"] == IGNORE).all() and (row["patch_length"] > 0).sum() == 6
+
+
+# --- the model ---
+
+
+def test_a_frame_added_later_is_as_one_seen_from_the_start(loaded, clip):
+    row = rows_of(loaded, ROOMY, "pointed").map(clip)
+    # As when a question is answered: one video to a row.
+    batch = {key: array[None] for key, array in row.items() if not key.endswith("_clip")}
+    times = row["visual_times"][GROUPS:].astype(np.float64)
+    frames, video = clip.video.render(times + 1e-4), loaded.processor.video_config
+    added = pointed_frames(frames, times, (64, 64), video, loaded.config.vision, groups=4, patches=16)
+    added = {key: array[None] for key, array in added.items()}
+    rng = np.random.default_rng(0)
+    states = rng.standard_normal((3, 4, loaded.config.text.hidden_size)).astype(np.float32)
+    valid, everything = np.ones((3, 4), bool), np.ones((3, SHAPE.groups), bool)
+
+    @jax.jit
+    def run(model, batch, added):
+        whole = model.see(batch)
+        stream = jax.tree.map(lambda x: x[:, :GROUPS], whole.visual)
+        later = model.look(dataclasses.replace(whole, visual=stream), added)
+        return [model.estimate(states, valid, seen, everything) for seen in (whole, later)]
+
+    expected, estimate = run(loaded.backbone, batch, added)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), estimate, expected)
+    assert np.ptp(estimate.box, axis=(0, 1))[1:].min() > 1e-2
+
+
+# --- answers ---
+
+TEXTS = ("<obj>red car</obj> and <obj>dog</obj>", "nothing", "a <obj>dog</obj>")
+
+
+@pytest.fixture
+def asked(loaded, monkeypatch):
+    """Returns (model, requests) -> estimates, and what stands behind the questions in the prompts.
+
+    The text is given, and so are its states.
+    """
+    prompts = []
+
+    def say(backbone, batch, *, seen, **options):
+        for ids, real in zip(batch["input_ids"], batch["segment_ids"], strict=True):
+            prompts.append(loaded.processor.decode(ids[real > 0], skip_special_tokens=False))
+        ids = [loaded.processor.tokenizer(text)["input_ids"] for text in TEXTS]
+        tokens = np.zeros((3, max(map(len, ids))), np.int32)
+        states = np.zeros((*tokens.shape, loaded.config.text.hidden_size), np.float32)
+        for row, mine in enumerate(ids):
+            tokens[row, : len(mine)] = mine
+            for place in mention_positions(loaded.processor.tokenizer, mine):
+                states[row, place] = np.random.default_rng((row, place)).standard_normal(states.shape[-1])
+        return Generated(tokens, np.zeros(tokens.shape, np.float32), np.array(list(map(len, ids))), states)
+
+    monkeypatch.setattr(engine, "greedy", say)
+    monkeypatch.setattr(engine, "candidate_intervals", lambda relevance, times: [(0.0, 10.0)])
+
+    def ask(model, requests):
+        prompts.clear()
+        responses = model.respond(requests, max_new_tokens=8)
+        told = zip(prompts, requests, strict=True)
+        lines = [text.partition(r.question)[2].split("<|im_end|>")[0] for text, r in told]
+        return [response.heads for response in responses], lines
+
+    return ask
+
+
+@pytest.fixture
+def requests(loaded):
+    """Three questions about three clips, which write down when they are looked at again."""
+    looked = []
+
+    def request(number):
+        clip = SyntheticClips("train", 1, questions=1)[number]
+
+        def frames_at(times):
+            looked.append((number, times))
+            return clip.video.render(times + 1e-4), times
+
+        question = clip.samples[0].question
+        return dataclasses.replace(prompt_of(loaded, clip, question), frames_at=frames_at), clip.video
+
+    made = [request(number) for number in range(3)]
+    return [one for one, _ in made], [scene for _, scene in made], looked
+
+
+def still(request, scene, times):
+    """Returns the request with no other frames than these in its language stream, each of them twice."""
+    times = np.resize(np.sort(times), 3).repeat(2)
+    metadata = {"fps": 25.0, "frames_indices": np.rint(25 * times).astype(int)}
+    return dataclasses.replace(request, frames=scene.render(times + 1e-4), metadata=metadata)
+
+
+def test_boxes_are_read_from_the_frame_pointed_at(loaded, asked, requests):
+    """Proposals' and mentions' alike: as from a language stream of that frame alone."""
+    requests, scenes, looked = requests
+    plain, lines = asked(reading(loaded, feedback="prompt"), requests)
+    assert not looked
+    heads, read = asked(reading(loaded, feedback="prompt", box_frames="pointed"), requests)
+    assert [len(mine) for mine in heads] == [2, 0, 1]
+    # All questions have proposals; the second one's text has no mention, so nothing more is read of it.
+    assert [number for number, _ in looked] == [0, 1, 2, 0, 2]
+    for row, times in looked[3:]:
+        told = [head.time_s for head in heads[row]]
+        np.testing.assert_allclose(told, [head.time_s for head in plain[row]], atol=1e-5)
+        frames = requests[row].dense_times
+        assert sorted({frames[np.abs(frames - t).argmin()] for t in told}) == times.tolist()
+    assert len(looked[3][1]) == 2  # two mentions at two moments
+
+    def from_stills(looked):
+        stills = [still(requests[row], scenes[row], times) for row, times in looked]
+        return asked(reading(loaded, feedback="prompt"), stills)
+
+    _, expected = from_stills(looked[:3])
+    assert read == expected != lines
+    expected, _ = from_stills([looked[3], looked[1], looked[4]])
+    for row, m in ((0, 0), (0, 1), (2, 0)):
+        np.testing.assert_allclose(heads[row][m].box, expected[row][m].box, atol=1e-4)
+        np.testing.assert_allclose(heads[row][m].confidence, expected[row][m].confidence, atol=1e-4)
+        assert np.abs(np.subtract(heads[row][m].box, plain[row][m].box)).max() > 1e-3
+
+
+def test_a_file_is_looked_at_again(loaded, numbered):
+    request, _ = loaded.request(numbered.path, "When?")
+    frames, times = request.frames_at(request.dense_times[[3, 21, 39]])
+    assert [read_number(frame) for frame in frames] == [3, 21, 39]
+    np.testing.assert_allclose(times, [0.3, 2.1, 3.9])
+
+
+# --- the switch ---
+
+
+def test_the_switch(video_model, capfd):
+    with command("sft", "--config=configs/sft_tiny.py", "--workdir=unused") as commands:
+        chosen = commands.choose_rules(POINTED, EVIDENCE, feedback=None, box_frames=None)
+        assert chosen == POINTED
+        assert commands.choose_rules(POINTED, EVIDENCE, feedback=None, box_frames="stream") == EVIDENCE
+    done = run_command(capfd, "evaluate", f"--model_path={video_model}", "--box_frames=pointed")
+    assert done.code == 2 and done.err.count("\n") == 1
+    assert f"--box_frames: {video_model} has no evidence modules; leave the flag out" in done.err

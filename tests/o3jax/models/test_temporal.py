@@ -1,0 +1,492 @@
+"""The temporal encoder: every strategy is the same attention, seconds rule, and nothing leaks."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+
+from o3jax.inputs.dense import dense_rate
+from o3jax.models.config import EvidenceConfig
+from o3jax.models.layers import Initializer
+from o3jax.models.temporal import Injection, TemporalEncoder
+from o3jax.models.temporal_attention import STRATEGIES, halo_groups, temporal_attention, wire_bytes
+from o3jax.sharding import make_mesh, use_mesh
+
+RATE = 10.0
+CONFIG = EvidenceConfig(hidden_size=16, num_heads=2, temporal_layers=2, window_s=0.5, max_rate=RATE)
+TOWER = 6
+
+
+def uneven_times(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Returns increasing times, 0.1 to 0.12 s apart."""
+    return np.cumsum(rng.uniform(0.1, 0.12, shape), axis=-1).astype(np.float32)
+
+
+def on(**axes: int):
+    """Returns a context with eight devices on these mesh axes, or with none."""
+    return use_mesh(make_mesh(**axes)) if axes else contextlib.nullcontext()
+
+
+# --- the reference: dense, float64, its gradient by hand ---
+
+
+def reference(q, k, v, times, valid, window_s, d_out):
+    """Returns attention and its gradients for q, k and v, from full T x T matrices."""
+    q, k, v, times, d_out = (np.asarray(x, np.float64) for x in (q, k, v, times, d_out))
+    d_out = d_out * valid[:, :, None, None, None]
+    scale = q.shape[-1] ** -0.5
+    distance = np.abs(times[:, :, None] - times[:, None, :])
+    hann = 0.5 + 0.5 * np.cos(np.pi * np.minimum(distance, window_s) / window_s)
+    hann = np.where(valid[:, None, :] & valid[:, :, None], hann, 0)[:, None, None]
+    weights = np.exp(scale * np.einsum("bipnh,bjpnh->bpnij", q, k)) * hann
+    weights /= np.where(valid[:, None, None, :, None], weights.sum(-1, keepdims=True), 1)
+    out = np.einsum("bpnij,bjpnh->bipnh", weights, v)
+    d_weights = np.einsum("bipnh,bjpnh->bpnij", d_out, v)
+    d_scores = scale * weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True))
+    return (
+        out,
+        np.einsum("bpnij,bjpnh->bipnh", d_scores, k),
+        np.einsum("bpnij,bipnh->bjpnh", d_scores, q),
+        np.einsum("bpnij,bipnh->bjpnh", weights, d_out),
+    )
+
+
+def attention_and_gradients(window_s: float, groups: int, strategy: str):
+    """Returns a jitted function of (q, k, v, times, valid, d_out): the output and three gradients."""
+    c = EvidenceConfig(16, 2, window_s=window_s, max_rate=RATE)
+    options = {"window_s": window_s, "halo": halo_groups(c, groups), "strategy": strategy}
+
+    def both(q, k, v, times, valid, d_out):
+        out, back = jax.vjp(lambda *x: temporal_attention(*x, times, valid, **options), q, k, v)
+        return out, *back(d_out)
+
+    return jax.jit(both)
+
+
+def random_case(groups: int, seed: int = 0, *, cells: int = 3):
+    rng = np.random.default_rng(seed)
+    shape = (2, groups, cells, 2, 4)
+    q, k, v, d_out = (rng.standard_normal(shape).astype(np.float32) for _ in range(4))
+    valid = np.ones((2, groups), bool)
+    valid[0, -groups // 5 :] = False
+    valid[1, groups // 3] = False
+    return 2 * q, k, v, uneven_times(rng, 2, groups), valid, d_out
+
+
+def assert_same(case, window_s: float, ours) -> None:
+    out, *grads = reference(*case[:5], window_s, case[5])
+    assert np.abs(out - ours[0]).max() <= 1e-5
+    for name, grad, our in zip("qkv", grads, ours[1:], strict=True):
+        # Where all keys are at the window's edge, a gradient is as small as what float32 leaves of it.
+        assert np.abs(grad - our).max() <= 1e-4 * np.abs(grad).max() + 1e-6, name
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("groups", "window_s"),
+    [
+        pytest.param(77, 0.25, id="window within a shard"),
+        pytest.param(37, 1.3, id="window over three shards, the last in part"),
+        pytest.param(37, math.inf, id="global window"),
+    ],
+)
+def test_every_strategy_is_the_unsharded_attention(strategy, groups, window_s):
+    case = random_case(groups)
+    with on(context=8):
+        assert_same(case, window_s, attention_and_gradients(window_s, groups, strategy)(*case))
+
+
+@pytest.mark.parametrize(("groups", "window_s"), [(50, 0.35), (260, math.inf)])
+def test_attention_on_one_device(groups, window_s):
+    case = random_case(groups, cells=1)
+    assert_same(case, window_s, attention_and_gradients(window_s, groups, "halo")(*case))
+
+
+def test_any_mask_and_any_gaps():
+    groups, window_s = 21, 0.45
+    attention = attention_and_gradients(window_s, groups, "halo")
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.lists(st.tuples(st.floats(0.1, 1.0), st.booleans()), min_size=groups, max_size=groups))
+    def check(steps):
+        gaps, valid = (np.array(x) for x in zip(*steps, strict=True))
+        case = list(random_case(groups, cells=1))
+        case[3] = np.broadcast_to(np.cumsum(gaps), (2, groups)).astype(np.float32)
+        case[4] = np.broadcast_to(valid, (2, groups))
+        assert_same(case, window_s, attention(*case))
+
+    check()
+
+
+def test_unknown_strategy():
+    q, k, v, times, valid, _ = random_case(5)
+    with pytest.raises(
+        ValueError, match="unknown strategy 'rings'; available: halo, allgather, alltoall, ring"
+    ):
+        temporal_attention(q, k, v, times, valid, window_s=1.0, halo=4, strategy="rings")
+
+
+# --- what is sent ---
+
+OPERATIONS = {
+    "halo": "collective-permute",
+    "allgather": "all-gather",
+    "alltoall": "all-to-all",
+    "ring": "collective-permute",
+}
+
+
+def received(program: str, repeats: int) -> dict[str, int]:
+    """Returns the bytes that a device gets from others, by kind of collective, from a program's text.
+
+    What stands in the body of a loop runs `repeats` times.
+    """
+    kinds = "collective-permute|all-gather|all-to-all|all-reduce|reduce-scatter"
+    totals: dict[str, int] = {}
+    for shapes, kind, where in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(.*?op_name=\"(.*?)\"", program):
+        for dims in re.findall(r"f32\[([\d,]*)\]", shapes):
+            size = 4 * math.prod(int(d) for d in dims.split(",") if d)
+            # An eighth of what is gathered or exchanged was here already.
+            size = size if kind == "collective-permute" else size * 7 // 8
+            totals[kind] = totals.get(kind, 0) + size * (repeats if "while/body" in where else 1)
+    return totals
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_compiled_program_sends_what_is_documented(strategy):
+    rows, cells, window_s, halo, counted = 2, 3, 1.5, 15, []
+    with on(context=8):
+        mesh = jax.sharding.get_mesh()
+        split = NamedSharding(mesh, PartitionSpec(None, "context"))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        for groups in (40, 160):
+            x = jax.ShapeDtypeStruct((rows, groups, cells, 2, 4), jnp.float32, sharding=split)
+            times = jax.ShapeDtypeStruct((rows, groups), jnp.float32, sharding=everywhere)
+            valid = jax.ShapeDtypeStruct((rows, groups), bool, sharding=everywhere)
+            attention = jax.jit(
+                lambda *xs: temporal_attention(*xs, window_s=window_s, halo=halo, strategy=strategy),
+                out_shardings=split,
+            )
+            program = attention.lower(x, x, x, times, valid).compile().as_text()
+            documented = wire_bytes(strategy, groups=groups, cells=cells, width=8, halo=halo, ways=8)
+            assert received(program, repeats=7) == {OPERATIONS[strategy]: rows * documented}
+            counted.append(documented)
+    assert (counted[0] == counted[1]) == (strategy == "halo")
+
+
+def test_frames_within_a_chunk_on_each_device_add_nothing_to_what_is_sent():
+    """Of the encoder: F, which is as long as the video, stays where it is."""
+    encoder, sent = make_encoder(), []
+    with on(context=8):
+        split = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(None, "context"))
+        run = jax.jit(lambda *xs: xs[0](*xs[1:], chunk=40), out_shardings=split)
+        for groups in (80, 320):
+            tokens = jax.ShapeDtypeStruct((1, groups, 3, TOWER), jnp.float32, sharding=split)
+            times = jax.ShapeDtypeStruct((1, groups), jnp.float32)
+            valid = jax.ShapeDtypeStruct((1, groups), bool)
+            program = run.lower(encoder, tokens, times, valid).compile().as_text()
+            sent.append(received(program, repeats=1))
+    assert sent[0]["collective-permute"] == sent[1]["collective-permute"] > 0
+    for groups, kinds in zip((80, 320), sent, strict=True):
+        others = sum(size for kind, size in kinds.items() if kind != "collective-permute")
+        assert others <= 4 * groups * 4  # times and their like
+
+
+# --- the encoder ---
+
+
+def make_encoder(c: EvidenceConfig = CONFIG) -> TemporalEncoder:
+    """Returns an encoder with weights large enough to matter."""
+    rng = np.random.default_rng(1)
+
+    def fill(x: jax.ShapeDtypeStruct) -> np.ndarray:
+        return (0.3 * rng.standard_normal(x.shape) + (x.ndim < 3)).astype(np.float32)
+
+    shapes = jax.eval_shape(lambda: TemporalEncoder(c, TOWER, Initializer(jax.random.key(0))))
+    return jax.tree.map(fill, shapes)
+
+
+def encode(encoder, tokens, times, valid, **options) -> np.ndarray:
+    run = jax.jit(lambda *xs: xs[0](*xs[1:], **options))
+    return np.asarray(run(encoder, tokens, times, valid))
+
+
+def reference_encoder(encoder: TemporalEncoder, tokens, times) -> np.ndarray:
+    """Returns F of one video without padding, in float64; a rotation is a product of complex numbers."""
+    c = encoder.config
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), encoder)
+    layers, heads, half = p.layers, c.num_heads, c.hidden_size // c.num_heads // 2
+
+    def norm(x, scale):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale[...]
+
+    periods = 0.5 * 128 ** (np.arange(half) / (half - 1))
+    turn = np.exp(2j * np.pi * np.asarray(times, np.float64)[:, None, None, None] / periods)
+
+    def turned(x):
+        x = (x[..., :half] + 1j * x[..., half:]) * turn
+        return np.concatenate([x.real, x.imag], -1)
+
+    x = norm(np.asarray(tokens, np.float64), p.input_norm) @ p.input[...]
+    for i in range(c.temporal_layers):
+        h = norm(x, layers.attention_norm[i])
+        q, k, v = np.einsum("tpd,dcnh->ctpnh", h, layers.qkv[i])
+        every = np.ones((1, len(times)), bool)
+        h = reference(turned(q)[None], turned(k)[None], v[None], times[None], every, c.window_s, v[None])[0][
+            0
+        ]
+        x = x + h.reshape(*x.shape) @ layers.out[i].reshape(heads * 2 * half, -1)
+        h = norm(x, layers.mlp_norm[i]) @ layers.up[i]
+        h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+        x = x + h @ layers.down[i]
+    return norm(x, p.norm)
+
+
+def padded_video(lengths: tuple[int, ...], groups: int, cells: int = 2):
+    """Returns tokens, times and validity of videos; what stands in the padding is not even a number."""
+    rng = np.random.default_rng(2)
+    tokens = rng.standard_normal((len(lengths), groups, cells, TOWER)).astype(np.float32)
+    times = uneven_times(rng, len(lengths), groups) + np.float32(7.0)
+    valid = np.arange(groups) < np.asarray(lengths)[:, None]
+    tokens[~valid], times[~valid] = np.nan, np.nan
+    return tokens, times, valid
+
+
+def test_an_encoder_without_layers_has_no_empty_arrays():
+    """The ablation's cell without temporal attention; checkpoints refuse arrays of no layers."""
+    encoder = make_encoder(dataclasses.replace(CONFIG, temporal_layers=0))
+    assert all(leaf.size for leaf in jax.tree.leaves(encoder))
+    tokens, times, valid = padded_video((9,), 9)
+    np.testing.assert_allclose(
+        encode(encoder, tokens, times, valid)[0], reference_encoder(encoder, tokens[0], times[0]), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("axes", "chunk"),
+    [
+        pytest.param({}, None, id="whole"),
+        pytest.param({}, 8, id="chunked"),
+        pytest.param({"data": 2, "context": 4}, None, id="sharded"),
+        pytest.param({"context": 8}, 2, id="sharded and chunked"),
+    ],
+)
+def test_encoder(axes, chunk):
+    encoder, (tokens, times, valid) = make_encoder(), padded_video((37, 30), 37)
+    with on(**axes):
+        ours = encode(encoder, tokens, times, valid.astype(np.int32), chunk=chunk)
+    assert ours.shape == (2, 37, 2, 16) and np.isfinite(ours).all()
+    for row, length in enumerate((37, 30)):
+        expected = reference_encoder(encoder, tokens[row, :length], times[row, :length])
+        assert np.abs(expected - ours[row, :length]).max() <= 1e-5 * np.abs(expected).max()
+
+
+def features_and_gradients(encoder, tokens, times, valid, **options):
+    """Returns F where valid, and the gradients of a weighted sum of it for the encoder and the tokens."""
+    weight = np.random.default_rng(3).standard_normal((*tokens.shape[:3], 16)) * valid[:, :, None, None]
+
+    def loss(encoder, tokens):
+        features = encoder(tokens, times, valid, **options)
+        return (features * weight).sum(), features
+
+    gradients, features = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(encoder, tokens)
+    return np.asarray(features)[valid], gradients
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    """An input whose frame pairs no number of devices divides, and what one device makes of it."""
+    inputs = padded_video((77, 61), 77)
+    return inputs, features_and_gradients(make_encoder(), *inputs)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "chunk"),
+    [*((strategy, None) for strategy in STRATEGIES), pytest.param("halo", 4, id="halo-chunked")],
+)
+def test_every_strategy_trains_the_encoder_as_one_device_does(on_one_device, strategy, chunk):
+    inputs, (expected, slopes) = on_one_device
+    encoder = make_encoder(dataclasses.replace(CONFIG, strategy=strategy))
+    with on(context=8):
+        features, gradients = features_and_gradients(encoder, *inputs, chunk=chunk)
+    assert np.abs(expected - features).max() <= 1e-5 * np.abs(expected).max()
+    for (path, slope), our in zip(jax.tree.leaves_with_path(slopes), jax.tree.leaves(gradients), strict=True):
+        scale, error = np.abs(slope).max(), np.abs(slope - our).max()
+        assert scale > 0 and error <= 1e-4 * scale, (path, error, scale)
+
+
+def test_chunks_bound_the_memory_of_the_gradient():
+    """Four times the frame pairs: in chunks about the same memory, F and its gradient apart."""
+    encoder = make_encoder()
+
+    def held(groups: int, chunk: int | None) -> int:
+        shapes = ((1, groups, 2, TOWER), jnp.float32), ((1, groups), jnp.float32), ((1, groups), bool)
+        inputs = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+        slope = jax.grad(lambda encoder, *xs: (encoder(*xs, chunk=chunk) ** 2).sum())
+        return jax.jit(slope).lower(encoder, *inputs).compile().memory_analysis().temp_size_in_bytes
+
+    chunked, whole = ([held(groups, chunk) for groups in (512, 2048)] for chunk in (128, None))
+    assert 0 < chunked[1] <= 1.5 * chunked[0]
+    assert whole[1] >= 3 * whole[0] and whole[1] >= 5 * chunked[1]
+
+
+@pytest.mark.parametrize("axes", [{}, {"context": 8}])
+def test_video_of_one_frame_pair(axes):
+    encoder, (tokens, times, valid) = make_encoder(), padded_video((1,), 1)
+    with on(**axes):
+        ours = encode(encoder, tokens, times, valid)
+    np.testing.assert_allclose(ours[0], reference_encoder(encoder, tokens[0], times[0]), atol=2e-5)
+
+
+def test_video_of_no_frame_pair_is_finite():
+    tokens, times, valid = padded_video((0,), 3)
+    assert np.isfinite(encode(make_encoder(), tokens, times, valid)).all()
+
+
+def test_gradients_do_not_depend_on_chunks_or_remat_and_ignore_padding():
+    encoder, (tokens, times, valid) = make_encoder(), padded_video((20, 12), 20)
+    weight = np.random.default_rng(3).standard_normal((2, 20, 2, 16)) * valid[:, :, None, None]
+
+    def gradients(**options):
+        def loss(encoder, tokens):
+            return (encoder(tokens, times, valid, **options) * weight).sum()
+
+        return jax.jit(jax.grad(loss, (0, 1)))(encoder, tokens)
+
+    plain, chunked = gradients(), gradients(chunk=6, remat="names")
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(chunked), strict=True):
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max()
+        assert np.abs(a).max() > 0
+    assert not np.asarray(plain[1])[~valid].any()
+
+
+def test_only_differences_of_times_count():
+    encoder, (tokens, times, valid) = make_encoder(), padded_video((24, 20), 24)
+    run = jax.jit(lambda times: encoder(tokens, times, valid))
+    here, hour_later, slower = run(times), run(times + 3600), run(times * 1.1)
+    # A float32 of an hour is exact to 0.2 ms only.
+    np.testing.assert_allclose(here, hour_later, atol=2e-2)
+    np.testing.assert_allclose(here, run(times + 8), atol=3e-4)
+    assert np.abs(here - slower)[valid].max() > 0.1
+
+
+def test_one_signal_at_three_rates_is_one_result():
+    """F of a smooth signal at 10, 25 and 30 frames per second differs by under 1 % of its spread (rms);
+    with a hard edge of the window in place of the Hann window it would be almost 3 %."""
+    c = EvidenceConfig(hidden_size=16, num_heads=2, temporal_layers=2, window_s=1.0, max_rate=15.0)
+    encoder = jax.tree.map(lambda x: x / 2 if x.ndim > 2 else x, make_encoder(c))
+    seconds, rates = 5.0, np.array([5.0, 12.5, 15.0])  # frame pairs per second
+    groups = round(seconds * rates.max())
+    times = ((np.arange(groups) + 0.5) / rates[:, None]).astype(np.float32)
+    valid = times < seconds
+    phase = 2 * np.pi * np.array([0.09, 0.15, 0.21, 0.12, 0.18, 0.06]) * times[..., None, None] + np.arange(6)
+    ours = encode(encoder, np.sin(phase).astype(np.float32), times, valid)[:, :, 0]
+
+    at = times[0, 3:22]  # half a second from both ends
+    slow, middle, fast = (
+        np.stack([np.interp(at, t[m], f[m][:, d]) for d in range(16)], -1)
+        for t, m, f in zip(times, valid, ours, strict=True)
+    )
+    assert middle.std(0).min() > 0.1
+    for other in (slow, fast):
+        assert np.sqrt(((other - middle) ** 2).mean()) <= 0.01 * middle.std()
+
+
+def test_cells_do_not_mix():
+    encoder, (tokens, times, valid) = make_encoder(), padded_video((12,), 12, cells=3)
+    changed = tokens.copy()
+    changed[:, :, 1] += 1
+    run = jax.jit(lambda tokens: encoder(tokens, times, valid))
+    moved = np.abs(run(tokens) - run(changed)).max((0, 1, 3))
+    assert moved[1] > 0.1 and moved[0] == moved[2] == 0
+
+
+def test_chunks_of_a_global_window_are_refused():
+    encoder, (tokens, times, valid) = (
+        make_encoder(EvidenceConfig(16, 2, window_s=math.inf)),
+        padded_video((9,), 9),
+    )
+    with pytest.raises(ValueError, match="chunks of 4 groups with a window of inf s"):
+        encoder(tokens, times, valid, chunk=4)
+
+
+# --- the precondition ---
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(0.5, 240), st.floats(2, 30), st.floats(0.1, 1), st.floats(0.05, 1.5), st.integers(1, 60))
+def test_no_window_over_a_dense_stream_loses_a_pair(native, rate, share, window_s, frames):
+    c = EvidenceConfig(16, 2, dense_fps=share * 2 * rate, window_s=window_s, max_rate=rate)
+    shown = np.arange(frames) / dense_rate(native, c)
+    times = np.append(shown, shown[-1:].repeat(frames % 2)).reshape(-1, 2).mean(1)
+    near = np.abs(times[:, None] - times) < window_s
+    assert max(j - i for i, j in zip(*np.nonzero(near), strict=True)) <= halo_groups(c, len(times))
+
+
+@pytest.mark.parametrize(
+    ("window_s", "rate", "groups", "halo"),
+    [
+        (2.0, 12.5, 100, 25),
+        (0.28, 12.5, 100, 4),
+        (0.56, 12.5, 100, 7),
+        (2.0, 12.5, 10, 9),
+        (math.inf, 12.5, 10, 9),
+    ],
+)
+def test_groups_of_a_window(window_s, rate, groups, halo):
+    assert halo_groups(EvidenceConfig(16, 2, window_s=window_s, max_rate=rate), groups) == halo
+
+
+@pytest.mark.parametrize("window_s", [0.0, -1.0, math.nan])
+def test_a_window_is_positive(window_s):
+    with pytest.raises(ValueError, match="positive number of seconds"):
+        halo_groups(EvidenceConfig(16, 2, window_s=window_s), 10)
+
+
+# --- injection ---
+
+
+def test_injection_adds_the_nearest_features_through_its_gate():
+    rng = np.random.default_rng(4)
+    visual = rng.standard_normal((2, 3, 4, 5)).astype(np.float32)
+    visual_times = np.array([[0.2, 1.06, 4.0], [0.0, 0.5, 1.0]], np.float32)  # 4.0 is out of reach
+    coords = rng.uniform(0, 1, (2, 3, 4, 2)).astype(np.float32)
+    coords[0, 0, 0] = 1.0  # the far corner belongs to the last cell
+    features = rng.standard_normal((2, 6, 6, 16)).astype(np.float32)
+    times = np.tile(np.arange(6, dtype=np.float32) * 0.3, (2, 1))
+    valid = np.array([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]])
+    valid[1, :2] = 1
+    grid = np.array([[2, 3], [3, 2]])
+    injection = Injection(CONFIG, 5, Initializer(jax.random.key(0)))
+    inputs = (visual, visual_times, coords, features, times, valid, grid)
+    run = jax.jit(lambda injection: injection(*inputs))
+
+    assert np.asarray(run(injection)).tobytes() == visual.tobytes()
+
+    target = rng.standard_normal(visual.shape)
+    slope = jax.jit(jax.grad(lambda injection: ((injection(*inputs) - target) ** 2).sum()))(injection)
+    injection.gate[...] = injection.gate[...] - 0.1 * slope.gate[...]
+    assert np.abs(injection.gate[...]).min() > 0
+
+    expected = visual.astype(np.float64)
+    for b, t, p in np.ndindex(2, 3, 4):
+        usable = [g for g in range(6) if valid[b, g]]
+        group = min(usable, key=lambda g: abs(times[b, g] - visual_times[b, t]))
+        if abs(times[b, group] - visual_times[b, t]) <= CONFIG.window_s:
+            (rows, columns), (x, y) = grid[b], coords[b, t, p]
+            cell = min(int(y * rows), rows - 1) * columns + min(int(x * columns), columns - 1)
+            expected[b, t, p] += features[b, group, cell] @ injection.project[...] * injection.gate[...]
+    ours = np.asarray(run(injection))
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+    changed = (ours != visual).any((2, 3))
+    assert changed.tolist() == [[True, True, False], [True, True, False]]

@@ -1,0 +1,191 @@
+"""One step on one and on eight devices is the same step; one program serves a bucket, whatever the depth."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from o3jax.hf.names import model_leaves
+from o3jax.inputs.collate import collate
+from o3jax.models.qwen3_vl import abstract_model
+from o3jax.sft.text import text_loss, token_counts
+from o3jax.sharding import (
+    ShardingRules,
+    batch_sharding,
+    make_mesh,
+    parameter_shardings,
+    partition_spec,
+    shard,
+    use_mesh,
+)
+from o3jax.train.state import init_state, make_train_step
+from o3jax.train.token_loss import IGNORE
+from tests.support.tiny import make_inputs
+
+LEARNING_RATE = 0.05
+ROWS = [
+    [3, (2, 4, 6), 5],
+    [4, (4, 4), 2, (6, 4), 3],
+    [9, (1, 6, 6), 4],
+    [2, (2, 2), 7, (1, 4, 4), 2],
+]
+
+
+def labelled(inputs, config, **sizes) -> dict[str, np.ndarray]:
+    """Returns the model's batch with next-token labels."""
+    batch = collate(inputs, config, **sizes)
+    labels = np.full_like(batch["input_ids"], IGNORE)
+    both = (batch["segment_ids"][:, 1:] > 0) & (batch["segment_ids"][:, :-1] > 0)
+    labels[:, :-1] = np.where(both, batch["input_ids"][:, 1:], IGNORE)
+    return batch | {"labels": labels}
+
+
+def three_steps(model, batch):
+    """Returns the gradients of the first of three SGD steps, the loss of each, and the model after."""
+    # A trace without decay keeps the gradient that it was given.
+    optimizer = optax.chain(optax.trace(decay=0.0), optax.sgd(LEARNING_RATE))
+    micro = {
+        key: jax.device_put(value[None], _micro(value.sharding))
+        if isinstance(value, jax.Array)
+        else value[None]
+        for key, value in batch.items()
+    }
+    state = init_state(jax.tree.map(jnp.copy, model), optimizer)
+    step = make_train_step(text_loss, optimizer, token_counts).lower(state, micro).compile()
+    losses, grads = [], None
+    for _ in range(3):
+        state, metrics = step(state, micro)
+        losses.append(float(metrics["loss"]))
+        if grads is None:
+            grads = jax.device_get(state.opt_state[0].trace)
+    return grads, losses, state.model
+
+
+def _micro(sharding: NamedSharding) -> NamedSharding:
+    return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+
+
+def assert_close(a, b):
+    """Every leaf agrees to 1e-4 of its largest value."""
+    b = model_leaves(b)
+    for path, leaf in model_leaves(a).items():
+        leaf, other = np.asarray(leaf), np.asarray(b[path])
+        assert np.abs(leaf - other).max() <= 1e-4 * np.abs(leaf).max(), path
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes"),
+    [("dense", {"data": 2, "fsdp": 2, "tensor": 2}), ("moe", {"data": 2, "tensor": 2, "expert": 2})],
+)
+def test_one_and_eight_devices_make_the_same_steps(tiny, kind, axes):
+    reference = tiny(kind)
+    batch = labelled(make_inputs(ROWS, left=True), reference.config)
+    batch.pop("next_position")
+    grads, losses, model = three_steps(reference.ours, batch)
+
+    mesh = make_mesh(**axes)
+    placed = jax.device_put(reference.ours, parameter_shardings(reference.ours, mesh))
+    assert len(placed.text.layers.q[...].sharding.device_set) == 8
+    assert not placed.text.layers.q[...].sharding.is_fully_replicated
+    with use_mesh(mesh):
+        grads8, losses8, model8 = three_steps(placed, jax.device_put(batch, batch_sharding(mesh)))
+
+    np.testing.assert_allclose(losses8, losses, atol=1e-5, rtol=0)
+    assert losses[-1] < losses[0] - 0.1
+    assert_close(grads, grads8)
+    assert_close(model, model8)
+    moved = model_leaves(
+        jax.tree.map(lambda a, b: jnp.abs(a - b).max() / jnp.abs(a).max(), reference.ours, model)
+    )
+    assert min(map(float, moved.values())) > 1e-4 and max(map(float, moved.values())) > 1e-2
+
+
+def test_one_program_serves_every_grid_of_a_bucket(tiny):
+    reference = tiny("dense")
+    traces = []
+
+    def counted(model, batch, counts):
+        traces.append(batch["patches"].shape)
+        return text_loss(model, batch, counts)
+
+    optimizer = optax.sgd(LEARNING_RATE)
+    step = make_train_step(counted, optimizer, token_counts)
+    state = init_state(jax.tree.map(jnp.copy, reference.ours), optimizer)
+
+    def run(state, rows, length=64):
+        batch = labelled(make_inputs(rows), reference.config, length=length, groups=4, patches=48)
+        return step(state, {key: value[None] for key, value in batch.items()})[0]
+
+    state = run(state, [[2, (2, 4, 6), 5], [4, (4, 4), 2]])
+    first = len(traces)
+    for rows in (
+        [[2, (3, 2, 8), 5], [4, (8, 4), 2]],
+        [[9, (1, 6, 8), 5], [4, (2, 2), 2, (4, 4), 3]],
+        [[5], [4, (6, 6), 2]],
+        [[2, (4, 2, 2), 5], [7, (2, 12, 4), 2]],
+        [[2, (2, 2), 1, (2, 4), 1, (1, 10, 4), 2], [3, (1, 2, 24), 3]],
+    ):
+        state = run(state, rows)
+    assert len(traces) == first
+    run(state, [[2, (2, 4, 6), 5], [4, (4, 4), 2]], length=72)  # another bucket is another program
+    assert len(traces) > first
+
+
+def test_the_training_program_does_not_grow_with_depth(tiny):
+    config = tiny("dense").config
+    batch = labelled(make_inputs(ROWS), config)
+    micro = {key: value[None] for key, value in batch.items()}
+    optimizer = optax.adamw(1e-3)
+
+    def size(layers: int) -> int:
+        deep = dataclasses.replace(
+            config,
+            text=dataclasses.replace(config.text, num_hidden_layers=layers),
+            vision=dataclasses.replace(config.vision, depth=layers),
+        )
+        state = jax.eval_shape(lambda model: init_state(model, optimizer), abstract_model(deep))
+        step = make_train_step(functools.partial(text_loss, remat="names"), optimizer, token_counts)
+        return len(step.lower(state, micro).as_text())
+
+    shallow = size(4)
+    assert shallow > 10_000
+    assert size(36) <= 1.1 * shallow
+
+
+# --- the helpers ---
+
+
+def test_shard_is_the_identity_outside_of_a_mesh():
+    x = jnp.ones((4, 2))
+    assert shard(x, "batch", None) is x
+
+
+def test_shard_places_by_the_rules():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    x = jnp.ones((8, 3, 6))
+    with use_mesh(mesh):
+        y = jax.jit(lambda x: shard(2 * x, "batch", None, "mlp"))(x)
+        assert y.sharding.spec == PartitionSpec(("data", "fsdp"), None, "tensor")
+    with use_mesh(mesh, ShardingRules(mlp="data", batch=())):
+        y = jax.jit(lambda x: shard(2 * x, "batch", None, "mlp"))(x)
+        assert y.sharding.spec == PartitionSpec(None, None, "data")
+
+
+def test_an_axis_that_does_not_divide_is_replicated():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    spec = partition_spec((6, 7, 4), ("batch", "heads", "mlp"), mesh, ShardingRules())
+    assert spec == PartitionSpec(None, None, "tensor")
+
+
+def test_mesh_mistakes():
+    with pytest.raises(ValueError, match="unknown mesh axes"):
+        make_mesh(model=8)
+    with pytest.raises(ValueError, match="needs 4 devices"):
+        make_mesh(data=4)

@@ -1,0 +1,300 @@
+"""Adapters: the change that they are is checked by hand, the base stays, runs resume, exports are plain."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from data_pipelines.rows.clips import SyntheticClips
+from data_pipelines.rows.supervised import MakeRow, RowShape
+from o3jax.errors import UserError
+from o3jax.hf import config_from_hf, load_weights
+from o3jax.hf.export import export_weights
+from o3jax.hf.names import model_leaves
+from o3jax.inputs.collate import collate
+from o3jax.inputs.processor import load_processor
+from o3jax.models.config import EvidenceConfig
+from o3jax.models.qwen3_vl import with_evidence
+from o3jax.sft.text import text_loss, token_counts
+from o3jax.sharding import make_mesh, parameter_shardings
+from o3jax.train.lora import LoRA, adapted_loss
+from o3jax.train.optimizer import make_optimizer
+from o3jax.train.state import init_state, make_train_step
+from tests.support.commands import run_command
+from tests.support.tiny import make_inputs, our_logits
+
+RANK, ALPHA = 3, 12.0
+DENSE = ("q", "k", "v", "o", "gate", "up", "down", "qkv", "out", "fc1", "fc2")
+MOE = ("q", "o", "router", "gate_up", "down")
+# Where A's and B's flat axes belong, as the model's own products read its weights.
+CHANGES = {
+    "q": ("ldr,lrnh->ldnh", 1),
+    "k": ("ldr,lrnh->ldnh", 1),
+    "v": ("ldr,lrnh->ldnh", 1),
+    "qkv": ("ldr,lrcnh->ldcnh", 1),
+    "o": ("lnhr,lrd->lnhd", 2),
+    "out": ("lnhr,lrd->lnhd", 2),
+    "gate": ("ldr,lrf->ldf", 1),
+}
+
+
+def lora(model, targets, seed=0):
+    """Returns an adapted model whose B is no longer zero."""
+    made = LoRA(model, rank=RANK, alpha=ALPHA, targets=targets, key=jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+    for adapters in (made.vision, made.text):
+        for name in adapters.names:
+            b = getattr(adapters, name).b
+            b[...] = 0.1 * rng.standard_normal(b.shape).astype(np.float32)
+    return made
+
+
+def change_by_hand(name, weight, adapter):
+    """Returns alpha / r * A @ B in float64, in the axes of the weight."""
+    a, b = np.float64(adapter.a[...]), np.float64(adapter.b[...])
+    if weight.ndim == 4 and name in ("gate_up", "down"):  # of experts
+        return ALPHA / RANK * np.einsum("ledr,lerf->ledf", a, b)
+    subscripts, inputs = CHANGES.get(name, CHANGES["gate"])
+    shape = weight.shape
+    a = a.reshape(*shape[: 1 + inputs], RANK)
+    b = b.reshape(shape[0], RANK, *shape[1 + inputs :])
+    return ALPHA / RANK * np.einsum(subscripts, a, b)
+
+
+@pytest.mark.parametrize(("kind", "targets"), [("dense", DENSE), ("moe", MOE)])
+def test_merged_is_the_sum_by_hand(tiny, kind, targets):
+    model = tiny(kind).ours
+    made = lora(model, targets)
+    before, after = model_leaves(model), model_leaves(made.merged())
+    assert before.keys() == after.keys()
+    changed = set()
+    for path, weight in before.items():
+        tower, *inside, name = path.split(".")
+        if inside == ["layers"] and name in targets:
+            adapter = getattr(getattr(made, tower), name)
+            expected = np.float64(weight) + change_by_hand(name, weight, adapter)
+            np.testing.assert_allclose(after[path], expected, rtol=0, atol=2e-6, err_msg=path)
+            assert np.abs(expected - weight).max() > 0.1, path
+            changed.add(name)
+        else:
+            np.testing.assert_array_equal(after[path], weight, err_msg=path)
+    assert changed == set(targets)
+
+
+def test_new_adapters_change_nothing(tiny):
+    model = tiny("dense").ours
+    made = LoRA(model, rank=RANK, alpha=ALPHA, targets=DENSE, key=jax.random.key(0))
+    for (path, weight), merged in zip(
+        model_leaves(model).items(), jax.tree.leaves(made.merged()), strict=True
+    ):
+        np.testing.assert_array_equal(merged, weight, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("targets", "says"), [((), "is empty"), (("q", "q_norm"), "names 'q_norm', which is no")]
+)
+def test_targets_are_projections(tiny, targets, says):
+    with pytest.raises(UserError, match=f"config.lora.targets {says}.* choose some of fc1, .*, down, .*up"):
+        LoRA(tiny("dense").ours, rank=RANK, alpha=ALPHA, targets=targets, key=jax.random.key(0))
+
+
+def test_the_merged_export_is_the_adapted_model_in_transformers(tiny, tmp_path):
+    reference = tiny("dense")
+    made = lora(reference.ours, DENSE)
+    inputs = make_inputs([[3, (4, 6), 5, (2, 6, 4), 2]])
+    ours = our_logits(made.adapted(), collate(inputs, reference.config))
+    export_weights(made.merged(), tmp_path / "out")
+    model = type(reference.torch).from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        theirs = model(**{key: torch.from_numpy(value) for key, value in inputs.items()}).logits.numpy()
+    assert np.abs(theirs - reference.logits(inputs)).max() > 1
+    np.testing.assert_allclose(ours[:, : theirs.shape[1]], theirs, rtol=0, atol=2e-4)
+
+
+# --- training ---
+
+
+@pytest.fixture(scope="module")
+def setting(video_model):
+    """A tiny model with evidence modules, and a batch."""
+    model = load_weights(video_model, config_from_hf(video_model))
+    make = MakeRow(load_processor(video_model), model.config, RowShape(192, 3, 16))
+    rows = [make.map(SyntheticClips("train", 1, questions=1)[index]) for index in range(2)]
+    return model, {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def test_gradients_follow_from_those_of_the_whole_weights(setting):
+    """dA = s dW B^T and dB = s A^T dW, with dW from a plain training of the merged model."""
+    model, batch = setting
+    made = lora(model, ("q", "qkv", "down"))
+    loss = functools.partial(text_loss, counts={"text": 1.0}, remat="names")
+    gradients = jax.jit(jax.grad(lambda m: loss(m, batch)[0]))(made.merged())
+    parts = {"vision": made.vision, "text": made.text}
+
+    def of_parts(parts):
+        whole = jax.tree.map(lambda a: a, made)
+        whole.vision, whole.text = parts["vision"], parts["text"]
+        return adapted_loss(lambda m, b, _: loss(m, b))(whole, batch, {})[0]
+
+    got = jax.jit(jax.grad(of_parts))(parts)
+    for tower, name in (("text", "q"), ("vision", "qkv"), ("text", "down")):
+        adapter, mine = getattr(parts[tower], name), getattr(got[tower], name)
+        a, b = np.float64(adapter.a[...]), np.float64(adapter.b[...])
+        dw = np.float64(getattr(getattr(gradients, tower).layers, name)[...])
+        dw = ALPHA / RANK * dw.reshape(len(a), a.shape[1], b.shape[2])
+        for ours, expected in ((mine.a, dw @ b.swapaxes(1, 2)), (mine.b, a.swapaxes(1, 2) @ dw)):
+            assert (scale := np.abs(expected).max()) > 0
+            np.testing.assert_allclose(ours[...], expected, rtol=0, atol=2e-4 * scale, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def with_all(setting):
+    """Adapters on every projection, and evidence modules."""
+    c = EvidenceConfig(16, 2, temporal_layers=1, decoder_layers=1, question_layers=1)
+    model = with_evidence(setting[0], c, jax.random.key(0))
+    return LoRA(model, rank=RANK, alpha=ALPHA, targets=DENSE, key=jax.random.key(1))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_moments_are_kept_for_what_stands_beside_the_base(with_all, kind):
+    optimizer = make_optimizer(lambda _: 1e-2, weight_decay=0.1, max_grad_norm=1.0, kind=kind)
+    state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer, frozen=["base"]), with_all)
+    moments = {
+        jax.tree_util.keystr(p): a.size for p, a in jax.tree.leaves_with_path(state.opt_state) if a.ndim
+    }
+    assert moments and not any(".base" in path for path in moments)
+    beside = {jax.tree_util.keystr(p): a.size for p, a in jax.tree.leaves_with_path(with_all) if a.ndim}
+    beside = {path: size for path, size in beside.items() if not path.startswith(".base")}
+    for path, size in beside.items():
+        adapter = path.endswith((".a.value", ".b.value"))
+        if adapter or kind == "adamw":  # Muon has one moment for a matrix, and AdamW's two for other things
+            mine = [moment for name, moment in moments.items() if name.endswith(path)]
+            assert mine == [size] * (1 if kind == "muon" else 2), path
+
+
+def test_rates_scale_the_updates_of_their_adapters(with_all):
+    """By powers of two, so that nothing is rounded."""
+    beside = jax.tree_util.tree_map_with_path(lambda p, a: None if p[0].name == "base" else a, with_all)
+    rng = np.random.default_rng(0)
+    gradient = jax.tree.map(lambda a: rng.standard_normal(a.shape).astype(np.float32), beside)
+
+    @jax.jit  # one program for all factors: two would round differently
+    def first_update(rates, model, gradient):
+        rule = make_optimizer(lambda _: 1e-2, weight_decay=0.1, max_grad_norm=1.0, rates=rates)
+        return rule.update(gradient, rule.init(model), model)[0]
+
+    factors = {"vision": 2.0, "text": 0.25, "evidence": 1.0}
+    plain, scaled = (first_update(by, beside, gradient) for by in (dict.fromkeys(factors, 1.0), factors))
+    seen = set()
+    for (path, update), other in zip(jax.tree.leaves_with_path(plain), jax.tree.leaves(scaled), strict=True):
+        part = path[0].name
+        assert update.any(), path
+        np.testing.assert_array_equal(other, factors[part] * update, err_msg=str(path))
+        seen.add(part)
+    assert seen == set(factors)
+
+
+def test_only_what_stands_beside_the_base_is_trained(setting, with_all):
+    made = jax.tree.map(np.array, with_all)  # the step donates what it is given
+    before = {jax.tree_util.keystr(p): np.array(a) for p, a in jax.tree.leaves_with_path(made)}
+    optimizer = make_optimizer(lambda _: 1e-2, weight_decay=0.1, max_grad_norm=1.0)
+
+    def of_all(model, batch, counts):
+        loss, sums = text_loss(model, batch, counts)
+        # A gradient for every evidence module.
+        return loss + sum(a.sum() for a in jax.tree.leaves(model.evidence)), sums
+
+    micro = {key: a[None] for key, a in setting[1].items()}
+    step = make_train_step(adapted_loss(of_all), optimizer, token_counts, frozen=["base"])
+    state = init_state(made, optimizer, frozen=["base"])
+    step = step.lower(state, micro).compile()
+    for _ in range(3):
+        state, metrics = step(state, micro)
+    assert np.isfinite(metrics["loss"])
+    after = {jax.tree_util.keystr(p): np.array(a) for p, a in jax.tree.leaves_with_path(state.model)}
+    assert after.keys() == before.keys()
+    for path, value in before.items():
+        same = np.array_equal(after[path], value)
+        assert same == path.startswith(".base"), path
+    assert sum(path.startswith(".base") for path in before) == len(model_leaves(setting[0]))
+
+
+def test_adapters_lie_on_the_mesh_as_their_weights_do(tiny):
+    made = lora(tiny("dense").ours, ("q", "o", "down"))
+    shardings = parameter_shardings(made, make_mesh(fsdp=2, tensor=4))
+
+    def spec(name, matrix):
+        return tuple(getattr(getattr(shardings.text, name), matrix).get_value().spec)
+
+    assert spec("q", "a") == (None, "fsdp", None) and spec("q", "b") == (None, None, "tensor")
+    assert spec("o", "a") == (None, "tensor", None) and spec("o", "b") == (None, None, "fsdp")
+    assert spec("down", "a") == (None, "tensor", None) and spec("down", "b") == (None, None, "fsdp")
+    merged = jax.jit(lambda m: m.merged().text.layers.o[...])
+    np.testing.assert_allclose(merged(jax.device_put(made, shardings)), merged(made), rtol=0, atol=1e-6)
+
+
+# --- the command ---
+
+CONFIG = """
+from configs import sft_tiny
+
+def get_config():
+    c = sft_tiny.get_config("questions")
+    c.model_name_or_path = {model!r}
+    c.questions_per_row, c.row_length, c.row_groups, c.row_patches = 1, 192, 3, 16
+    c.evidence = None
+    c.per_device_train_batch_size, c.max_steps, c.warmup_steps, c.learning_rate = 2, 4, 0, 1e-2
+    c.lora.rank, c.lora.alpha, c.lora.targets = 3, 12.0, ("q", "o", "qkv", "fc2")
+    c.log_every, c.save_every = 1, 2
+    return c
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(video_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "lora.py"
+    path.write_text(CONFIG.format(model=str(video_model)))
+    return path
+
+
+def saved(workdir, step):
+    """Returns the arrays of a checkpoint by their path."""
+    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+        found = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+    return {path.removeprefix(".model."): np.asarray(a) for path, a in found.items()}
+
+
+def test_a_run_resumes_and_exports_the_merged_model(config_file, video_model, tmp_path, capfd):
+    flags = [f"--config={config_file}"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done = run_command(capfd, "sft", *flags, f"--workdir={whole}")
+    assert done.code == 0, done.err
+    assert run_command(capfd, "sft", *flags, f"--workdir={parts}", "--config.stop_at_step=2").code == 0
+    done = run_command(capfd, "sft", *flags, f"--workdir={parts}")
+    assert done.code == 0 and "from step 2" in done.out, done.err
+    assert (parts / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    for path in (whole / "model").iterdir():
+        assert (parts / "model" / path.name).read_bytes() == path.read_bytes(), path.name
+
+    # What the checkpoints hold, merged by hand, is what was exported.
+    early, late = saved(whole, 2), saved(whole, 4)
+    moved = {path.split(".")[0] for path in late if not np.array_equal(early[path], late[path])}
+    assert {"text", "vision"} <= moved and "base" not in moved
+    source = load_file(video_model / "model.safetensors")
+    exported = load_file(whole / "model" / "model.safetensors")
+    a, b = (np.float64(late[f"text.q.{matrix}.value"]) for matrix in "ab")
+    layer = "model.language_model.layers.1.self_attn.q_proj.weight"
+    expected = source[layer] + 4.0 * (a[1] @ b[1]).T
+    np.testing.assert_allclose(exported[layer], expected, rtol=0, atol=1e-6)
+    assert np.abs(expected - source[layer]).max() > 1e-3
+    untouched = [name for name in source if "norm" in name or "mlp.up" in name or "embed" in name]
+    for name in untouched:
+        np.testing.assert_array_equal(exported[name], source[name], err_msg=name)
+    assert len(json.loads((whole / "config.json").read_text())["lora"]["targets"]) == 4
