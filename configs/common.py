@@ -33,7 +33,7 @@ def sft() -> ConfigDict:
     # what they say.
     c.evidence = None
     # Boxes are read from the prompt's frames ("stream"), or from the frame pointed at, encoded extra
-    # ("pointed": one of `row_groups` for each mention with a box). None: as the model says.
+    # ("pointed": one of `row_frame_pairs` for each mention with a box). None: as the model says.
     c.box_frames = config_dict.placeholder(str)
     # 1 - evidence_weight is the text's; the others weigh the terms of the evidence, see EvidenceWeights.
     c.loss = ConfigDict({"evidence_weight": 0.4, "candidate_low": 0.1})
@@ -69,7 +69,7 @@ def gspo() -> ConfigDict:
 
     c.reward = "article"  # a name of o3jax.rewards.registry, or one's own as package.module:function
     c.reward_options = ConfigDict()  # keyword arguments of the reward
-    c.reward_evidence = "text"  # what is rewarded: the text's claims, the modules' ("head"), or "both"
+    c.reward_evidence = "text"  # what is rewarded: the text's claims, the modules' ("decoder"), or "both"
     c.reward_workers = 2  # processes
     c.reward_time_limit_s = 10.0  # of a completion
     c.reward_fallback = 0.0  # of a completion that cannot be rewarded
@@ -112,12 +112,12 @@ def _stage() -> ConfigDict:
 
     # What a row is padded to; what does not fit is an error.
     c.row_length = 4096  # tokens
-    c.row_groups = 8  # frame pairs
+    c.row_frame_pairs = 8  # frame pairs
     c.row_patches = 512  # of a frame
     c.evidence_shape = evidence_shape()
 
     # Factors on the learning rate; a part with 0 is frozen.
-    c.rates = ConfigDict({"vision": 1.0, "text": 1.0, "evidence": 1.0})
+    c.lr_multipliers = ConfigDict({"vision": 1.0, "text": 1.0, "evidence": 1.0})
     # Adapters of this rank on the named projections (see LoRA) instead of the backbone; 0 is off.
     c.lora = ConfigDict({"rank": 0, "alpha": 32.0, "targets": ("q", "k", "v", "o", "gate", "up", "down")})
     c.mesh = mesh()
@@ -170,5 +170,5 @@ def evidence(**fields: Any) -> ConfigDict:
 
 def evidence_shape(**sizes: int) -> ConfigDict:
     """Returns what the evidence of a row is padded to, see EvidenceShape."""
-    shape = {"groups": 75, "patches": 64, "questions": 1, "question_length": 512}
+    shape = {"frame_pairs": 75, "patches": 64, "questions": 1, "question_length": 512}
     return ConfigDict(shape | {"mentions": 16, "boxes": 8, "intervals": 16} | sizes)

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     c.level = 1
     c.vocab_size = 1280
     c.video_fps = 4.0  # frames per second of the language stream
-    c.row_groups = 12  # frame pairs of a row
+    c.row_frame_pairs = 12  # frame pairs of a row
     c.row_patches = 64  # patches of a frame
 
     c.text = ConfigDict(

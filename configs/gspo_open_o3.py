@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     c.sft_model_path = "runs/sft/model"
     c.rl_data_path = "data/json_data/STGR-RL.json"
     c.frames = common.frames(layout="images", stage="rl", timestamps="released", key_frames="released")
-    for field in ("row_length", "row_groups", "row_patches", "num_workers", "mesh"):
+    for field in ("row_length", "row_frame_pairs", "row_patches", "num_workers", "mesh"):
         c[field] = sft[field]
     c.prompts_per_iteration = 8
     c.group_size = 4

@@ -12,11 +12,11 @@ from configs import common, gspo_article
 def get_config() -> ConfigDict:
     article = gspo_article.get_config()
     c = common.gspo()
-    for field in ("sft_model_path", "rl_data_path", "video", "row_length", "row_groups", "row_patches"):
+    for field in ("sft_model_path", "rl_data_path", "video", "row_length", "row_frame_pairs", "row_patches"):
         c[field] = article[field]
     for field in ("evidence_shape", "num_workers", "mesh"):
         c[field] = article[field]
-    c.rates.vision = 0.0
+    c.lr_multipliers.vision = 0.0
     c.num_train_epochs = 1.0
     c.learning_rate = 1e-6
     c.lr_scheduler_type = "constant"

@@ -15,13 +15,13 @@ def get_config(arg: str = "gspo") -> ConfigDict:
     c.prompt_style = "plain"
     c.box_step = 10
     c.row_length = 416
-    c.row_groups = 12
+    c.row_frame_pairs = 12
     c.row_patches = 64
     c.evidence_shape = common.evidence_shape(patches=36, question_length=32)
     c.prompts_per_iteration = 16
     c.group_size = 8
     c.max_completion_length = 96
-    c.rates.vision = 0.0
+    c.lr_multipliers.vision = 0.0
     c.reward = "overlap"  # the article's tiers are nearly all reached
     # A tenth of the groups, those in doubt about the object, have most of the variance of the reward; scaled,
     # each would count no more than one whose boxes differ by a little.

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     # Two frames a second for the text, fewer in clips of more than 32 s; a pair is at most 127 tokens.
     c.video = common.video(fps=2.0, max_frames=64, cap_pixels_per_frame=True, max_video_tokens=102)
     c.row_length = 8192
-    c.row_groups = 32
+    c.row_frame_pairs = 32
     c.row_patches = 512
     # A clip to a row, as the batch is told in clips. Where clips are short, `clips_per_row` = 4 with
     # `evidence_shape.questions` = 4 does the same with a quarter of the rows.
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     c.evidence = common.evidence(
         hidden_size=1024, num_heads=16, dense_fps=25.0, dense_pixels=80 * 80, proposals=4
     )
-    c.evidence_shape = common.evidence_shape(groups=2700, patches=32, mentions=32)
+    c.evidence_shape = common.evidence_shape(frame_pairs=2700, patches=32, mentions=32)
     c.loss.evidence_weight = 0.4
 
     c.mesh = common.mesh(fsdp=8)

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     c.frames = common.frames(layout="images", timestamps="released", key_frames="released")
     # 16 frames, as many annotated ones as there may be, and the images of visual questions.
     c.row_length = 6144
-    c.row_groups = 24
+    c.row_frame_pairs = 24
     c.row_patches = 1024
     c.num_workers = 8
 

@@ -22,7 +22,7 @@ def get_config(arg: str = "feedback") -> ConfigDict:
     c.prompt_style = "plain"
     c.box_step = 10
     c.data_path = "synthetic:1"
-    c.row_groups = 12
+    c.row_frame_pairs = 12
     c.row_patches = 64
     c.per_device_train_batch_size = 4
     c.optimizer = "muon"
@@ -44,7 +44,7 @@ def get_config(arg: str = "feedback") -> ConfigDict:
         c.max_steps = 1900
         if captions:
             c.data_path = "captions:1"
-            c.row_groups = 2
+            c.row_frame_pairs = 2
             c.row_length = 224
             c.per_device_train_batch_size = 16
             c.max_steps = 800
@@ -52,7 +52,7 @@ def get_config(arg: str = "feedback") -> ConfigDict:
         return c
 
     c.evidence = common.evidence(hidden_size=128, num_heads=4, dense_pixels=96 * 96, proposals=2)
-    c.rates.vision = 0.0
+    c.lr_multipliers.vision = 0.0
     c.loss.update({"time_ce": 0.5, "interval_ce": 0.5, "box_l1": 2.5, "box_giou": 1.0})
     if arg == "evidence":
         c.seed = 1
@@ -60,14 +60,14 @@ def get_config(arg: str = "feedback") -> ConfigDict:
         c.questions_per_row = 5
         c.row_length = 768
         c.max_steps = 1400
-        c.rates.text = 0.7
+        c.lr_multipliers.text = 0.7
     elif arg == "feedback":
         c.seed = 2
         c.model_name_or_path = "runs/evidence_tiny/model"
         c.feedback = "prompt"
         c.box_frames = "pointed"
         c.questions_per_row = 4
-        c.row_groups = 16  # those of the video, and a frame for each question's mention
+        c.row_frame_pairs = 16  # those of the video, and a frame for each question's mention
         c.row_length = 832
         c.max_steps = 950
         c.warmup_steps = 30

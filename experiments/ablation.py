@@ -30,12 +30,12 @@ _NUM_QUESTIONS = flags.DEFINE_integer("num_questions", 200, "Test questions of a
 _COLUMNS = {
     "accuracy": ("accuracy",),
     "text m_tIoU": ("m_tIoU",),
-    "head m_tIoU": ("head", "m_tIoU"),
+    "decoder m_tIoU": ("decoder", "m_tIoU"),
     "text m_vIoU": ("m_vIoU",),
-    "head m_vIoU": ("head", "m_vIoU"),
-    "head interval error, s": ("head", "time_error_mean_s"),
-    "head moment error, s": ("head", "point_error_mean_s"),
-    "correlation, interval": ("head", "error_correlation", "interval"),
+    "decoder m_vIoU": ("decoder", "m_vIoU"),
+    "decoder interval error, s": ("decoder", "time_error_mean_s"),
+    "decoder moment error, s": ("decoder", "point_error_mean_s"),
+    "correlation, interval": ("decoder", "error_correlation", "interval"),
 }
 
 

@@ -73,8 +73,10 @@ def inputs_of(size: Size) -> dict[str, Inputs]:
     config, grid = size.config, size.grid
     tokens_per_pair = grid[0] * grid[1] // config.vision.merge_unit + 5
     inputs = {
-        "prompt": prompt(config, size.prompt_tokens, groups=size.prompt_pairs, grid=grid),
-        "vision": prompt(config, size.vision_pairs * tokens_per_pair, groups=size.vision_pairs, grid=grid),
+        "prompt": prompt(config, size.prompt_tokens, frame_pairs=size.prompt_pairs, grid=grid),
+        "vision": prompt(
+            config, size.vision_pairs * tokens_per_pair, frame_pairs=size.vision_pairs, grid=grid
+        ),
     }
     for rows in size.batches:
         inputs[f"decode{rows}"] = prompt(config, size.decode_prompt, rows=rows, seed=rows)

@@ -119,7 +119,7 @@ def _synthetic(folder: Path, console: Console) -> dict[str, Any]:
 
     baselines = synthetic_eval.baseline_texts(questions, _SEED.value)
     answered = [
-        synthetic_eval.score(q, response.text, response.heads)
+        synthetic_eval.score(q, response.text, response.estimates)
         for q, response in zip(questions, responses, strict=True)
     ]
     result = {
@@ -176,15 +176,15 @@ def _print(result: dict[str, Any], console: Console) -> None:
         table.add_row(f"TVG {metric} (interval)", *row)
     console.print(table)
 
-    head = result["metrics"].get("head")
-    if head:
+    decoded = result["metrics"].get("decoder")
+    if decoded:
         table = Table("", "text", "evidence decoder", title="the two estimates of when and where")
         for metric, words in _ESTIMATES.items():
-            table.add_row(words, _number(result["metrics"][metric]), _number(head[metric]))
+            table.add_row(words, _number(result["metrics"][metric]), _number(decoded[metric]))
         console.print(table)
-        correlation = {name: _number(value) for name, value in head["error_correlation"].items()}
+        correlation = {name: _number(value) for name, value in decoded["error_correlation"].items()}
         console.print(f"correlation of their errors: {correlation}")
-        right = head["right_object"]
+        right = decoded["right_object"]
         console.print(
             f"evidence decoder where the text claims the right object ({right['N']} of "
             f"{protocol['questions']}): m_tIoU {_number(right['m_tIoU'])}, m_vIoU {_number(right['m_vIoU'])}"

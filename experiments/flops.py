@@ -61,7 +61,7 @@ def _inner(params: dict[str, Any]) -> list[Jaxpr]:
 
 def text_shapes(config: Config, c: Any) -> Shapes:
     """Returns the arrays of one row of a training config, without evidence."""
-    vision, T, P, S = config.vision, c.row_groups, c.row_patches, c.row_length
+    vision, T, P, S = config.vision, c.row_frame_pairs, c.row_patches, c.row_length
 
     def ints(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((1, *shape), jnp.int32)
@@ -70,7 +70,10 @@ def text_shapes(config: Config, c: Any) -> Shapes:
         return jax.ShapeDtypeStruct((1, *shape), jnp.float32)
 
     return {
-        **{name: ints(S) for name in ("input_ids", "segment_ids", "branch_ids", "visual_index", "labels")},
+        **{
+            name: ints(S)
+            for name in ("input_ids", "segment_ids", "continuation_ids", "visual_index", "labels")
+        },
         "positions": ints(3, S),
         "patches": jax.ShapeDtypeStruct((1, T, P, vision.patch_dim), jnp.uint8),
         "patch_length": ints(T),
@@ -83,7 +86,7 @@ def text_shapes(config: Config, c: Any) -> Shapes:
 def evidence_shapes(config: Config, c: Any) -> Shapes:
     """Returns the arrays that the evidence modules read beside them."""
     e, vision = c.evidence_shape, config.vision
-    T, P, Q, M, K, unit = e.groups, e.patches, e.questions, e.mentions, e.boxes, vision.merge_unit
+    T, P, Q, M, K, unit = e.frame_pairs, e.patches, e.questions, e.mentions, e.boxes, vision.merge_unit
 
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((1, *shape), dtype)
@@ -98,8 +101,8 @@ def evidence_shapes(config: Config, c: Any) -> Shapes:
         "dense_times": floats(T),
         "dense_cells": floats(P // unit, 2),
         "dense_grid": ints(2),
-        "visual_times": floats(c.row_groups),
-        "visual_centres": floats(c.row_groups, c.row_patches // unit, 2),
+        "visual_times": floats(c.row_frame_pairs),
+        "visual_centres": floats(c.row_frame_pairs, c.row_patches // unit, 2),
         "question_ids": ints(Q, e.question_length),
         "mention_index": ints(Q, M),
         **{f"relevance_{name}": flags(Q, T) for name in ("inside", "known")},
@@ -151,7 +154,7 @@ def study(config: Config, c: Any) -> dict[str, int]:
 
     unit, e = config.vision.merge_unit, c.evidence_shape
     tokens = jax.ShapeDtypeStruct(
-        (1, e.groups, e.patches // unit, config.vision.out_hidden_size), jnp.float32
+        (1, e.frame_pairs, e.patches // unit, config.vision.out_hidden_size), jnp.float32
     )
     out = {
         "text": flops(step(text), plain, row),
@@ -173,9 +176,9 @@ def main(argv: Sequence[str]) -> None:
     found = study(EIGHT_B, c)
     e, rate = c.evidence_shape, c.evidence.dense_fps / 2
     print(
-        f"Qwen3-VL-8B, one row of configs/sft_article.py: {c.row_length} tokens, {c.row_groups} x "
-        f"{c.row_patches} patches; dense stream of {e.groups} x {e.patches} patches "
-        f"({e.groups / rate:.0f} s at {c.evidence.dense_fps:g} frames per second)"
+        f"Qwen3-VL-8B, one row of configs/sft_article.py: {c.row_length} tokens, {c.row_frame_pairs} x "
+        f"{c.row_patches} patches; dense stream of {e.frame_pairs} x {e.patches} patches "
+        f"({e.frame_pairs / rate:.0f} s at {c.evidence.dense_fps:g} frames per second)"
     )
     for name in ("joint", "text", "dense tower", "temporal encoder", "heads"):
         print(f"{name:18} {found[name] / 1e12:8.1f} TFLOP  {found[name] / found['joint']:6.1%}")

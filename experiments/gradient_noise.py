@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
         """Returns a step that changes nothing and keeps the gradient."""
         if config.lora.rank:
             raise UserError("gradients are taken at the whole model: set config.lora.rank=0")
-        frozen = [part for part, rate in config.rates.items() if not rate or part == "evidence"]
+        frozen = [part for part, rate in config.lr_multipliers.items() if not rate or part == "evidence"]
         optimizer = optax.chain(optax.trace(decay=0.0), optax.scale(0.0))
         step = make_train_step(loss, optimizer, count, frozen=frozen, dtype=jnp.dtype(config.compute_dtype))
 

@@ -50,9 +50,9 @@ def make_processor(folder: Path, config: ConfigDict) -> Processor:
     folder.mkdir(parents=True, exist_ok=True)
     build_tokenizer(_corpus(config), folder, config.vocab_size)
     side = round(config.row_patches**0.5) * config.vision.get("patch_size", 16)
-    pixels = 2 * config.row_groups * side * side
+    pixels = 2 * config.row_frame_pairs * side * side
     video = VideoConfig(
-        max_pixels=pixels, fps=config.video_fps, min_frames=2, max_frames=2 * config.row_groups
+        max_pixels=pixels, fps=config.video_fps, min_frames=2, max_frames=2 * config.row_frame_pairs
     )
     image = ImageConfig(min_pixels=side * side // 4, max_pixels=side * side)
     loaded = load_processor(folder)

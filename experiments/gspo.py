@@ -42,7 +42,7 @@ from experiments.training.rollouts import (
     Stopwatch,
     Updates,
     decoder,
-    head_evidence,
+    decoder_evidence,
     sample,
     with_features,
 )
@@ -60,7 +60,7 @@ from o3jax.gspo.rows import UpdateShape
 from o3jax.gspo.update import gspo_objective, sequence_counts
 from o3jax.hf.config import config_from_hf
 from o3jax.hf.weights import load_weights
-from o3jax.inference.respond import see
+from o3jax.inference.respond import encode_visuals
 from o3jax.inputs.processor import Processor, load_processor
 from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.rewards import registry
@@ -104,8 +104,8 @@ class Iterations:
             self._clear(iteration)
         elif self.rollout is None:
             prompts = item["prompts"]
-            if not self.config.rates.vision:
-                prompts = with_features(prompts, see(decoder(self._policy(state)), prompts))
+            if not self.config.lr_multipliers.vision:
+                prompts = with_features(prompts, encode_visuals(decoder(self._policy(state)), prompts))
             self.rollout = Rollout.load(self._saved(iteration), prompts)
         watch = Stopwatch()
         batch = self.updates.minibatch(self.rollout, self._part(number))
@@ -219,7 +219,7 @@ class Iterations:
         texts, group, evidence = self._texts(sampled), sampled.tokens.shape[1], None
         readable = [row for row, one in enumerate(samples) if one is not None]
         if self.config.reward_evidence != "text":
-            found = head_evidence(policy, self.processor, updates, sampled, self._parts(len(samples)))
+            found = decoder_evidence(policy, self.processor, updates, sampled, self._parts(len(samples)))
             evidence = [one for row in readable for one in found[row]]
         completions = [text for row in readable for text in texts[row]]
         records = [as_record(samples[row]) for row in readable]
@@ -292,7 +292,7 @@ def held_out(config: ConfigDict, rows: MakePrompt) -> tuple[dict[str, np.ndarray
 
 def check(config: ConfigDict) -> None:
     """Raises a UserError for a config whose fields do not go together."""
-    check_choices(config, ratio=RATIOS, reward_evidence=("text", "head", "both"))
+    check_choices(config, ratio=RATIOS, reward_evidence=("text", "decoder", "both"))
     if (scale := config.advantages.scale_rewards) not in SCALES:
         raise UserError(f"config.advantages.scale_rewards is '{scale}'; choose one of {', '.join(SCALES)}")
     if config.group_size < 2:
@@ -370,7 +370,7 @@ def run(
     rows = MakePrompt(
         processor,
         model.config,
-        RowShape(config.row_length, config.row_groups, config.row_patches),
+        RowShape(config.row_length, config.row_frame_pairs, config.row_patches),
         config.prompt_style,
         config.box_step,
         EvidenceShape(**config.evidence_shape) if model.evidence is not None else None,
@@ -379,8 +379,8 @@ def run(
     )
     minibatches, groups = config.minibatches_per_rollout, config.groups_per_row
     steps_each = config.prompts_per_iteration // minibatches
-    needs = workdir.path / "needs.npz"
-    planned, facts, steps = plan(config, clips, rows, steps_each, field="rl_data_path", kept=needs)
+    cost = workdir.path / "costs.npz"
+    planned, data_fingerprint, steps = plan(config, clips, rows, steps_each, field="rl_data_path", kept=cost)
     config.max_steps = math.ceil(steps / minibatches) * minibatches
     prompts = Pipeline(
         planned,
@@ -388,7 +388,7 @@ def run(
         batch_size=config.prompts_per_iteration,
         seed=config.seed,
         num_workers=config.num_workers,
-        facts=facts,
+        data_fingerprint=data_fingerprint,
     )
 
     loss = functools.partial(
@@ -406,7 +406,7 @@ def run(
         model.config,
         UpdateShape(
             length=config.row_length + config.group_size * config.max_completion_length,
-            groups=groups * config.row_groups,
+            frame_pairs=groups * config.row_frame_pairs,
             patches=config.row_patches,
             sequences=groups * config.group_size,
             response=config.max_completion_length,

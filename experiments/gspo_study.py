@@ -36,8 +36,8 @@ _METRICS = {
     "accuracy": ("accuracy",),
     "m_tIoU": ("m_tIoU",),
     "m_vIoU": ("m_vIoU",),
-    "decoder m_tIoU": ("head", "m_tIoU"),
-    "decoder m_vIoU": ("head", "m_vIoU"),
+    "decoder m_tIoU": ("decoder", "m_tIoU"),
+    "decoder m_vIoU": ("decoder", "m_vIoU"),
 }
 
 

@@ -82,7 +82,7 @@ def check_text_alone(have: EvidenceConfig | None, **rules: str | None) -> None:
         raise UserError(
             f"the model's text {what}, but config.evidence is None, which would train it without: take a "
             "config that describes the modules, such as configs/sft_tiny.py (to train the text alone, with "
-            "config.loss.evidence_weight=0 and config.rates.evidence=0)"
+            "config.loss.evidence_weight=0 and config.lr_multipliers.evidence=0)"
         )
 
 
@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
         chosen = choose_rules(model.config.evidence, evidence, **rules)
         model.config = dataclasses.replace(model.config, evidence=chosen)
 
-    shape = RowShape(config.row_length, config.row_groups, config.row_patches, config.clips_per_row)
+    shape = RowShape(config.row_length, config.row_frame_pairs, config.row_patches, config.clips_per_row)
     targets = EvidenceShape(**config.evidence_shape) if joint else None
     features = open_features(config, model, clips)
     rows = MakeRow(
@@ -134,8 +134,8 @@ def main(argv: Sequence[str]) -> None:
         reader=open_reader(config),
         features=features and features.cache,
     )
-    needs = workdir.path / "needs.npz"
-    planned, facts, config.max_steps = plan(config, clips, rows, batch_size, kept=needs)
+    cost = workdir.path / "costs.npz"
+    planned, data_fingerprint, config.max_steps = plan(config, clips, rows, batch_size, kept=cost)
     pipeline = Pipeline(
         planned,
         [rows, OpenCandidates()] if joint else [rows],
@@ -144,7 +144,7 @@ def main(argv: Sequence[str]) -> None:
         num_workers=config.num_workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        facts=facts,
+        data_fingerprint=data_fingerprint,
     )
 
     times, integers = number_tokens(processor.tokenizer)

@@ -251,16 +251,16 @@ class Model:
             first, last = np.searchsorted(ends, [start, end - 1], side="right")
             confidence = float(response.probabilities[first : last + 1].mean())
             stated = [_located(claim.time, box, clip, fps) for box in claim.boxes or (None,)]
-            if response.heads:
-                head = response.heads[number]
-                where = _located(head.time_s, head.box, clip, fps)
+            if response.estimates:
+                decoded = response.estimates[number]
+                where = _located(decoded.time_s, decoded.box, clip, fps)
                 found.append(
                     Evidence(
                         claim.object,
                         **dataclasses.asdict(where),
-                        confidence=head.confidence,
-                        spread_s=head.spread_s,
-                        interval=head.interval,
+                        confidence=decoded.confidence,
+                        spread_s=decoded.spread_s,
+                        interval=decoded.interval,
                         text=stated[0],
                     )
                 )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from data_pipelines.reading.frame_cache import ArrayCache, Arrays, code_version, told
+from data_pipelines.reading.frame_cache import ArrayCache, Arrays, code_version, json_default
 from o3jax.models.config import VisionConfig
 
 # A row's features, and which array tells of what clip each of their frame groups is.
@@ -53,7 +53,7 @@ class FeatureCache:
             found = [(str(file), (s := os.stat(file)).st_size, s.st_mtime_ns) for file in files]
         except OSError:
             return "", None
-        text = json.dumps((code_version(), self.tower, self.dtype, found, asked), default=told)
+        text = json.dumps((code_version(), self.tower, self.dtype, found, asked), default=json_default)
         key = hashlib.sha256(text.encode()).hexdigest()
         return key, self.cache.get(key)
 
@@ -73,11 +73,13 @@ class FeatureCache:
             kept: the entries that there are.
             clips: that a row has room for.
         """
-        groups, patches = row["patches"].shape[:2]
-        sizes = {"visual_features": (groups, patches // c.merge_unit, 1 + len(c.deepstack_visual_indexes))}
+        frame_pairs, patches = row["patches"].shape[:2]
+        sizes = {
+            "visual_features": (frame_pairs, patches // c.merge_unit, 1 + len(c.deepstack_visual_indexes))
+        }
         if "dense_patches" in row:
-            groups, patches = row["dense_patches"].shape[:2]
-            sizes["dense_tokens"] = (groups, patches // c.merge_unit)
+            frame_pairs, patches = row["dense_patches"].shape[:2]
+            sizes["dense_tokens"] = (frame_pairs, patches // c.merge_unit)
         out = {name: np.zeros((*size, c.out_hidden_size), self.dtype) for name, size in sizes.items()}
         out["feature_key"] = np.zeros((clips, 64), np.uint8)
         for number, (key, entry) in enumerate(zip(keys, kept, strict=True)):

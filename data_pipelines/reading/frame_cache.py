@@ -72,10 +72,10 @@ class ArrayCache:
                 head, *parts = reader.read_all()
             finally:
                 reader.close()
-            told = json.loads(head)
-            if told["key"] != key:
+            json_default = json.loads(head)
+            if json_default["key"] != key:
                 return None
-            forms = zip(parts, told["arrays"], strict=True)
+            forms = zip(parts, json_default["arrays"], strict=True)
             return tuple(np.frombuffer(part, dtype).reshape(shape) for part, (dtype, shape) in forms)
         except (RuntimeError, ValueError, KeyError, TypeError):  # not there, cut off, other bytes, not ours
             return None
@@ -145,7 +145,7 @@ class CachedReader:
             return self.reader.run(function, path, *args)
         # With the limits too: what they refuse must stay refused.
         asked = (str(path), found.st_size, found.st_mtime_ns, function.__name__, args, self.limits)
-        key = json.dumps((code_version(), *asked), default=told)
+        key = json.dumps((code_version(), *asked), default=json_default)
         arrays = self.cache.get(key)
         if arrays is None:
             arrays = self.reader.run(function, path, *args)
@@ -161,7 +161,7 @@ class CachedReader:
         self.reader.close()
 
 
-def told(value: Any) -> Any:
+def json_default(value: Any) -> Any:
     """Returns what JSON writes for a value that it does not know."""
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else repr(value)
 

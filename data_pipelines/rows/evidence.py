@@ -29,7 +29,7 @@ _NEAR_S = 0.1  # how far a frame in training may be from the true time
 class EvidenceShape:
     """What the evidence of a row is padded to."""
 
-    groups: int  # frame pairs of the dense stream
+    frame_pairs: int  # frame pairs of the dense stream
     patches: int  # of one of them
     questions: int
     question_length: int  # tokens
@@ -109,13 +109,13 @@ def targets(
         "true_intervals": np.full((Q, shape.intervals, 2), np.nan, np.float32),
     }
     for q, (sample, row) in enumerate(zip(samples, mentions, strict=True)):
-        check_room(sample, len(sample.intervals), shape.intervals, "intervals", "intervals")
+        check_capacity(sample, len(sample.intervals), shape.intervals, "intervals", "intervals")
         for i, interval in enumerate(sample.intervals):
             out["true_intervals"][q, i] = interval
         for m, mention in enumerate(row):
             if mention is None:
                 continue
-            check_room(sample, len(mention.boxes), K, "boxes at one mention", "boxes")
+            check_capacity(sample, len(mention.boxes), K, "boxes at one mention", "boxes")
             if mention.time is not None:
                 out["target_time"][q, m], out["target_has_time"][q, m] = mention.time, True
             interval = interval_of(sample, mention)
@@ -127,11 +127,11 @@ def targets(
     return out
 
 
-def check_room(sample: Sample, count: int, room: int, what: str, field: str) -> None:
+def check_capacity(sample: Sample, count: int, capacity: int, what: str, field: str) -> None:
     """Raises a UserError if a sample has more of something than a row has room for."""
-    if count > room:
+    if count > capacity:
         raise UserError(
-            f"sample {sample.id} has {count} {what}, more than the {room} that a row has room for: "
+            f"sample {sample.id} has {count} {what}, more than the {capacity} that a row has room for: "
             f"raise config.evidence_shape.{field}"
         )
 

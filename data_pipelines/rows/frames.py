@@ -106,7 +106,7 @@ class FramePlan:
         return "video" if VIDEO_PAD in self.text else "image"
 
     @property
-    def groups(self) -> int:
+    def frame_pairs(self) -> int:
         """The number of temporal groups (frame pairs or images)."""
         return sum(medium.grid[0] for medium in self.media)
 

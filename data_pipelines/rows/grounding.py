@@ -89,7 +89,7 @@ class MakeGroundingRow(grain.transforms.Map):
             "pixel_values_videos": medium.patches,
             "video_grid_thw": np.array([medium.grid]),
         }
-        sizes = {"groups": self.shape.groups, "patches": self.shape.patches}
+        sizes = {"frame_pairs": self.shape.frame_pairs, "patches": self.shape.patches}
         row = {key: value[0] for key, value in collate(inputs, self.config, **sizes).items()}
         for key in ("input_ids", "segment_ids", "positions", "visual_index", "next_position"):
             del row[key]

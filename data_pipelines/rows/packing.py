@@ -22,31 +22,31 @@ _OPEN = 128  # rows that are still being filled; a clip goes to the first of the
 
 
 @dataclasses.dataclass(frozen=True)
-class Needs:
+class RowCost:
     """What a clip takes of the row that it is in."""
 
     tokens: int
-    groups: int  # of the language stream
+    frame_pairs: int  # of the language stream
     questions: int = 1
     dense_groups: int = 0
     alike: tuple[int, ...] = ()  # clips of a row must agree in this: the grid of their dense frames
 
     def counts(self) -> tuple[int, ...]:
-        return self.tokens, self.groups, self.questions, self.dense_groups, 1
+        return self.tokens, self.frame_pairs, self.questions, self.dense_groups, 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Room:
+class RowCapacity:
     """What a row has; what is None is not limited."""
 
     tokens: int
-    groups: int
+    frame_pairs: int
     questions: int | None
     dense_groups: int | None
     clips: int
 
     def counts(self) -> tuple[float, ...]:
-        counts = (self.tokens, self.groups, self.questions, self.dense_groups, self.clips)
+        counts = (self.tokens, self.frame_pairs, self.questions, self.dense_groups, self.clips)
         return tuple(np.inf if count is None else count for count in counts)
 
 
@@ -98,9 +98,9 @@ def clip_order(
     return np.concatenate(numbers)[np.argsort(np.concatenate(keys), kind="stable")][:count]
 
 
-def first_fit(needs: Sequence[Needs], room: Room) -> list[list[int]]:
-    """Returns rows of clips (as numbers of `needs`): each goes to the first open row that has room."""
-    free = np.zeros((0, len(room.counts())))
+def first_fit(cost: Sequence[RowCost], capacity: RowCapacity) -> list[list[int]]:
+    """Returns rows of clips (as numbers of `cost`): each goes to the first open row that has room."""
+    free = np.zeros((0, len(capacity.counts())))
     rows: list[list[int]] = []
     kinds: list[tuple[int, ...]] = []
     done: list[list[int]] = []
@@ -111,7 +111,7 @@ def first_fit(needs: Sequence[Needs], room: Room) -> list[list[int]]:
         kinds.pop(at)
         free = np.delete(free, at, axis=0)
 
-    for number, need in enumerate(needs):
+    for number, need in enumerate(cost):
         wanted = np.array(need.counts())
         fits = (free >= wanted).all(1)
         at = next((i for i in np.flatnonzero(fits) if kinds[i] == need.alike), None)
@@ -121,7 +121,7 @@ def first_fit(needs: Sequence[Needs], room: Room) -> list[list[int]]:
             at = len(rows)
             rows.append([])
             kinds.append(need.alike)
-            free = np.concatenate([free, [room.counts()]])
+            free = np.concatenate([free, [capacity.counts()]])
         rows[at].append(number)
         free[at] -= wanted
         if free[at].min() <= 0:
@@ -130,9 +130,9 @@ def first_fit(needs: Sequence[Needs], room: Room) -> list[list[int]]:
 
 
 def plan_rows(
-    needs: Sequence[Needs],
+    cost: Sequence[RowCost],
     sources: Sequence[str],
-    room: Room,
+    capacity: RowCapacity,
     *,
     seed: int,
     mixture: Mapping[str, float],
@@ -143,13 +143,13 @@ def plan_rows(
 
     An epoch is as many clips as there are; it is packed for itself, and its rows are shuffled.
     """
-    size = len(needs)
-    count = round(epochs * size) if epochs else least * room.clips + size
+    size = len(cost)
+    count = round(epochs * size) if epochs else least * capacity.clips + size
     order = clip_order(sources, count, seed, mixture)
     rows: list[list[int]] = []
     for epoch, start in enumerate(range(0, count, size)):
         taken = order[start : start + size]
-        packed = first_fit([needs[number] for number in taken], room)
+        packed = first_fit([cost[number] for number in taken], capacity)
         shuffled = np.random.default_rng((seed, epoch)).permutation(len(packed))
         rows += [[int(taken[i]) for i in packed[row]] for row in shuffled]
         if not epochs and len(rows) >= least:
@@ -157,13 +157,13 @@ def plan_rows(
     return rows
 
 
-def check_fit(ids: Sequence[str], needs: Sequence[Needs], room: Room) -> None:
+def check_fit(ids: Sequence[str], cost: Sequence[RowCost], capacity: RowCapacity) -> None:
     """Raises a UserError that names the largest clip if one does not fit into an empty row."""
-    fields = ("row_length", "row_groups", "evidence_shape.questions", "evidence_shape.groups")
+    fields = ("row_length", "row_frame_pairs", "evidence_shape.questions", "evidence_shape.frame_pairs")
     what = ("tokens", "frame groups", "questions", "dense frame pairs")
     for at, (field, name) in enumerate(zip(fields, what, strict=True)):
-        largest = max(range(len(needs)), key=lambda i, at=at: needs[i].counts()[at])
-        count, limit = needs[largest].counts()[at], room.counts()[at]
+        largest = max(range(len(cost)), key=lambda i, at=at: cost[i].counts()[at])
+        count, limit = cost[largest].counts()[at], capacity.counts()[at]
         if count > limit:
             raise UserError(
                 f"{ids[largest]} needs {count} {name}, more than the {limit:g} of a row: raise config.{field}"
@@ -171,10 +171,12 @@ def check_fit(ids: Sequence[str], needs: Sequence[Needs], room: Room) -> None:
             )
 
 
-def padding(rows: Sequence[Sequence[int]], needs: Sequence[Needs], room: Room) -> dict[str, float]:
+def padding(
+    rows: Sequence[Sequence[int]], cost: Sequence[RowCost], capacity: RowCapacity
+) -> dict[str, float]:
     """Returns which share of the rows' tokens, groups and, if limited, dense groups holds nothing."""
-    used = np.sum([needs[number].counts() for row in rows for number in row], axis=0)
-    have = np.array(room.counts()) * len(rows)
+    used = np.sum([cost[number].counts() for row in rows for number in row], axis=0)
+    have = np.array(capacity.counts()) * len(rows)
     names = ("tokens", "groups", "questions", "dense groups")
     kept = [i for i in (0, 1, 3) if np.isfinite(have[i])]
     return {names[i]: float(1 - used[i] / have[i]) for i in kept}

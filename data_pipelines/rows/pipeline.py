@@ -37,7 +37,7 @@ class Pipeline:
     num_workers: int = 0
     process_index: int = 0
     process_count: int = 1
-    facts: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
+    data_fingerprint: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
 
     def open(self, position: int = 0) -> grain.DatasetIterator:
         """Returns an iterator over the batches from row `position` on; arrays have a leading batch axis."""

@@ -10,10 +10,10 @@ from jaxtyping import Float, UInt8
 
 from data_pipelines.formats.sample import Sample
 from data_pipelines.rows.clips import Clip
-from data_pipelines.rows.evidence import check_room
+from data_pipelines.rows.evidence import check_capacity
 from data_pipelines.rows.frames import decode_frames, plan_frames
 from data_pipelines.rows.pipeline import Pipeline
-from data_pipelines.rows.supervised import LEDGER_KEYS, MakeRow, Row, Written
+from data_pipelines.rows.supervised import FAILURE_KEYS, MakeRow, Row, Written
 from o3jax.errors import UserError
 from o3jax.inputs.dense import Source
 
@@ -47,11 +47,11 @@ class MakePrompt(MakeRow):
         read = self._read(clip, written)
         row, ((end,),) = self._text([written], [read])
         del row["labels"]
-        row["branch_ids"][:] = 0
+        row["continuation_ids"][:] = 0
         row["next_position"] = np.int32(row["positions"][:, end - 1].max() + 1)
         row["prompt_start"] = np.int32(len(written.prefix))
         row["prompt_number"] = np.int32(-1 if read.error else clip.number)
-        row |= self._ledger([clip], [read.error])
+        row |= self._failures([clip], [read.error])
         if self.evidence is not None:
             row |= self._streams([written], [read]) | self._questions(
                 [clip], [written], [read.error], [[end]]
@@ -88,10 +88,10 @@ class MakePrompt(MakeRow):
         starts: Sequence[Sequence[int]],
     ) -> Row:
         """Returns what is asked; nothing is annotated."""
-        (clip,), room = clips, self.evidence.question_length
+        (clip,), capacity = clips, self.evidence.question_length
         asked = self.processor.tokenizer(clip.samples[0].question)["input_ids"]
-        check_room(clip.samples[0], len(asked), room, "tokens in its question", "question_length")
-        ids = np.full((1, room), -1, np.int32)
+        check_capacity(clip.samples[0], len(asked), capacity, "tokens in its question", "question_length")
+        ids = np.full((1, capacity), -1, np.int32)
         ids[0, : len(asked)] = asked
         return {"question_ids": ids, "question_clip": np.ones(1, np.int32)}
 
@@ -139,8 +139,8 @@ class Minibatches:
         return self.prompts.batch_size // self.minibatches
 
     @property
-    def facts(self) -> Mapping[str, str | int]:
-        return self.prompts.facts
+    def data_fingerprint(self) -> Mapping[str, str | int]:
+        return self.prompts.data_fingerprint
 
     def open(self, position: int = 0) -> Iterator[Row]:
         """Returns an iterator from prompt `position` on."""
@@ -148,9 +148,9 @@ class Minibatches:
         iterator, first = self.prompts.open(position - done), done // self.batch_size
         try:
             for batch in iterator:
-                ledger = {key: batch.pop(key) for key in LEDGER_KEYS}
+                failures = {key: batch.pop(key) for key in FAILURE_KEYS}
                 for number in range(first, self.minibatches):
-                    yield {"minibatch": number, "prompts": batch} | ({} if number else ledger)
+                    yield {"minibatch": number, "prompts": batch} | ({} if number else failures)
                 first = 0
         finally:
             iterator.close()

@@ -22,14 +22,14 @@ from data_pipelines.reading.guarded import GuardedReader, inside
 from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.evidence import (
     EvidenceShape,
-    check_room,
+    check_capacity,
     interval_of,
     mentions_of,
     pointed_times,
     targets,
 )
 from data_pipelines.rows.frames import FramePlan, FramesConfig, decode_frames, plan_frames, read_frames
-from data_pipelines.rows.packing import Needs, Room
+from data_pipelines.rows.packing import RowCapacity, RowCost
 from o3jax.errors import UserError
 from o3jax.inputs.collate import collate
 from o3jax.inputs.dense import dense_stream, pointed_frames, visual_places
@@ -43,7 +43,7 @@ IGNORE = -100
 Row = dict[str, np.ndarray]
 _ERROR_BYTES = 300
 # Of a row, what only the host reads: which clips it holds, and why one of them could not be read.
-LEDGER_KEYS = ("clip_number", "clip_error")
+FAILURE_KEYS = ("clip_number", "clip_error")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class RowShape:
     """What rows are padded to: tokens, frame groups, patches of a group, clips."""
 
     length: int
-    groups: int
+    frame_pairs: int
     patches: int
     clips: int = 1
 
@@ -67,8 +67,8 @@ class Written:
     pointed: Float[np.ndarray, " m"]  # times of the frames that boxes are read from; no text shows them
 
     @property
-    def groups(self) -> int:
-        return self.frames.groups + len(self.pointed)
+    def frame_pairs(self) -> int:
+        return self.frames.frame_pairs + len(self.pointed)
 
     @property
     def length(self) -> int:
@@ -122,7 +122,7 @@ class MakeRow(grain.transforms.Map):
         prompts = [one[split:] for one in ids]
         return Written(plan, ids[0][:split], prompts, responses, self._pointed(clip))
 
-    def needs(self, clip: Clip) -> Needs:
+    def cost(self, clip: Clip) -> RowCost:
         """Returns what a clip takes of a row.
 
         Raises:
@@ -134,9 +134,9 @@ class MakeRow(grain.transforms.Map):
                 f"{clip.samples[0].id} has frames of {written.frames.patches} patches, more than the "
                 f"{self.shape.patches} of a row: raise config.row_patches or lower the pixels of a frame"
             )
-        tokens, groups = written.length, written.groups
+        tokens, frame_pairs = written.length, written.frame_pairs
         if self.evidence is None:
-            return Needs(tokens, groups, len(clip.samples))
+            return RowCost(tokens, frame_pairs, len(clip.samples))
         self._questions([clip], [written], [""], [[0] * len(clip.samples)])
         video = self.processor.video_config
         times, (height, width) = clip.dense_plan(self.config.evidence, video.factor)
@@ -146,12 +146,16 @@ class MakeRow(grain.transforms.Map):
                 f"{clip.samples[0].id} has dense frames of {grid[0] * grid[1]} patches, more than the "
                 f"{self.evidence.patches} of a row: raise config.evidence_shape.patches"
             )
-        return Needs(tokens, groups, len(clip.samples), -(-len(times) // video.temporal_patch_size), grid)
+        return RowCost(
+            tokens, frame_pairs, len(clip.samples), -(-len(times) // video.temporal_patch_size), grid
+        )
 
-    def room(self) -> Room:
+    def capacity(self) -> RowCapacity:
         """Returns what a row has."""
         s, e = self.shape, self.evidence
-        return Room(s.length, s.groups, e.questions if e else None, e.groups if e else None, s.clips)
+        return RowCapacity(
+            s.length, s.frame_pairs, e.questions if e else None, e.frame_pairs if e else None, s.clips
+        )
 
     def map(self, clips: Clip | Sequence[Clip]) -> Row:
         """Returns the row of one or more clips: the model's arrays without a batch axis, and `labels`.
@@ -174,25 +178,25 @@ class MakeRow(grain.transforms.Map):
         read = [self._read(clip, one) for clip, one in zip(clips, written, strict=True)]
         errors = [one.error for one in read]
         row, starts = self._text(written, read)
-        row |= self._ledger(clips, errors)
+        row |= self._failures(clips, errors)
         if self.evidence is not None:
             row |= self._streams(written, read) | self._questions(clips, written, errors, starts)
             self._add_pointed(row, written, read)
         if self.features is not None:
-            clip_of = np.repeat(np.arange(len(written)) + 1, [one.groups for one in written])
-            row.setdefault("visual_clip", np.pad(clip_of, (0, self.shape.groups - len(clip_of))))
+            clip_of = np.repeat(np.arange(len(written)) + 1, [one.frame_pairs for one in written])
+            row.setdefault("visual_clip", np.pad(clip_of, (0, self.shape.frame_pairs - len(clip_of))))
             keys, kept = [one.key for one in read], [one.features for one in read]
             row |= self.features.rows(self.config.vision, row, keys, kept, self.shape.clips)
         return row
 
-    def _ledger(self, clips: Sequence[Clip], errors: Sequence[str]) -> Row:
+    def _failures(self, clips: Sequence[Clip], errors: Sequence[str]) -> Row:
         """Returns what LEDGER_KEYS name."""
         numbers = np.full(self.shape.clips, -1, np.int32)
         told = np.zeros((self.shape.clips, _ERROR_BYTES), np.uint8)
         for at, (clip, error) in enumerate(zip(clips, errors, strict=True)):
             numbers[at], text = clip.number, error.encode()[:_ERROR_BYTES]
             told[at, : len(text)] = np.frombuffer(text, np.uint8)
-        return dict(zip(LEDGER_KEYS, (numbers, told), strict=True))
+        return dict(zip(FAILURE_KEYS, (numbers, told), strict=True))
 
     def _check(self, clips: Sequence[Clip], written: Sequence[Written]) -> None:
         total = sum(one.length for one in written)
@@ -201,15 +205,16 @@ class MakeRow(grain.transforms.Map):
                 f"{clips[0].samples[0].id} needs {total} tokens, more than the {self.shape.length} of a row: "
                 "raise config.row_length or lower config.questions_per_row"
             )
-        groups = sum(one.groups for one in written)
-        if groups > self.shape.groups:
+        frame_pairs = sum(one.frame_pairs for one in written)
+        if frame_pairs > self.shape.frame_pairs:
             raise UserError(
-                f"{clips[0].samples[0].id} needs {groups} frame groups, more than the {self.shape.groups} of "
-                "a row: raise config.row_groups or lower config.questions_per_row"
+                f"{clips[0].samples[0].id} needs {frame_pairs} frame pairs, more than the "
+                f"{self.shape.frame_pairs} of a row: raise config.row_frame_pairs or lower "
+                "config.questions_per_row"
             )
         if self.evidence is not None:
             count = sum(len(clip.samples) for clip in clips)
-            check_room(
+            check_capacity(
                 clips[0].samples[0], count, self.evidence.questions, "questions in its row", "questions"
             )
 
@@ -265,11 +270,11 @@ class MakeRow(grain.transforms.Map):
             if media:
                 inputs[values] = np.concatenate([medium.patches for medium in media])
                 inputs[grids] = np.array([medium.grid for medium in media])
-        flat = collate(inputs, self.config, groups=shape.groups, patches=shape.patches)
+        flat = collate(inputs, self.config, frame_pairs=shape.frame_pairs, patches=shape.patches)
         flat = {key: value[0] for key, value in flat.items()}
         positions, visual = flat.pop("positions"), flat.pop("visual_index")
         row = {k: v for k, v in flat.items() if k not in ("input_ids", "segment_ids", "next_position")}
-        for key, fill in (("input_ids", 0), ("segment_ids", 0), ("branch_ids", 0), ("labels", IGNORE)):
+        for key, fill in (("input_ids", 0), ("segment_ids", 0), ("continuation_ids", 0), ("labels", IGNORE)):
             row[key] = np.full(shape.length, fill, np.int32)
         row["positions"] = np.zeros((3, shape.length), np.int32)
         row["visual_index"] = np.full(shape.length, -1, np.int32)
@@ -283,13 +288,13 @@ class MakeRow(grain.transforms.Map):
             first = row["positions"][0, split - 1] + 1
             at, source = split, there.stop
             starts.append([])
-            for branch, (prompt, response) in enumerate(
+            for continuation, (prompt, response) in enumerate(
                 zip(one.prompts, one.responses, strict=True), start=1
             ):
                 tokens = np.array(prompt + response, np.int32)
                 stop, answer = at + len(tokens), at + len(prompt)
                 row["input_ids"][at:stop] = tokens
-                row["branch_ids"][at:stop] = branch
+                row["continuation_ids"][at:stop] = continuation
                 row["positions"][:, at:stop] = first + np.arange(len(tokens))
                 labelled = at if self.full_text else answer - 1
                 row["labels"][labelled : stop - 1] = tokens[labelled + 1 - at :]
@@ -330,7 +335,7 @@ class MakeRow(grain.transforms.Map):
             part = dense_stream(*pixels.dense, p.video_config, c.vision, patches=shape.patches)
             times = [(frame.time_s,) for frame in one.frames.frames] or [(0.0,)]
             places = [
-                visual_places(m.times_s or t, m.grid, merge, groups=m.grid[0], patches=patches)
+                visual_places(m.times_s or t, m.grid, merge, frame_pairs=m.grid[0], patches=patches)
                 for m, t in zip(one.frames.media, times, strict=False)
             ]
             part |= {key: np.concatenate([place[key] for place in places]) for key in places[0]}
@@ -344,7 +349,7 @@ class MakeRow(grain.transforms.Map):
             if (part.pop("dense_grid") != row["dense_grid"]).any():
                 raise ValueError("clips of one row must have dense frames of one size")
         for key in parts[0]:
-            size = self.shape.groups if key.startswith("visual") else shape.groups
+            size = self.shape.frame_pairs if key.startswith("visual") else shape.frame_pairs
             row[key] = _padded(np.concatenate([part[key] for part in parts]), size)
         return row
 
@@ -358,7 +363,7 @@ class MakeRow(grain.transforms.Map):
     def _add_pointed(self, row: Row, written: Sequence[Written], read: Sequence[Read]) -> None:
         """Writes the frames that boxes are read from behind the groups that the texts show."""
         video, vision = self.processor.video_config, self.config.vision
-        at = sum(one.frames.groups for one in written)
+        at = sum(one.frames.frame_pairs for one in written)
         for number, (one, pixels) in enumerate(zip(written, read, strict=True), start=1):
             if not (count := len(one.pointed)):
                 continue
@@ -368,7 +373,7 @@ class MakeRow(grain.transforms.Map):
                 one.frames.size,
                 video,
                 vision,
-                groups=count,
+                frame_pairs=count,
                 patches=self.shape.patches,
             )
             here = slice(at, at + count)
@@ -402,12 +407,12 @@ class MakeRow(grain.transforms.Map):
                 q = len(samples)
                 asked = p.tokenizer(sample.question)["input_ids"]
                 found = mention_positions(p.tokenizer, ids)
-                for count, room, what, field in (
+                for count, capacity, what, field in (
                     (q + 1, shape.questions, "questions in its row", "questions"),
                     (len(asked), shape.question_length, "tokens in its question", "question_length"),
                     (len(found), shape.mentions, "mentions", "mentions"),
                 ):
-                    check_room(sample, count, room, what, field)
+                    check_capacity(sample, count, capacity, what, field)
                 row["question_ids"][q, : len(asked)] = asked
                 row["mention_index"][q, : len(found)] = start + np.array(found, np.int32)
                 row["question_clip"][q] = number
@@ -422,6 +427,6 @@ def _padded(x: np.ndarray, size: int) -> np.ndarray:
     if len(x) > size:
         raise UserError(
             f"the clips of a row have {len(x)} dense frame pairs, more than the {size} of a row: "
-            "raise config.evidence_shape.groups"
+            "raise config.evidence_shape.frame_pairs"
         )
     return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))

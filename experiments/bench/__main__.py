@@ -132,13 +132,13 @@ def make_tasks(folder: Path, names: Sequence[str]) -> list[Task]:
     config = ours.config
 
     def forward() -> Task:
-        inputs = prompt(config, 512, groups=4)
+        inputs = prompt(config, 512, frame_pairs=4)
         tensors = theirs.inputs(inputs)
         run = (lambda: ours.forward(inputs), lambda: theirs.forward(tensors))
         return Task("forward", "tokens/s", 512, 1.2, 1.5, *run, close)
 
     def train() -> Task:
-        inputs = prompt(config, 512, groups=4, seed=1)
+        inputs = prompt(config, 512, frame_pairs=4, seed=1)
         labels = text_labels(config, inputs["input_ids"])
         our_step, peer = ours.trainer(), Theirs(folder)
         peer.make_optimizer(lr=LEARNING_RATE, **OPTIMIZER)
@@ -150,7 +150,7 @@ def make_tasks(folder: Path, names: Sequence[str]) -> list[Task]:
         return Task("train step", "tokens/s", 512, 1.0, 1.3, *run, close)
 
     def decode(rows: int, target: float, aim: float) -> Task:
-        inputs = prompt(config, 128, rows=rows, groups=1, seed=rows)
+        inputs = prompt(config, 128, rows=rows, frame_pairs=1, seed=rows)
         tensors = theirs.inputs(inputs)
         run = (
             lambda: ours.generate(inputs, NEW_TOKENS),
@@ -159,7 +159,7 @@ def make_tasks(folder: Path, names: Sequence[str]) -> list[Task]:
         return Task(f"greedy, batch {rows}", "new tokens/s", rows * NEW_TOKENS, target, aim, *run, same)
 
     def vision() -> Task:
-        inputs = prompt(config, 512, groups=8, seed=2)
+        inputs = prompt(config, 512, frame_pairs=8, seed=2)
         tensors = theirs.inputs(inputs)
         run = (lambda: ours.vision(inputs), lambda: theirs.vision(tensors))
         return Task("vision tower", "frames/s", 16, 1.5, 2.0, *run, close)
@@ -218,7 +218,7 @@ def measure_compilation(rounds: int) -> dict[str, Any]:
     optimizer = make_optimizer(learning_rate("constant", 1e-4, 1), max_grad_norm=1.0, weight_decay=0.0)
 
     def compile_step(config: Config) -> float:
-        inputs = prompt(config, 128, groups=1)
+        inputs = prompt(config, 128, frame_pairs=1)
         batch = collate(inputs, config)
         batch["labels"] = batch["input_ids"]
         batch = {key: value[None] for key, value in batch.items() if key != "next_position"}

@@ -96,7 +96,7 @@ class Ours:
         size, together = prompts["input_ids"].shape[1], len(tokens) if self.shared else 1
         shape = UpdateShape(
             length=size + together * tokens.shape[1],
-            groups=prompts["patches"].shape[1],
+            frame_pairs=prompts["patches"].shape[1],
             patches=prompts["patches"].shape[2],
             sequences=together,
             response=tokens.shape[1],
@@ -192,7 +192,7 @@ class Loop:
 def video_prompt(config: Config, length: int, seed: int = 0, grid: tuple[int, int] = GRID) -> Inputs:
     """Returns a prompt of `length` tokens, nearly all of them of a video; some are left for a question."""
     pair = grid[0] * grid[1] // config.vision.merge_unit + 5  # what `prompt` puts around a pair included
-    return prompt(config, length, groups=(length - min(length // 4, 64)) // pair, grid=grid, seed=seed)
+    return prompt(config, length, frame_pairs=(length - min(length // 4, 64)) // pair, grid=grid, seed=seed)
 
 
 def random_advantages(group: int, seed: int) -> Advantages:

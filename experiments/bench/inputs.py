@@ -60,13 +60,13 @@ def prompt(
     length: int,
     *,
     rows: int = 1,
-    groups: int = 0,
+    frame_pairs: int = 0,
     grid: tuple[int, int] = (14, 14),
     seed: int = 0,
 ) -> Inputs:
     """Returns what a Qwen3-VL processor would, for `rows` prompts of `length` tokens.
 
-    Each starts with one video of `groups` frame pairs, `grid` patches high and wide (14 x 14 are
+    Each starts with one video of `frame_pairs` frame pairs, `grid` patches high and wide (14 x 14 are
     224 x 224 pixels), every pair inside its own vision_start and vision_end after three tokens that
     stand for its timestamp; random text fills the rest.
     """
@@ -80,7 +80,7 @@ def prompt(
         config.text.vocab_size,
     )
     ids = rng.integers(0, text_ids, (rows, length))
-    for pair in range(groups):
+    for pair in range(frame_pairs):
         start = pair * (tokens_per_pair + 5) + 3
         ids[:, start] = config.vision_start_token_id
         ids[:, start + 1 : start + 1 + tokens_per_pair] = config.video_token_id
@@ -90,9 +90,9 @@ def prompt(
         "attention_mask": np.ones_like(ids),
         "mm_token_type_ids": 2 * (ids == config.video_token_id),
     }
-    if groups:
-        patches = rows * groups * grid[0] * grid[1]
-        inputs["video_grid_thw"] = np.tile([groups, *grid], (rows, 1))
+    if frame_pairs:
+        patches = rows * frame_pairs * grid[0] * grid[1]
+        inputs["video_grid_thw"] = np.tile([frame_pairs, *grid], (rows, 1))
         shape = (patches, config.vision.patch_dim)
         inputs["pixel_values_videos"] = rng.uniform(-1, 1, shape).astype(np.float32)
     return inputs

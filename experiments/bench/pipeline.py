@@ -135,8 +135,8 @@ def measure_ratio(rounds: int = 5, rows_each: int = 12) -> dict[str, Any]:
         folder = model_folder("o3-tiny")
         processor, config = load_processor(folder), config_from_hf(folder)
         maker = MakeRow(processor, config, RowShape(4096, 96, 64, clips=16))
-        needs = [maker.needs(clip) for clip in data.clips]
-        rows = plan_rows(needs, ["s"] * len(needs), maker.room(), seed=0, mixture={}, epochs=20.0)
+        cost = [maker.cost(clip) for clip in data.clips]
+        rows = plan_rows(cost, ["s"] * len(cost), maker.capacity(), seed=0, mixture={}, epochs=20.0)
         plans = [maker.write(clip).frames for clip in data.clips]
         # As many rows as are timed, or the rows that are read ahead would count against it.
         first = [tuple(data.clips[n] for n in row) for row in rows[:rows_each]]
@@ -157,7 +157,7 @@ def measure_ratio(rounds: int = 5, rows_each: int = 12) -> dict[str, Any]:
         maker.reader.close()
         return {
             "pipeline / bare loop": compared,
-            "padding": padding(rows, needs, maker.room()),
+            "padding": padding(rows, cost, maker.capacity()),
             "clips per row": sum(map(len, rows)) / len(rows),
             "targets": TARGETS,
         }

@@ -19,7 +19,7 @@ from data_pipelines.reading.frame_cache import ArrayCache, CachedReader
 from data_pipelines.reading.guarded import GuardedReader
 from data_pipelines.rows.clips import Clip, FolderClips, SyntheticClips
 from data_pipelines.rows.grounding import FramePairs
-from data_pipelines.rows.packing import Needs, PlannedRows, check_fit, fingerprint, padding, plan_rows
+from data_pipelines.rows.packing import PlannedRows, RowCost, check_fit, fingerprint, padding, plan_rows
 from data_pipelines.rows.supervised import MakeRow
 from experiments.training.hosts import is_first_host
 from experiments.training.workdir import Workdir
@@ -43,7 +43,7 @@ def open_clips(
         if not level.isdigit():
             raise UserError(f"config.{field} is '{path}'; write {kind}:1, :2 or :3")
         if kind == "captions":
-            return FramePairs(processor, int(level), config.row_groups, config.seed), ""
+            return FramePairs(processor, int(level), config.row_frame_pairs, config.seed), ""
         return SyntheticClips(config.split, int(level), config.questions_per_row, config.seed), ""
     index, note = usable_samples(path, workdir, config.max_rejected_share)
     return FolderClips(index, config.questions_per_row), note
@@ -71,26 +71,26 @@ def open_reader(config: ConfigDict) -> GuardedReader | CachedReader:
     return CachedReader(GuardedReader(), cache)
 
 
-def clip_needs(clips: Sequence[Clip], rows: MakeRow, file: Path | None = None) -> list[Needs]:
+def clip_costs(clips: Sequence[Clip], rows: MakeRow, file: Path | None = None) -> list[RowCost]:
     """Returns what each clip takes of a row.
 
     To find out, every text is turned into tokens: a minute for 31,000 clips. So it is kept in `file`, and
     read from there as long as nothing has changed that it depends on.
     """
     if file is None:
-        return [rows.needs(clip) for clip in clips]
+        return [rows.cost(clip) for clip in clips]
     depends = _needs_depend_on(clips, rows)
     try:
         with np.load(file, allow_pickle=False) as kept:
             if str(kept["depends"]) == depends:
-                return [Needs(*row[:4], alike=tuple(row[4:])) for row in kept["needs"].tolist()]
+                return [RowCost(*row[:4], alike=tuple(row[4:])) for row in kept["needs"].tolist()]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):  # not there yet, or half written
         pass
-    needs = [rows.needs(clip) for clip in clips]
-    table = [(n.tokens, n.groups, n.questions, n.dense_groups, *n.alike) for n in needs]
+    cost = [rows.cost(clip) for clip in clips]
+    table = [(n.tokens, n.frame_pairs, n.questions, n.dense_groups, *n.alike) for n in cost]
     if is_first_host():
-        np.savez(file, depends=np.array(depends), needs=np.array(table))
-    return needs
+        np.savez(file, depends=np.array(depends), cost=np.array(table))
+    return cost
 
 
 def _needs_depend_on(clips: Sequence[Clip], rows: MakeRow) -> str:
@@ -120,29 +120,35 @@ def plan(
     The synthetic world is endless and already in random order: each of its clips is a row. What the clips of
     a data set need is kept in the file `kept`, so that a resumed run need not find out again.
     """
-    facts = {"seed": config.seed, "data": str(config[field])}
+    data_fingerprint = {"seed": config.seed, "data": str(config[field])}
     if not isinstance(clips, FolderClips):
-        return clips, facts, config.max_steps
-    needs, room = clip_needs(clips.clips, rows, kept), rows.room()
+        return clips, data_fingerprint, config.max_steps
+    cost, capacity = clip_costs(clips.clips, rows, kept), rows.capacity()
     ids = [clip.samples[0].id for clip in clips.clips]
-    check_fit(ids, needs, room)
+    check_fit(ids, cost, capacity)
     sources = [clip.samples[0].source for clip in clips.clips]
     planned = plan_rows(
-        needs,
+        cost,
         sources,
-        room,
+        capacity,
         seed=config.seed,
         mixture=dict(config.mixture),
         epochs=config.num_train_epochs,
         least=config.max_steps * batch_size,
     )
     clips_each = sum(map(len, planned)) / len(planned)
-    waste = ", ".join(f"{share:.1%} of the {name}" for name, share in padding(planned, needs, room).items())
+    waste = ", ".join(
+        f"{share:.1%} of the {name}" for name, share in padding(planned, cost, capacity).items()
+    )
     print(f"{len(planned)} rows of {clips_each:.1f} clips; padding is {waste}", flush=True)
     asked = [[sample.id for sample in clip.samples] for clip in clips.clips]
-    facts["data"] = fingerprint(asked, [dataclasses.astuple(need) for need in needs])
-    facts["rows"] = fingerprint(room.counts(), dict(config.mixture))
-    return PlannedRows(clips.clips, planned), facts, config.max_steps or math.ceil(len(planned) / batch_size)
+    data_fingerprint["data"] = fingerprint(asked, [dataclasses.astuple(need) for need in cost])
+    data_fingerprint["rows"] = fingerprint(capacity.counts(), dict(config.mixture))
+    return (
+        PlannedRows(clips.clips, planned),
+        data_fingerprint,
+        config.max_steps or math.ceil(len(planned) / batch_size),
+    )
 
 
 def usable_samples(folder: str, workdir: Workdir, max_rejected_share: float) -> tuple[Index, str]:

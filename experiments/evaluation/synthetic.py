@@ -16,7 +16,7 @@ prediction here and every metric of chain 1 equals that of chain 2. A generation
 - `mAM`, `mLGM` and the rest of V-STaR follow from these (o3jax.metrics.vstar), and TVGBench's metrics from
   the answers to the "interval" questions (o3jax.metrics.tvg).
 
-A model with evidence modules has a second estimate for each claim. `head` holds its figures beside the
+A model with evidence modules has a second estimate for each claim. `decoded` holds its figures beside the
 text's: m_tIoU of its interval, m_vIoU of its box at its time, the errors of the interval's ends and of the
 time itself (against the annotated moment), and how the two estimates' errors correlate.
 
@@ -42,7 +42,7 @@ from experiments.evaluation import baselines
 from experiments.evaluation.baselines import Asked
 from o3jax.api import Model
 from o3jax.errors import UserError
-from o3jax.inference.respond import HeadEstimate, Response
+from o3jax.inference.respond import DecoderEstimate, Response
 from o3jax.metrics import tvg, vstar
 from o3jax.metrics.boxes import box_iou, interval_iou
 from o3jax.prompts import grammar, templates
@@ -79,7 +79,7 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadScore:
+class DecoderScore:
     """What the evidence decoder's estimate for the first claim is worth."""
 
     t_iou: float
@@ -104,7 +104,7 @@ class Scored:
     signed_end_errors_s: tuple[float, ...]  # of the stated interval's start and end; empty where none is
     point_error_s: float | None  # signed: of the first claim's time, against the annotated one
     time_off_s: float | None  # the largest of these and of the first claim's distance from the true interval
-    head: HeadScore | None = None  # of the first claim's estimate; None without one
+    decoded: DecoderScore | None = None  # of the first claim's estimate; None without one
 
     def to_json(self) -> dict[str, Any]:
         """Returns the row of the result file."""
@@ -122,7 +122,7 @@ class Scored:
             "time_off_s": self.time_off_s,
             "well_formed": self.parsed.well_formed,
             "text": self.text,
-            **({"head": dataclasses.asdict(self.head)} if self.head else {}),
+            **({"decoder": dataclasses.asdict(self.decoded)} if self.decoded else {}),
         }
 
 
@@ -181,7 +181,7 @@ def generate(
     return responses
 
 
-def score(question: Question, text: str, heads: Sequence[HeadEstimate] = ()) -> Scored:
+def score(question: Question, text: str, estimates: Sequence[DecoderEstimate] = ()) -> Scored:
     """Returns what a generation is worth, for any text; see the module's docstring.
 
     Args:
@@ -235,24 +235,24 @@ def score(question: Question, text: str, heads: Sequence[HeadEstimate] = ()) -> 
         signed_end_errors_s=ends,
         point_error_s=None if claim is None or claim.time is None else claim.time - moment,
         time_off_s=max(off, default=None),
-        head=_head_score(question, named, parsed, text, heads) if claim else None,
+        decoded=_decoder_score(question, named, parsed, text, estimates) if claim else None,
     )
 
 
-def _head_score(
-    question: Question, thing: Object, parsed: grammar.Parsed, text: str, heads: Sequence[HeadEstimate]
-) -> HeadScore | None:
+def _decoder_score(
+    question: Question, thing: Object, parsed: grammar.Parsed, text: str, estimates: Sequence[DecoderEstimate]
+) -> DecoderScore | None:
     """Returns what the estimate for the text's first claim is worth, None where there is none."""
-    if not (heads and parsed.claims):
+    if not (estimates and parsed.claims):
         return None
-    head = heads[claim_numbers(text, [parsed.claims[0].span])[0]]
-    truth, box = question.sample.intervals[0], thing.box(head.time_s)
-    return HeadScore(
-        t_iou=interval_iou(head.interval, truth),
-        v_iou=box_iou(head.box, box) if box else 0.0,
-        end_errors_s=tuple(p - t for p, t in zip(head.interval, truth, strict=True)),
-        point_error_s=head.time_s - question.sample.mentions[0].time,
-        confidence=head.confidence,
+    decoded = estimates[claim_numbers(text, [parsed.claims[0].span])[0]]
+    truth, box = question.sample.intervals[0], thing.box(decoded.time_s)
+    return DecoderScore(
+        t_iou=interval_iou(decoded.interval, truth),
+        v_iou=box_iou(decoded.box, box) if box else 0.0,
+        end_errors_s=tuple(p - t for p, t in zip(decoded.interval, truth, strict=True)),
+        point_error_s=decoded.time_s - question.sample.mentions[0].time,
+        confidence=decoded.confidence,
     )
 
 
@@ -266,7 +266,7 @@ def metrics(scored: Sequence[Scored]) -> dict[str, Any]:
     ]
     errors = [abs(error) for s in scored for error in s.signed_end_errors_s]
     points = [abs(s.point_error_s) for s in scored if s.point_error_s is not None]
-    heads = {"head": head_metrics(scored)} if any(s.head for s in scored) else {}
+    estimates = {"decoder": decoder_metrics(scored)} if any(s.decoded for s in scored) else {}
     return {
         "N": len(scored),
         "accuracy": overall["Acc"],
@@ -279,42 +279,48 @@ def metrics(scored: Sequence[Scored]) -> dict[str, Any]:
         "time_error_median_s": statistics.median(errors) if errors else None,
         "point_error_mean_s": statistics.fmean(points) if points else None,
         "point_error_median_s": statistics.median(points) if points else None,
-        **heads,
+        **estimates,
         "tvg": tvg.score(pairs) | {"N": len(pairs)},
         "vstar": overall,
     }
 
 
-def head_metrics(scored: Sequence[Scored]) -> dict[str, Any]:
+def decoder_metrics(scored: Sequence[Scored]) -> dict[str, Any]:
     """Returns the evidence decoder's figures; a text without a claim counts as 0 in the means of IoU.
 
     `error_correlation` is Pearson's, over the signed errors that both estimates have: of the interval's
     ends, and of the time. `right_object` has the means where the text claims the object that answers, about
     which the decoder is asked: what is missing there to 1 is its own error, the rest is the text's.
     """
-    heads = [s.head for s in scored if s.head]
+    estimates = [s.decoded for s in scored if s.decoded]
     right = [
-        s.head for s in scored if s.head and s.question.thing(s.parsed.claims[0].object) is s.question.target
+        s.decoded
+        for s in scored
+        if s.decoded and s.question.thing(s.parsed.claims[0].object) is s.question.target
     ]
-    ends = [abs(error) for h in heads for error in h.end_errors_s]
-    points = [abs(h.point_error_s) for h in heads]
-    both = [(s.point_error_s, s.head.point_error_s) for s in scored if s.head and s.point_error_s is not None]
+    ends = [abs(error) for h in estimates for error in h.end_errors_s]
+    points = [abs(h.point_error_s) for h in estimates]
+    both = [
+        (s.point_error_s, s.decoded.point_error_s)
+        for s in scored
+        if s.decoded and s.point_error_s is not None
+    ]
     stated = [
         pair
         for s in scored
-        if s.head
-        for pair in zip(s.signed_end_errors_s, s.head.end_errors_s, strict=False)
+        if s.decoded
+        for pair in zip(s.signed_end_errors_s, s.decoded.end_errors_s, strict=False)
     ]
     return {
-        "N": len(heads),
-        "m_tIoU": sum(h.t_iou for h in heads) / len(scored),
-        "m_vIoU": sum(h.v_iou for h in heads) / len(scored),
+        "N": len(estimates),
+        "m_tIoU": sum(h.t_iou for h in estimates) / len(scored),
+        "m_vIoU": sum(h.v_iou for h in estimates) / len(scored),
         "time_error_mean_s": statistics.fmean(ends),
         "time_error_median_s": statistics.median(ends),
         "point_error_mean_s": statistics.fmean(points),
         "point_error_median_s": statistics.median(points),
         "error_correlation": {"interval": _correlation(stated), "time": _correlation(both)},
-        "confidence_mean": statistics.fmean(h.confidence for h in heads),
+        "confidence_mean": statistics.fmean(h.confidence for h in estimates),
         "right_object": {
             "N": len(right),
             "m_tIoU": statistics.fmean(h.t_iou for h in right) if right else None,

@@ -16,7 +16,7 @@ import numpy as np
 from data_pipelines.synthetic.datasets import write_video
 from data_pipelines.synthetic.scenes import FPS, Object, Scene, make_scene, scene_seed
 from o3jax import api
-from o3jax.inference.respond import HeadEstimate
+from o3jax.inference.respond import DecoderEstimate
 
 RATES = (10, 25, 30)
 SHIFT_S = 1.0
@@ -51,7 +51,7 @@ def later(scene: Scene, number: int) -> Scene:
 
 def estimates(
     model: api.Model, films: Sequence[tuple[Scene, int]], names: Sequence[str], folder: Path
-) -> list[HeadEstimate | None]:
+) -> list[DecoderEstimate | None]:
     """Returns the estimate for the first mention in the answer about each film's named object.
 
     Args:
@@ -61,16 +61,16 @@ def estimates(
     for i, ((scene, fps), name) in enumerate(zip(films, names, strict=True)):
         write_video(scene, folder / f"{i}.mp4", fps=fps)
         requests.append(model.request(folder / f"{i}.mp4", f"When is the {name} visible?")[0])
-    found: list[HeadEstimate | None] = []
+    found: list[DecoderEstimate | None] = []
     for begin in range(0, len(requests), _BATCH):
         part = requests[begin : begin + _BATCH]
         responses = model.respond(part + part[-1:] * (_BATCH - len(part)), max_new_tokens=128)
-        found += [r.heads[0] if r.heads else None for r in responses[: len(part)]]
+        found += [r.estimates[0] if r.estimates else None for r in responses[: len(part)]]
     return found
 
 
 def differences(
-    some: Sequence[HeadEstimate | None], others: Sequence[HeadEstimate | None]
+    some: Sequence[DecoderEstimate | None], others: Sequence[DecoderEstimate | None]
 ) -> dict[str, np.ndarray]:
     """Returns the differences in seconds of the time and of the interval's ends, where both exist."""
     pairs = [(a, b) for a, b in zip(some, others, strict=True) if a and b]
@@ -90,7 +90,7 @@ def study(model: api.Model, count: int) -> dict[str, tuple[int, dict[str, float]
     names = [scene.objects[number].name("en") for scene, number in scenes]
     with tempfile.TemporaryDirectory(prefix="o3jax-") as folder:
 
-        def film(fps: int, moved: bool = False) -> list[HeadEstimate | None]:
+        def film(fps: int, moved: bool = False) -> list[DecoderEstimate | None]:
             films = [(later(*pair) if moved else pair[0], fps) for pair in scenes]
             return estimates(model, films, names, Path(folder))
 

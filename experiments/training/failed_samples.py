@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.rows.supervised import LEDGER_KEYS
+from data_pipelines.rows.supervised import FAILURE_KEYS
 from experiments.training.hosts import gathered, is_first_host
 from experiments.training.metrics_log import _step_of
 from o3jax.files import _replace
 
 
-class Ledger:
+class FailedSamples:
     """Which samples could not be read, in WORKDIR/failed.jsonl; they were in their rows, masked."""
 
     LEAST = 100  # clips that a share is of, at least: one bad file among the first is no reason to stop
@@ -29,9 +29,9 @@ class Ledger:
 
     def take(self, step: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the batch without what only the ledger reads, which is written down."""
-        if not all(key in batch for key in LEDGER_KEYS):
+        if not all(key in batch for key in FAILURE_KEYS):
             return batch
-        numbers, errors = (gathered(batch[key].reshape(-1, *batch[key].shape[2:])) for key in LEDGER_KEYS)
+        numbers, errors = (gathered(batch[key].reshape(-1, *batch[key].shape[2:])) for key in FAILURE_KEYS)
         self.clips += int((numbers >= 0).sum())
         bad = np.flatnonzero(errors[:, 0])
         if len(bad) and is_first_host():
@@ -41,7 +41,7 @@ class Ledger:
                     line = {"step": step, "id": self._names(int(numbers[at])), "error": error}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self.failed += len(bad)
-        return {key: value for key, value in batch.items() if key not in LEDGER_KEYS}
+        return {key: value for key, value in batch.items() if key not in FAILURE_KEYS}
 
     def note(self) -> str:
         return f"failed {self.failed}" if self.failed else ""

@@ -51,17 +51,17 @@ class Features:
         used = {"feature_key"}.union(*(_KEYS[name] for name in made)) - {"patch_length", "dense_length"}
         return {key: array for key, array in batch.items() if key not in used} | made
 
-    def _make(self, stream: str, groups: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _make(self, stream: str, frame_pairs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Returns the features of some frame groups, as many tokens of each as the largest has."""
-        lengths = next(array for key, array in groups.items() if key.endswith("length"))
+        lengths = next(array for key, array in frame_pairs.items() if key.endswith("length"))
         count, most = len(lengths), lengths.max() // self.tower.config.merge_unit
         pad = collate.bucket(count) - count
         padded = {
             key: np.pad(array, [(0, pad)] + [(0, 0)] * (array.ndim - 1))[None]
-            for key, array in groups.items()
+            for key, array in frame_pairs.items()
         }
-        see = _visual if stream == "visual_features" else _dense
-        return np.asarray(see(self.tower, padded))[0, :count, :most]
+        encode_visuals = _visual if stream == "visual_features" else _dense
+        return np.asarray(encode_visuals(self.tower, padded))[0, :count, :most]
 
 
 @jax.jit
@@ -95,10 +95,10 @@ def open_features(config: ConfigDict, model: Qwen3VL, clips: Sequence[Clip]) -> 
     """
     if not config.feature_cache:
         return None
-    if config.rates.vision:
+    if config.lr_multipliers.vision:
         raise UserError(
             "config.feature_cache keeps what a frozen tower makes, but this one is trained: set "
-            "config.rates.vision=0, or leave config.feature_cache empty"
+            "config.lr_multipliers.vision=0, or leave config.feature_cache empty"
         )
     if not isinstance(clips, FolderClips):
         raise UserError(

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.rows.pipeline import Pipeline
-from experiments.training.failed_samples import Ledger
+from experiments.training.failed_samples import FailedSamples
 from experiments.training.hosts import gathered, is_first_host
 from experiments.training.metrics_log import MetricsLog
 from experiments.training.workdir import Position, Workdir
@@ -64,10 +64,10 @@ def train(
     Raises:
         UserError: if more clips than the share `config.max_failed_share` cannot be read; the state is saved.
     """
-    state, start = workdir.restore(state, Position(facts=dict(pipeline.facts)))
+    state, start = workdir.restore(state, Position(data_fingerprint=dict(pipeline.data_fingerprint)))
     step = first = int(state.step)
     iterator = pipeline.open(start.rows)
-    ledger = Ledger(workdir.path, step, start.clips, names)
+    failures = FailedSamples(workdir.path, step, start.clips, names)
     if first:
         print(f"resuming {workdir.path} from step {first}", flush=True)
     log = MetricsLog(workdir.path, step)
@@ -80,11 +80,11 @@ def train(
 
     def save(step: int) -> None:
         rows = start.rows + (step - first) * pipeline.batch_size
-        workdir.save(state, Position(rows, ledger.clips, dict(pipeline.facts)))
+        workdir.save(state, Position(rows, failures.clips, dict(pipeline.data_fingerprint)))
 
     try:
         while step < last and not stopping:
-            batch = ledger.take(step + 1, clock.next(iterator))
+            batch = failures.take(step + 1, clock.next(iterator))
             try:
                 state, metrics = step_fn(state, prepare(batch))
             except UserError:  # raised on the host, before the state was given away
@@ -95,7 +95,7 @@ def train(
                 raise
             window.append(metrics)
             step += 1
-            failing = ledger.is_over(config.get("max_failed_share", 1.0))
+            failing = failures.is_over(config.get("max_failed_share", 1.0))
             # Read once: a signal that comes later ends the next step, which saves. Any host may get it.
             stopping = bool(gathered(np.array([stop["now"]])).any())
             saving = step % config.save_every == 0 or step == last or stopping or failing
@@ -104,7 +104,7 @@ def train(
                 values = log.write(step, window)
                 elapsed = time.perf_counter() - clock.started
                 rate, waited = len(window) / elapsed, clock.waited / elapsed
-                told = "  ".join(filter(None, (note, ledger.note())))
+                told = "  ".join(filter(None, (note, failures.note())))
                 if is_first_host():
                     _print_progress(step, config.max_steps, values, rate, waited, told)
                 window, clock = [], Clock()
@@ -112,9 +112,9 @@ def train(
                 save(step)
             if failing:
                 raise UserError(
-                    f"{ledger.failed} of {ledger.clips} clips could not be read, more than the share "
+                    f"{failures.failed} of {failures.clips} clips could not be read, more than the share "
                     f"config.max_failed_share={config.max_failed_share:g}; step {step} is saved: mend what "
-                    f"{ledger.path} names, or raise the share"
+                    f"{failures.path} names, or raise the share"
                 )
     finally:
         signal.signal(signal.SIGTERM, previous)

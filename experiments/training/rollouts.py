@@ -24,12 +24,12 @@ from o3jax.generate.group import sample_groups
 from o3jax.generate.sampling import Sampling, StopStrings
 from o3jax.gspo.rows import UpdateShape, by_sequence, pack_groups
 from o3jax.gspo.update import response_logprobs
-from o3jax.inference.respond import Look, estimate, look_at, proposals, search, see
+from o3jax.inference.respond import AddFrames, add_frames_at, encode_visuals, estimate, proposals, search
 from o3jax.inputs.collate import bucket
 from o3jax.inputs.dense import Source
 from o3jax.inputs.processor import Processor
 from o3jax.models.config import Config
-from o3jax.models.qwen3_vl import VISION_KEYS, Batch, Qwen3VL, Seen, visual_features
+from o3jax.models.qwen3_vl import VISION_KEYS, Batch, Qwen3VL, VisualFeatures, visual_features
 from o3jax.models.text import for_decoding
 from o3jax.prompts import grammar
 from o3jax.prompts.feedback import with_proposals
@@ -44,8 +44,10 @@ class Sampled:
     """G completions of each of B prompts, and the prompts as the model read them."""
 
     prompts: dict[str, np.ndarray]  # where the tower is frozen `with_features`
-    seen: Seen | None  # what `see` made of their pixels; not saved, nor is `look`
-    look: Look | None  # at the frames that boxes are read from, where the model does
+    visuals: (
+        VisualFeatures | None
+    )  # what `encode_visuals` made of their pixels; not saved, nor is `add_frames`
+    add_frames: AddFrames | None  # at the frames that boxes are read from, where the model does
     tokens: Int[np.ndarray, "B G T"]
     logprobs: Float[np.ndarray, "B G T"]  # of the sampler
     length: Int[np.ndarray, "B G"]
@@ -88,12 +90,14 @@ def sample(
         sources: what boxes are read from, of `MakePrompt.source`.
     """
     prompts = dict(prompts)
-    seen: Seen = see(model, prompts)
-    if not config.rates.vision:
-        prompts = with_features(prompts, seen)  # the tower need not run again
-    look = functools.partial(look_at, model, processor, seen, sources) if any(sources) else None
+    visuals: VisualFeatures = encode_visuals(model, prompts)
+    if not config.lr_multipliers.vision:
+        prompts = with_features(prompts, visuals)  # the tower need not run again
+    add_frames = (
+        functools.partial(add_frames_at, model, processor, visuals, sources) if any(sources) else None
+    )
     if model.config.evidence is not None and model.config.evidence.feedback == "prompt":
-        found = proposals(model, prompts, seen, search(model, prompts, seen), look)
+        found = proposals(model, prompts, visuals, search(model, prompts, visuals), add_frames)
         prompts = with_text(prompts, _asked(processor, prompts, samples, found, config.box_step))
     out = sample_groups(
         model,
@@ -104,17 +108,17 @@ def sample(
         eos_ids=eos_ids,
         pad_id=processor.tokenizer.pad_token_id,
         sampling=sampling,
-        seen=seen,
+        visuals=visuals,
         slots=config.rollout_slots or None,
         stop=StopStrings(tuple(config.stop), processor.decode) if config.stop else None,
     )
-    return Sampled(prompts, seen, look, out.tokens, out.logprobs, out.length, out.finished)
+    return Sampled(prompts, visuals, add_frames, out.tokens, out.logprobs, out.length, out.finished)
 
 
-def with_features(prompts: Mapping[str, np.ndarray], seen: Seen) -> dict[str, np.ndarray]:
+def with_features(prompts: Mapping[str, np.ndarray], visuals: VisualFeatures) -> dict[str, np.ndarray]:
     """Returns prompt rows that carry what a frozen tower made of them, in place of their patches."""
     groups = prompts["patch_length"].shape[1]
-    features = visual_features(seen.tokens, seen.taps, groups)
+    features = visual_features(visuals.tokens, visuals.taps, groups)
     left = {name: array for name, array in prompts.items() if name not in VISION_KEYS}
     return left | {"patch_length": prompts["patch_length"], "visual_features": np.asarray(features)}
 
@@ -242,7 +246,7 @@ def _logprobs(model: Qwen3VL, batch: Batch) -> Float[Array, "B N T"]:
     return response_logprobs(model, batch)
 
 
-def head_evidence(
+def decoder_evidence(
     model: Qwen3VL, processor: Processor, updates: Updates, sampled: Sampled, parts: Sequence[slice]
 ) -> list[list[list[dict[str, Any]]]]:
     """Returns what the evidence modules say of each completion's claims: {"object", "time", "box"} each.
@@ -254,12 +258,12 @@ def head_evidence(
     responses = sampled.responses()
     places = [[mention_positions(processor.tokenizer, ids) for ids in group] for group in responses]
     count, group = sampled.tokens.shape[:2]
-    room = bucket(max(1, *(len(found) for mine in places for found in mine)))
-    states = np.zeros((count, group, room, model.config.text.hidden_size), np.float32)
-    index = np.full((count, group, room), -1, np.int32)
+    capacity = bucket(max(1, *(len(found) for mine in places for found in mine)))
+    states = np.zeros((count, group, capacity, model.config.text.hidden_size), np.float32)
+    index = np.full((count, group, capacity), -1, np.int32)
     for part in parts:
         batch = updates.pack(sampled, part)
-        at = np.zeros((*batch["sequence"].shape[:2], room), np.int32)
+        at = np.zeros((*batch["sequence"].shape[:2], capacity), np.int32)
         there = list(zip(*np.nonzero(batch["sequence"][..., 0] >= 0), strict=True))
         for row, number in there:
             prompt, one = batch["sequence"][row, number]
@@ -268,19 +272,19 @@ def head_evidence(
             at[row, number, : len(found)] = batch["response_index"][row, number, 1] + np.array(
                 found, np.int32
             )
-            index[part][prompt, one, : len(found)] = one * room + np.arange(len(found))
+            index[part][prompt, one, : len(found)] = one * capacity + np.arange(len(found))
         read = np.asarray(_states(model, batch, at))
         for row, number in there:
             prompt, one = batch["sequence"][row, number]
             states[part][prompt, one] = read[row, number]
-    candidates = search(model, sampled.prompts, sampled.seen).candidates
-    asked = model, states.reshape(count, group * room, -1), index
+    candidates = search(model, sampled.prompts, sampled.visuals).candidates
+    asked = model, states.reshape(count, group * capacity, -1), index
     candidates = np.repeat(candidates, group, axis=0)
-    guess = estimate(*asked, sampled.seen, candidates)
-    if sampled.look is not None:
+    guess = estimate(*asked, sampled.visuals, candidates)
+    if sampled.add_frames is not None:
         times = np.asarray(guess.time_s).reshape(index.shape)
         there = [mine[at >= 0] for mine, at in zip(times, index, strict=True)]
-        guess = estimate(*asked, sampled.look(there), candidates)
+        guess = estimate(*asked, sampled.add_frames(there), candidates)
     guess = jax.tree.map(np.asarray, guess)
     evidence: list[list[list[dict[str, Any]]]] = []
     for row, mine in enumerate(responses):
@@ -301,7 +305,7 @@ def head_evidence(
 @jax.jit
 def _states(model: Qwen3VL, batch: Batch, at: Int[Array, "B N M"]) -> Float[Array, "B N M D"]:
     """Returns the final-norm hidden states at positions of the rows."""
-    hidden = model.hidden(batch, model.see(batch))
+    hidden = model.hidden(batch, model.encode_visuals(batch))
     states = jnp.take_along_axis(hidden, rearrange(at, "b n m -> b (n m) 1"), axis=1)
     return rearrange(states, "b (n m) d -> b n m d", n=at.shape[1])
 

@@ -40,7 +40,7 @@ def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
         max_grad_norm=config.max_grad_norm,
         b2=config.adam_b2,
         kind=config.optimizer,
-        rates=config.get("rates"),
+        lr_multipliers=config.get("lr_multipliers"),
     )
 
 
@@ -60,7 +60,9 @@ def make_trainer(
     """
     optimizer = optimizer_of(config)
     frozen = [
-        part for part, rate in config.rates.items() if not rate or (part == "evidence" and not evidence)
+        part
+        for part, rate in config.lr_multipliers.items()
+        if not rate or (part == "evidence" and not evidence)
     ]
     if config.lora.rank:
         made = LoRA(model, key=jax.random.key(config.seed), **config.lora)
@@ -106,7 +108,14 @@ _NUMBERS: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda value: value >= 1,
         (
             *("log_every", "save_every", "per_device_train_batch_size", "gradient_accumulation_steps"),
-            *("row_length", "row_groups", "row_patches", "clips_per_row", "questions_per_row", "box_step"),
+            *(
+                "row_length",
+                "row_frame_pairs",
+                "row_patches",
+                "clips_per_row",
+                "questions_per_row",
+                "box_step",
+            ),
             *("mesh.*", "evidence_shape.*", "video.min_*", "video.max_*", "groups_per_row", "reward_workers"),
             *("prompts_per_iteration", "minibatches_per_rollout", "max_completion_length"),
             *("train_batch_size", "pairs_per_clip", "level"),
@@ -117,7 +126,7 @@ _NUMBERS: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda value: 0 <= value < math.inf,
         (
             *("seed", "num_workers", "max_steps", "num_train_epochs", "stop_at_step", "warmup_steps"),
-            *("learning_rate", "rates.*", "weight_decay", "loss.*", "lora.rank", "soften_times"),
+            *("learning_rate", "lr_multipliers.*", "weight_decay", "loss.*", "lora.rank", "soften_times"),
             *("soften_coordinates", "rollout_slots", "eval_every", "clip_low", "clip_high", "kl_coef"),
             "advantages.eps",
         ),

@@ -81,7 +81,7 @@ class Workdir:
         if step is None:
             return state, start
         data = self.manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
-        changed = [name for name, fact in start.facts.items() if data["facts"].get(name) != fact]
+        changed = [name for name, fact in start.data_fingerprint.items() if data["facts"].get(name) != fact]
         if changed:
             raise UserError(
                 f"{self.path} was trained with {changed[0]} {data['facts'].get(changed[0])}, which now is "
@@ -101,7 +101,7 @@ class Position:
 
     rows: int = 0
     clips: int = 0  # that were in these rows
-    facts: Mapping[str, str | int] = dataclasses.field(default_factory=dict)  # of `Pipeline`
+    data_fingerprint: Mapping[str, str | int] = dataclasses.field(default_factory=dict)  # of `Pipeline`
 
 
 def _flat(state: TrainState) -> dict[str, jax.Array]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from o3jax.models.attention import attention, cached_attention
 from o3jax.models.layers import rms_norm
-from o3jax.models.qwen3_vl import Batch, Qwen3VL, Seen, causal_mask
+from o3jax.models.qwen3_vl import Batch, Qwen3VL, VisualFeatures, causal_mask
 from o3jax.models.text import visual_rows
 
 
@@ -34,15 +34,15 @@ class Cache:
 
 @functools.partial(jax.jit, static_argnames="new_tokens")
 def prefill(
-    model: Qwen3VL, batch: Batch, new_tokens: int, seen: Seen | None = None
+    model: Qwen3VL, batch: Batch, new_tokens: int, visuals: VisualFeatures | None = None
 ) -> tuple[Float[Array, "B D"], Cache]:
     """Returns the final hidden state of each row's last token, and a cache with room for `new_tokens`.
 
-    `seen` is what `model.see` returned for the batch; None computes it. The model's layers must be
+    `visuals` is what `model.see` returned for the batch; None computes it. The model's layers must be
     separate (`o3jax.models.text.for_decoding`).
     """
     text, mask = model.text, causal_mask(batch)
-    x, taps = model.embed(batch, model.see(batch) if seen is None else seen)
+    x, taps = model.embed(batch, model.encode_visuals(batch) if visuals is None else visuals)
     rope = text.rope(batch["positions"], x.dtype)
     keys, values = [], []
 

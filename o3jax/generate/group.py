@@ -23,7 +23,7 @@ from o3jax.generate.cache import Cache, prefill
 from o3jax.generate.sampling import Sampling, StopStrings, draw, sample_keys
 from o3jax.models.attention import group_attention
 from o3jax.models.layers import rms_norm
-from o3jax.models.qwen3_vl import Batch, Qwen3VL, Seen
+from o3jax.models.qwen3_vl import Batch, Qwen3VL, VisualFeatures
 
 _COLUMNS = 64  # of the responses' caches at first; each number of columns is a program of its own
 
@@ -75,7 +75,7 @@ def sample_groups(
     eos_ids: tuple[int, ...],
     pad_id: int,
     sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
-    seen: Seen | None = None,
+    visuals: VisualFeatures | None = None,
     slots: int | None = None,
     window: int = 32,
     stop: StopStrings | None = None,
@@ -118,7 +118,7 @@ def sample_groups(
             if waiting and slot not in running:
                 row = running[slot] = waiting.popleft()
                 one = {name: array[row : row + 1] for name, array in batch.items()}
-                hidden, prefix = prefill(model, one, 0, _row(seen, row))
+                hidden, prefix = prefill(model, one, 0, _row(visuals, row))
                 # Without the responses' caches, which it does not touch: they may have become wider.
                 lean = dataclasses.replace(state, keys=(), values=())
                 lean = _admit(model, hidden, prefix, key, slot, ids[row], lean, **static)
@@ -186,11 +186,11 @@ def _wider(
     return tuple(k[..., column] for k in keys), tuple(v[..., column, :] for v in values)
 
 
-def _row(seen: Seen | None, row: int) -> Seen | None:
+def _row(visuals: VisualFeatures | None, row: int) -> VisualFeatures | None:
     """Returns what the language model reads of one prompt's pixels."""
-    if seen is None:
+    if visuals is None:
         return None
-    return Seen(seen.tokens[row : row + 1], seen.taps[:, row : row + 1], None, None)
+    return VisualFeatures(visuals.tokens[row : row + 1], visuals.taps[:, row : row + 1], None, None)
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "eos_ids"), donate_argnames="slots")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from o3jax.generate.cache import Cache, extend, prefill
-from o3jax.models.qwen3_vl import Batch, Qwen3VL, Seen
+from o3jax.models.qwen3_vl import Batch, Qwen3VL, VisualFeatures
 
 
 @jax.tree_util.register_dataclass
@@ -31,15 +31,15 @@ def greedy(
     max_new_tokens: int,
     eos_ids: tuple[int, ...],
     pad_id: int,
-    seen: Seen | None = None,
+    visuals: VisualFeatures | None = None,
 ) -> Generated:
     """Returns the most probable continuation of each row, token by token.
 
     Stops when every row has produced one of `eos_ids`, at the latest after `max_new_tokens`. The
-    model's layers must be separate (`for_decoding`); prompts may be padded on either side. `seen` saves
+    model's layers must be separate (`for_decoding`); prompts may be padded on either side. `visuals` saves
     computing again what `model.see` returned for the batch.
     """
-    hidden, cache = prefill(model, dict(batch), max_new_tokens, seen)
+    hidden, cache = prefill(model, dict(batch), max_new_tokens, visuals)
     return _greedy_loop(model, hidden, cache, max_new_tokens, eos_ids, pad_id)
 
 

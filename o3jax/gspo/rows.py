@@ -22,7 +22,7 @@ class UpdateShape:
     """What update rows are padded to."""
 
     length: int  # S: tokens of a row
-    groups: int  # frame groups of a row; 0 for prompts without pixels
+    frame_pairs: int  # frame groups of a row; 0 for prompts without pixels
     patches: int  # of a frame group
     sequences: int  # N: responses of a row
     response: int  # T: tokens of a response
@@ -35,13 +35,15 @@ class _Unit:
     prompt: int
     samples: Sequence[int]
     slots: Int[np.ndarray, " P"]  # of the prompt's tokens, in its collated row
-    groups: int  # its frame groups
+    frame_pairs: int  # its frame groups
     responses: Sequence[Int[np.ndarray, " R"]]
 
     @property
-    def needs(self) -> Int[np.ndarray, "3"]:
+    def cost(self) -> Int[np.ndarray, "3"]:
         """Tokens, frame groups and responses."""
-        return np.array([len(self.slots) + sum(map(len, self.responses)), self.groups, len(self.samples)])
+        return np.array(
+            [len(self.slots) + sum(map(len, self.responses)), self.frame_pairs, len(self.samples)]
+        )
 
 
 def pack_groups(
@@ -81,17 +83,17 @@ def pack_groups(
             "train a model without injection"
         )
     units = _units(prompts, responses, shape, repeated)
-    room = np.array([shape.length, shape.groups, shape.sequences])
+    capacity = np.array([shape.length, shape.frame_pairs, shape.sequences])
     packed: list[list[_Unit]] = []
     free: list[np.ndarray] = []
     for unit in units:
-        at = next((i for i, left in enumerate(free) if (unit.needs <= left).all()), None)
+        at = next((i for i, left in enumerate(free) if (unit.cost <= left).all()), None)
         if at is None:
             at = len(packed)
             packed.append([])
-            free.append(room)
+            free.append(capacity)
         packed[at].append(unit)
-        free[at] = free[at] - unit.needs
+        free[at] = free[at] - unit.cost
     if rows is not None and len(packed) > rows:
         raise UserError(
             f"{len(units)} groups need {len(packed)} update rows, more than the {rows} that were asked for"
@@ -125,15 +127,15 @@ def _units(
     for prompt, texts in enumerate(responses):
         slots = np.flatnonzero(prompts["segment_ids"][prompt])
         lengths = prompts["patch_length"][prompt] if _visual_keys(prompts) else np.zeros(1, np.int32)
-        groups = int((lengths > 0).sum())
+        frame_pairs = int((lengths > 0).sum())
         arrays = [np.asarray(text, np.int32) for text in texts]
         samples = range(len(arrays))
         for some in [[s] for s in samples] if repeated else [samples]:
-            unit = _Unit(prompt, some, slots, groups, [arrays[s] for s in some])
-            tokens, _, sequences = unit.needs
+            unit = _Unit(prompt, some, slots, frame_pairs, [arrays[s] for s in some])
+            tokens, _, sequences = unit.cost
             for need, has, what, field in (
                 (tokens, shape.length, "tokens", "length"),
-                (groups, shape.groups, "frame groups", "groups"),
+                (frame_pairs, shape.frame_pairs, "frame pairs", "frame_pairs"),
                 (lengths.max(), shape.patches, "patches in a frame group", "patches"),
                 (sequences, shape.sequences, "responses", "sequences"),
                 (max(map(len, arrays), default=0), shape.response, "tokens in a response", "response"),
@@ -160,12 +162,12 @@ def _empty(
     def full(*sizes: int, value: int = 0, dtype: type = np.int32) -> np.ndarray:
         return np.full((rows, *sizes), value, dtype)
 
-    batch = {key: full(shape.length) for key in ("input_ids", "segment_ids", "branch_ids")}
+    batch = {key: full(shape.length) for key in ("input_ids", "segment_ids", "continuation_ids")}
     batch["positions"] = full(3, shape.length)
     batch["visual_index"] = full(shape.length, value=-1)
     for key in _visual_keys(prompts):
         width = shape.patches // merge_unit if key == "visual_features" else shape.patches
-        sizes = (shape.groups, width)[: prompts[key].ndim - 1] + prompts[key].shape[3:]
+        sizes = (shape.frame_pairs, width)[: prompts[key].ndim - 1] + prompts[key].shape[3:]
         batch[key] = full(*sizes, dtype=prompts[key].dtype)
     batch["response_ids"] = full(shape.sequences, shape.response)
     batch["response_index"] = full(shape.sequences, shape.response)
@@ -178,35 +180,39 @@ def _fill(
     row: Mapping[str, np.ndarray], units: Sequence[_Unit], prompts: Mapping[str, np.ndarray], merge_unit: int
 ) -> None:
     """Writes units into a row of padding, one after the other."""
-    at = groups = number = 0
+    at = frame_pairs = number = 0
     for segment, unit in enumerate(units, start=1):
         begin, last = at, at + len(unit.slots) - 1
         source = {key: array[unit.prompt] for key, array in prompts.items()}
         here = slice(begin, last + 1)
         row["input_ids"][here] = source["input_ids"][unit.slots]
         row["positions"][:, here] = source["positions"][:, unit.slots]
-        if unit.groups:
+        if unit.frame_pairs:
             keys = _visual_keys(source)
             old, new = (a[keys[0]].shape[1] for a in (source, row))
             for key in keys:
                 part = np.index_exp[:, : min(old, new)][: source[key].ndim]
-                row[key][groups : groups + unit.groups][part] = source[key][: unit.groups][part]
+                row[key][frame_pairs : frame_pairs + unit.frame_pairs][part] = source[key][
+                    : unit.frame_pairs
+                ][part]
             # A visual token's number tells its frame group and its place in it; both may have changed.
             if keys == VISION_KEYS:
                 old, new = old // merge_unit, new // merge_unit
             index = source["visual_index"][unit.slots]
-            moved = (index // old + groups) * new + index % old
+            moved = (index // old + frame_pairs) * new + index % old
             row["visual_index"][here] = np.where(index < 0, -1, moved)
         at = last + 1
-        for branch, (sample, tokens) in enumerate(zip(unit.samples, unit.responses, strict=True), start=1):
+        for continuation, (sample, tokens) in enumerate(
+            zip(unit.samples, unit.responses, strict=True), start=1
+        ):
             size = len(tokens)
             there = slice(at, at + size)
             row["input_ids"][there] = row["response_ids"][number, :size] = tokens
-            row["branch_ids"][there] = branch
+            row["continuation_ids"][there] = continuation
             row["positions"][:, there] = source["next_position"] + np.arange(size)
             row["response_index"][number, :size] = [last, *range(at, at + size - 1)][:size]
             row["response_mask"][number, :size] = True
             row["sequence"][number] = unit.prompt, sample
             at, number = at + size, number + 1
         row["segment_ids"][begin:at] = segment
-        groups += unit.groups
+        frame_pairs += unit.frame_pairs

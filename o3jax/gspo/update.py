@@ -25,7 +25,7 @@ def _response_scores(
     model: Qwen3VL, batch: Batch, remat: str = "none"
 ) -> tuple[Float[Array, "B N T"], Float[Array, "B N T"]]:
     """Returns the log-probabilities and, without gradient, the entropies of the response tokens."""
-    hidden = model.hidden(batch, model.see(batch, remat=remat), remat=remat)
+    hidden = model.hidden(batch, model.encode_visuals(batch, remat=remat), remat=remat)
     index = rearrange(batch["response_index"], "b n t -> b (n t) 1")
     labels = jnp.where(batch["response_mask"], batch["response_ids"], IGNORE)
     states = jnp.take_along_axis(hidden, index, axis=1)

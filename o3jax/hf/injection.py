@@ -75,10 +75,10 @@ def fixed_dense(config: Config) -> dict[str, np.ndarray]:
     c = config.vision
     times_s = np.arange(_FRAMES) / config.evidence.dense_fps
     side = 4 * c.spatial_merge_size
-    seen = times_s[_SEEN].reshape(-1, c.temporal_patch_size).mean(-1)
-    grid = (len(seen), side, side)
+    visuals = times_s[_SEEN].reshape(-1, c.temporal_patch_size).mean(-1)
+    grid = (len(visuals), side, side)
     rows = dense_stream(_frames(config, 2), times_s, _video(config), c)
-    rows |= visual_places(seen, grid, c.spatial_merge_size, groups=len(seen), patches=side**2)
+    rows |= visual_places(visuals, grid, c.spatial_merge_size, frame_pairs=len(visuals), patches=side**2)
     return {key: value[None] for key, value in rows.items()}
 
 

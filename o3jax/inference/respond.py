@@ -21,7 +21,7 @@ from o3jax.inputs.collate import bucket, collate
 from o3jax.inputs.dense import FramesAt, Source, dense_stream, interval_mask, pointed_frames, visual_places
 from o3jax.inputs.processor import Processor
 from o3jax.models.evidence import Estimate
-from o3jax.models.qwen3_vl import Batch, Qwen3VL, Seen, mention_states
+from o3jax.models.qwen3_vl import Batch, Qwen3VL, VisualFeatures, mention_states
 from o3jax.prompts.feedback import Proposal, with_proposals
 from o3jax.prompts.mentions import mention_positions
 
@@ -40,7 +40,7 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadEstimate:
+class DecoderEstimate:
     """What the evidence decoder says of one mention."""
 
     time_s: float
@@ -57,31 +57,33 @@ class Response:
     tokens: Int[np.ndarray, " new"]
     probabilities: Float[np.ndarray, " new"]  # of each token
     text: str
-    heads: tuple[HeadEstimate, ...] = ()  # one for each `</obj>` of the text
+    estimates: tuple[DecoderEstimate, ...] = ()  # one for each `</obj>` of the text
     times_s: Float[np.ndarray, " T"] | None = None  # of the dense groups
     relevance: Float[np.ndarray, " T"] | None = None  # of each, a probability
     candidates: tuple[Interval, ...] = ()  # what was searched; nothing means everything
 
 
 @jax.jit
-def see(model: Qwen3VL, batch: Batch) -> Seen:
+def encode_visuals(model: Qwen3VL, batch: Batch) -> VisualFeatures:
     """Returns what the model makes of a batch's pixels."""
-    return model.see(batch)
+    return model.encode_visuals(batch)
 
 
 @jax.jit
-def _look(model: Qwen3VL, seen: Seen, batch: Batch) -> Seen:
-    return model.look(seen, batch)
+def _add_frames(model: Qwen3VL, visuals: VisualFeatures, batch: Batch) -> VisualFeatures:
+    return model.add_frames(visuals, batch)
 
 
 @jax.jit
-def _relevance(model: Qwen3VL, batch: Batch, seen: Seen) -> Float[Array, "B T"]:
-    return jax.nn.sigmoid(model.relevance(batch, seen)[1])
+def _relevance(model: Qwen3VL, batch: Batch, visuals: VisualFeatures) -> Float[Array, "B T"]:
+    return jax.nn.sigmoid(model.relevance(batch, visuals)[1])
 
 
 @jax.jit
-def _propose(model: Qwen3VL, batch: Batch, seen: Seen, candidates: Bool[Array, "B T"]) -> Estimate:
-    return model.propose(model.relevance(batch, seen)[0], seen, candidates)
+def _propose(
+    model: Qwen3VL, batch: Batch, visuals: VisualFeatures, candidates: Bool[Array, "B T"]
+) -> Estimate:
+    return model.propose(model.relevance(batch, visuals)[0], visuals, candidates)
 
 
 @jax.jit
@@ -89,12 +91,12 @@ def estimate(
     model: Qwen3VL,
     states: Float[Array, "B new D"],
     mention_index: Int[Array, "B Q M"],
-    seen: Seen,
+    visuals: VisualFeatures,
     candidates: Bool[Array, "R T"],
 ) -> Estimate:
     """Returns when and where the mentions [R, M] of Q texts about each video are; R is B times Q."""
     there = rearrange(mention_index >= 0, "b q m -> (b q) m")
-    return model.estimate(mention_states(states, mention_index), there, seen, candidates)
+    return model.estimate(mention_states(states, mention_index), there, visuals, candidates)
 
 
 def respond(
@@ -121,26 +123,30 @@ def respond(
     batch: dict[str, np.ndarray] = pad_inputs(inputs, model)
     if model.evidence is not None:
         batch |= _evidence_inputs(model, processor, requests, inputs["video_grid_thw"], batch)
-    seen = see(model, batch)
-    searched = None if model.evidence is None else search(model, batch, seen)
-    look = None
+    visuals = encode_visuals(model, batch)
+    searched = None if model.evidence is None else search(model, batch, visuals)
+    add_frames = None
     if searched and model.config.evidence.box_frames == "pointed":
         patch = processor.video_config.patch_size
         sources = [
             Source(r.dense_times, (h * patch, w * patch), r.frames_at)
             for r, (_, h, w) in zip(requests, inputs["video_grid_thw"].tolist(), strict=True)
         ]
-        look = functools.partial(look_at, model, processor, seen, sources)
+        add_frames = functools.partial(add_frames_at, model, processor, visuals, sources)
     if searched and model.config.evidence.feedback == "prompt":
-        found = proposals(model, batch, seen, searched, look)
+        found = proposals(model, batch, visuals, searched, add_frames)
         texts = [_with_proposals(r, mine, box_step) for r, mine in zip(requests, found, strict=True)]
         inputs = processor(text=texts, videos=videos, video_metadata=metadata, padding_side="right")
         batch |= pad_inputs(inputs, model)
-    out = greedy(model, batch, max_new_tokens=max_new_tokens, eos_ids=eos_ids, pad_id=pad_id, seen=seen)
+    out = greedy(model, batch, max_new_tokens=max_new_tokens, eos_ids=eos_ids, pad_id=pad_id, visuals=visuals)
     responses = [
         Response(tokens, probabilities, processor.decode(tokens)) for tokens, probabilities in _rows(out)
     ]
-    return _grounded(model, processor, responses, out, batch, seen, searched, look) if searched else responses
+    return (
+        _grounded(model, processor, responses, out, batch, visuals, searched, add_frames)
+        if searched
+        else responses
+    )
 
 
 def pad_inputs(inputs: Mapping[str, np.ndarray], model: Qwen3VL) -> dict[str, np.ndarray]:
@@ -148,7 +154,7 @@ def pad_inputs(inputs: Mapping[str, np.ndarray], model: Qwen3VL) -> dict[str, np
     exact = collate(inputs, model.config)
     sizes = {"length": bucket(exact["input_ids"].shape[1])}
     if "patches" in exact:
-        sizes |= {"groups": bucket(exact["patches"].shape[1]), "patches": exact["patches"].shape[2]}
+        sizes |= {"frame_pairs": bucket(exact["patches"].shape[1]), "patches": exact["patches"].shape[2]}
     return collate(inputs, model.config, **sizes)
 
 
@@ -169,8 +175,8 @@ def _evidence_inputs(
     c, video = model.config.vision, processor.video_config
     pairs = -(-max(len(r.dense_frames) for r in requests) // video.temporal_patch_size)
     area = max(r.dense_frames.shape[1] * r.dense_frames.shape[2] for r in requests)
-    sizes = {"groups": bucket(pairs), "patches": area // video.patch_size**2}
-    shown = {"groups": batch["patches"].shape[1], "patches": batch["patches"].shape[2]}
+    sizes = {"frame_pairs": bucket(pairs), "patches": area // video.patch_size**2}
+    shown = {"frame_pairs": batch["patches"].shape[1], "patches": batch["patches"].shape[2]}
     asked = [processor.tokenizer(r.question)["input_ids"] for r in requests]
     rows = []
     for request, grid, ids in zip(requests, grids.tolist(), asked, strict=True):
@@ -192,9 +198,9 @@ class Searched(NamedTuple):
     candidates: Bool[np.ndarray, "B T"]
 
 
-def search(model: Qwen3VL, batch: Batch, seen: Seen) -> Searched:
+def search(model: Qwen3VL, batch: Batch, visuals: VisualFeatures) -> Searched:
     """Returns where the evidence of each question is looked for."""
-    relevance = np.asarray(_relevance(model, batch, seen))
+    relevance = np.asarray(_relevance(model, batch, visuals))
     valid, times = batch["dense_length"] > 0, batch["dense_times"]
     found = [candidate_intervals(r[v], t[v]) for r, v, t in zip(relevance, valid, times, strict=True)]
     inside = [interval_mask(f, t) for f, t in zip(found, times, strict=True)]
@@ -202,20 +208,20 @@ def search(model: Qwen3VL, batch: Batch, seen: Seen) -> Searched:
 
 
 # Times of each video -> what was seen, with the frames at these times to read boxes from.
-Look = Callable[[Sequence[Float[np.ndarray, " m"]]], Seen]
+AddFrames = Callable[[Sequence[Float[np.ndarray, " m"]]], VisualFeatures]
 
 
-def look_at(
+def add_frames_at(
     model: Qwen3VL,
     processor: Processor,
-    seen: Seen,
+    visuals: VisualFeatures,
     sources: Sequence[Source | None],
     times: Sequence[Float[np.ndarray, " m"]],
-) -> Seen:
+) -> VisualFeatures:
     """Returns what was seen, and of each video the frames nearest to some times, to read boxes from.
 
     Args:
-        sources: of each row of `seen`; None for what has no frames but those that were seen.
+        sources: of each row of `visuals`; None for what has no frames but those that were seen.
         times: of each row, seconds.
     """
     c, video = model.config.vision, processor.video_config
@@ -224,8 +230,11 @@ def look_at(
         for one, mine in zip(sources, times, strict=True)
     ]
     if not any(map(len, wanted)):
-        return seen
-    sizes = {"groups": bucket(max(map(len, wanted))), "patches": seen.visual.centres.shape[2] * c.merge_unit}
+        return visuals
+    sizes = {
+        "frame_pairs": bucket(max(map(len, wanted))),
+        "patches": visuals.visual.centres.shape[2] * c.merge_unit,
+    }
     rows = []
     for one, at in zip(sources, wanted, strict=True):
         size = one.size if one else (video.factor, video.factor)
@@ -233,16 +242,20 @@ def look_at(
         if len(at):
             frames, at = one.frames_at(at)
         rows.append(pointed_frames(frames, at, size, video, c, **sizes))
-    return _look(model, seen, {key: np.stack([row[key] for row in rows]) for key in rows[0]})
+    return _add_frames(model, visuals, {key: np.stack([row[key] for row in rows]) for key in rows[0]})
 
 
 def proposals(
-    model: Qwen3VL, batch: Batch, seen: Seen, searched: Searched, look: Look | None = None
+    model: Qwen3VL,
+    batch: Batch,
+    visuals: VisualFeatures,
+    searched: Searched,
+    add_frames: AddFrames | None = None,
 ) -> list[list[Proposal]]:
     """Returns where each question alone points: the best proposal, and others that are likely."""
-    guess = _propose(model, batch, seen, searched.candidates)
-    if look is not None:
-        guess = _propose(model, batch, look(np.asarray(guess.time_s)), searched.candidates)
+    guess = _propose(model, batch, visuals, searched.candidates)
+    if add_frames is not None:
+        guess = _propose(model, batch, add_frames(np.asarray(guess.time_s)), searched.candidates)
     guess = jax.tree.map(np.asarray, guess)
     found = []
     for row in range(len(guess.confidence)):
@@ -273,9 +286,9 @@ def _grounded(
     responses: Sequence[Response],
     out: Generated,
     batch: Batch,
-    seen: Seen,
+    visuals: VisualFeatures,
     searched: Searched,
-    look: Look | None,
+    add_frames: AddFrames | None,
 ) -> list[Response]:
     """Returns the responses with relevance over time, and an estimate for each of their mentions."""
     relevance, found, candidates = searched
@@ -284,15 +297,15 @@ def _grounded(
     index = np.full((len(responses), 1, bucket(max(1, *map(len, mentions)))), -1, np.int32)
     for row, positions in zip(index, mentions, strict=True):
         row[0, : len(positions)] = positions
-    guess = estimate(model, out.states, index, seen, candidates)
-    if look is not None:
+    guess = estimate(model, out.states, index, visuals, candidates)
+    if add_frames is not None:
         there = [times[: len(m)] for times, m in zip(np.asarray(guess.time_s), mentions, strict=True)]
-        guess = estimate(model, out.states, index, look(there), candidates)
+        guess = estimate(model, out.states, index, add_frames(there), candidates)
     found_at = jax.tree.map(np.asarray, guess)
     sure = np.asarray(jax.nn.sigmoid(found_at.confidence))
 
-    def head(row: int, m: int) -> HeadEstimate:
-        return HeadEstimate(
+    def decoded(row: int, m: int) -> DecoderEstimate:
+        return DecoderEstimate(
             float(found_at.time_s[row, m]),
             float(found_at.spread_s[row, m]),
             tuple(found_at.interval[row, m].tolist()),
@@ -303,7 +316,7 @@ def _grounded(
     return [
         dataclasses.replace(
             response,
-            heads=tuple(head(row, m) for m in range(len(mentions[row]))),
+            estimates=tuple(decoded(row, m) for m in range(len(mentions[row]))),
             times_s=times[row][valid[row]],
             relevance=relevance[row][valid[row]],
             candidates=tuple(found[row]),

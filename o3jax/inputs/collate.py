@@ -89,7 +89,7 @@ def collate(
     config: Config,
     *,
     length: int | None = None,
-    groups: int | None = None,
+    frame_pairs: int | None = None,
     patches: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Returns the model's batch (see o3jax.models.qwen3_vl) for what a Qwen3-VL processor returned.
@@ -168,8 +168,8 @@ def collate(
         "visual_index": np.full((rows, size), -1, np.int32),
         "next_position": next_position,
     }
-    if any(owners) or groups:
-        batch.update(_vision_arrays(inputs, owners, config.vision, groups, patches))
+    if any(owners) or frame_pairs:
+        batch.update(_vision_arrays(inputs, owners, config.vision, frame_pairs, patches))
         stride = batch["patches"].shape[2] // unit
         for row, spans in enumerate(token_spans):
             for number, (slots, count) in enumerate(spans):
@@ -185,12 +185,12 @@ def _vision_arrays(
     inputs: Mapping[str, np.ndarray],
     owners: list[list[_Group]],
     c: VisionConfig,
-    groups: int | None,
+    frame_pairs: int | None,
     patches: int | None,
 ) -> dict[str, np.ndarray]:
     need_groups = max(1, max(len(mine) for mine in owners))
     need_patches = max([g.height * g.width for mine in owners for g in mine], default=c.merge_unit)
-    shape = (len(owners), groups or need_groups, patches or need_patches)
+    shape = (len(owners), frame_pairs or need_groups, patches or need_patches)
     if shape[1] < need_groups or shape[2] < need_patches:
         raise UserError(
             f"{need_groups} frame groups of up to {need_patches} patches do not fit the "

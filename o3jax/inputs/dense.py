@@ -76,7 +76,7 @@ def dense_stream(
     video: VideoConfig,
     vision: VisionConfig,
     *,
-    groups: int | None = None,
+    frame_pairs: int | None = None,
     patches: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Returns one row of the dense stream, without a batch axis.
@@ -97,13 +97,13 @@ def dense_stream(
     _, height, width, _ = frames.shape
     size = (height // video.patch_size) * (width // video.patch_size)
     count = -(-len(frames) // video.temporal_patch_size)
-    groups, patches = groups or count, patches or size
-    if count > groups or size > patches:
+    frame_pairs, patches = frame_pairs or count, patches or size
+    if count > frame_pairs or size > patches:
         raise UserError(
-            f"the dense stream has {count} frame pairs of {size} patches, more than the {groups} x {patches} "
-            "of a row: raise config.evidence_shape.groups or .patches, or use shorter clips"
+            f"the dense stream has {count} frame pairs of {size} patches, more than the {frame_pairs} x "
+            f"{patches} of a row: raise config.evidence_shape.frame_pairs or .patches, or use shorter clips"
         )
-    pairs = _pairs(frames, times_s, video, vision, groups, patches)
+    pairs = _pairs(frames, times_s, video, vision, frame_pairs, patches)
     return {f"dense_{name}": array for name, array in pairs.items()}
 
 
@@ -114,7 +114,7 @@ def pointed_frames(
     video: VideoConfig,
     vision: VisionConfig,
     *,
-    groups: int,
+    frame_pairs: int,
     patches: int,
 ) -> dict[str, np.ndarray]:
     """Returns frames to read boxes from, each twice as a pair, under `pointed_*` as in `dense_stream`.
@@ -127,7 +127,7 @@ def pointed_frames(
     """
     stills = np.repeat(resize_video(frames, size), video.temporal_patch_size, axis=0)
     times_s = np.repeat(times_s, video.temporal_patch_size)
-    pairs = _pairs(stills, times_s, video, vision, groups, patches)
+    pairs = _pairs(stills, times_s, video, vision, frame_pairs, patches)
     return {f"pointed_{name}": array for name, array in pairs.items()}
 
 
@@ -136,7 +136,7 @@ def _pairs(
     times_s: Float[np.ndarray, " n"],
     video: VideoConfig,
     vision: VisionConfig,
-    groups: int,
+    frame_pairs: int,
     patches: int,
 ) -> dict[str, np.ndarray]:
     n, height, width, _ = frames.shape
@@ -146,12 +146,12 @@ def _pairs(
     padded = np.append(times_s, np.repeat(times_s[-1:], -n % pair))
     coords, index, weight = frame_layout(h, w, vision.grid_side, merge)
     out = {
-        "patches": np.zeros((groups, patches, vision.patch_dim), np.uint8),
-        "length": np.zeros(groups, np.int32),
-        "coords": np.zeros((groups, patches, 2), np.int32),
-        "pos_index": np.zeros((groups, patches, 4), np.int32),
-        "pos_weight": np.zeros((groups, patches, 4), np.float32),
-        "times": np.zeros(groups, np.float32),
+        "patches": np.zeros((frame_pairs, patches, vision.patch_dim), np.uint8),
+        "length": np.zeros(frame_pairs, np.int32),
+        "coords": np.zeros((frame_pairs, patches, 2), np.int32),
+        "pos_index": np.zeros((frame_pairs, patches, 4), np.int32),
+        "pos_weight": np.zeros((frame_pairs, patches, 4), np.float32),
+        "times": np.zeros(frame_pairs, np.float32),
         "cells": np.zeros((patches // merge**2, 2), np.float32),
         "grid": np.array([h // merge, w // merge], np.int32),
     }
@@ -165,7 +165,7 @@ def _pairs(
 
 
 def visual_places(
-    times_s: Sequence[float], grid: tuple[int, int, int], merge: int, *, groups: int, patches: int
+    times_s: Sequence[float], grid: tuple[int, int, int], merge: int, *, frame_pairs: int, patches: int
 ) -> dict[str, np.ndarray]:
     """Returns when and where the language stream's tokens of a video are, without a batch axis.
 
@@ -179,8 +179,8 @@ def visual_places(
     """
     t, h, w = grid
     out = {
-        "visual_times": np.zeros(groups, np.float32),
-        "visual_centres": np.zeros((groups, patches // merge**2, 2), np.float32),
+        "visual_times": np.zeros(frame_pairs, np.float32),
+        "visual_centres": np.zeros((frame_pairs, patches // merge**2, 2), np.float32),
     }
     out["visual_times"][:t] = times_s
     out["visual_centres"][:t, : h * w // merge**2] = cell_centres(h // merge, w // merge)

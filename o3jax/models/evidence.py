@@ -333,8 +333,8 @@ class EvidenceDecoder(nnx.Module):
             [jnp.minimum(expected[..., 1], fixed), jnp.maximum(expected[..., 2], fixed)], axis=-1
         )
         pointed = jax.nn.softmax(scores[:, :, 0]).astype(x.dtype)
-        seen = jnp.einsum("bmx,bxd->bmd", pointed, repeated(places, rows))
-        x = x + linear(seen, self.read_in[...])
+        visuals = jnp.einsum("bmx,bxd->bmd", pointed, repeated(places, rows))
+        x = x + linear(visuals, self.read_in[...])
 
         x, box = self._box(x, fixed, valid, visual, kernel)
         sure = jnp.concatenate([x, jnp.log(spread)[..., None].astype(x.dtype)], axis=-1)

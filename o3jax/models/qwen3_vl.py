@@ -3,7 +3,7 @@
 A batch is a dictionary of arrays, made on the host by `o3jax.inputs.collate`:
 
     input_ids     int32 [B, S]        segment_ids  int32 [B, S], 0 is padding
-    positions     int32 [B, 3, S]     branch_ids   int32 [B, S], optional (see attention.Mask)
+    positions     int32 [B, 3, S]     continuation_ids   int32 [B, S], optional (see attention.Mask)
     visual_index  int32 [B, S]: the visual token at each position, -1 for text
     and, where there are images or videos: patches [B, T, P, C], patch_length [B, T],
     patch_coords [B, T, P, 2], pos_index and pos_weight [B, T, P, 4]
@@ -75,7 +75,7 @@ FEATURE_KEYS = ("visual_features", "patch_length")  # instead of VISION_KEYS
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class VisualFeatures:
     """All that comes from pixels; computed once, read by the language model and by the evidence modules."""
 
     tokens: Float[Array, "B tokens D"]  # of the language stream
@@ -104,7 +104,9 @@ class Qwen3VL(nnx.Module):
         self.text = TextDecoder(config.text, config.tie_word_embeddings, init)
         self.evidence = EvidenceModules(config, init) if config.evidence else None
 
-    def see(self, batch: Batch, *, kernel: str = "xla", remat: str = "none") -> Seen | None:
+    def encode_visuals(
+        self, batch: Batch, *, kernel: str = "xla", remat: str = "none"
+    ) -> VisualFeatures | None:
         """Returns what the towers and the temporal encoder make of the pixels; None where there are none."""
         if "visual_features" in batch:
             kept = rearrange(jnp.asarray(batch["visual_features"]), "b t p k d -> k b (t p) d")
@@ -114,7 +116,7 @@ class Qwen3VL(nnx.Module):
         else:
             return None
         if self.evidence is None or "dense_length" not in batch:
-            return Seen(tokens, taps, None, None)
+            return VisualFeatures(tokens, taps, None, None)
         dense = self._dense(batch, kernel, remat)
         visual = self._visual(tokens, batch["visual_times"], batch["visual_centres"], batch["patch_length"])
         if self.evidence.injection is not None:
@@ -131,16 +133,16 @@ class Qwen3VL(nnx.Module):
         if "question_clip" in batch:
             dense = dataclasses.replace(dense, valid=_own(batch, "dense_clip", dense.valid))
             visual = dataclasses.replace(visual, valid=_own(batch, "visual_clip", visual.valid))
-        return Seen(tokens, taps, dense, visual)
+        return VisualFeatures(tokens, taps, dense, visual)
 
-    def look(self, seen: Seen, batch: Batch) -> Seen:
+    def add_frames(self, visuals: VisualFeatures, batch: Batch) -> VisualFeatures:
         """Returns what was seen, with the frames `pointed_*` of the batch to read boxes from."""
         tokens, _ = self.vision(*[batch["pointed_" + key.removeprefix("patch_")] for key in VISION_KEYS])
         times, cells = batch["pointed_times"], batch["pointed_cells"]
         centres = repeat(cells, "b p xy -> b x p xy", x=times.shape[1])
         more = self._visual(tokens, times, centres, batch["pointed_length"])
-        visual = jax.tree.map(lambda *streams: jnp.concatenate(streams, axis=1), seen.visual, more)
-        return dataclasses.replace(seen, visual=visual)
+        visual = jax.tree.map(lambda *streams: jnp.concatenate(streams, axis=1), visuals.visual, more)
+        return dataclasses.replace(visuals, visual=visual)
 
     def _visual(
         self,
@@ -167,22 +169,22 @@ class Qwen3VL(nnx.Module):
         return DenseStream(features, batch["dense_times"], valid, batch["dense_cells"], cell_valid)
 
     def embed(
-        self, batch: Batch, seen: Seen | None
+        self, batch: Batch, visuals: VisualFeatures | None
     ) -> tuple[Float[Array, "B S D"], Float[Array, "taps B tokens D"]]:
         """Returns the input embeddings with visual tokens in place, and the DeepStack features."""
         x = self.text.embed[...][batch["input_ids"]]
-        if seen is None:
+        if visuals is None:
             taps = jnp.zeros((0, x.shape[0], 1, x.shape[-1]), x.dtype)
             return shard(x, "batch", "sequence", None), taps
         index = batch["visual_index"]
-        x = jnp.where(index[..., None] >= 0, visual_rows(seen.tokens, index).astype(x.dtype), x)
-        return shard(x, "batch", "sequence", None), seen.taps.astype(x.dtype)
+        x = jnp.where(index[..., None] >= 0, visual_rows(visuals.tokens, index).astype(x.dtype), x)
+        return shard(x, "batch", "sequence", None), visuals.taps.astype(x.dtype)
 
     def hidden(
-        self, batch: Batch, seen: Seen | None, *, kernel: str = "xla", remat: str = "none"
+        self, batch: Batch, visuals: VisualFeatures | None, *, kernel: str = "xla", remat: str = "none"
     ) -> Float[Array, "B S D"]:
-        """Returns the final-norm hidden states; `seen` is what `see` returned for the batch."""
-        x, taps = self.embed(batch, seen)
+        """Returns the final-norm hidden states; `visuals` is what `encode_visuals` returned for the batch."""
+        x, taps = self.embed(batch, visuals)
         mask = causal_mask(batch)
 
         def attend(q, k, v, state):
@@ -192,36 +194,38 @@ class Qwen3VL(nnx.Module):
         return self.text(x, batch["positions"], attend, taps, index, remat=remat)
 
     def relevance(
-        self, batch: Batch, seen: Seen, *, kernel: str = "xla"
+        self, batch: Batch, visuals: VisualFeatures, *, kernel: str = "xla"
     ) -> tuple[Float[Array, "R D"], Float[Array, "R T"]]:
         """Returns each question's vector, and the logits of each dense group being its evidence."""
         ids = rearrange(batch["question_ids"], "b q s -> (b q) s")
         embeddings = self.text.embed[...][jnp.maximum(ids, 0)]
         question = self.evidence.question(embeddings, ids >= 0, kernel=kernel)
-        return question, self.evidence.question.relevance(question, seen.dense)
+        return question, self.evidence.question.relevance(question, visuals.dense)
 
     def estimate(
         self,
         states: Float[Array, "R M D"],
         valid: Bool[Array, "R M"],
-        seen: Seen,
+        visuals: VisualFeatures,
         candidates: Bool[Array, "R T"],
         *,
         kernel: str = "xla",
     ) -> Estimate:
         """Returns when and where each mention is, from the hidden states at the mentions."""
-        return self.evidence.decoder(states, valid, seen.dense, seen.visual, candidates, kernel=kernel)
+        return self.evidence.decoder(states, valid, visuals.dense, visuals.visual, candidates, kernel=kernel)
 
     def propose(
         self,
         question: Float[Array, "R D"],
-        seen: Seen,
+        visuals: VisualFeatures,
         candidates: Bool[Array, "R T"],
         *,
         kernel: str = "xla",
     ) -> Estimate:
         """Returns when and where the question alone points, before any text."""
-        return self.evidence.decoder.propose(question, seen.dense, seen.visual, candidates, kernel=kernel)
+        return self.evidence.decoder.propose(
+            question, visuals.dense, visuals.visual, candidates, kernel=kernel
+        )
 
     def logits(self, hidden: Float[Array, "*dims D"]) -> Float[Array, "*dims V"]:
         """Returns vocabulary logits of hidden states."""
@@ -229,8 +233,8 @@ class Qwen3VL(nnx.Module):
 
     def __call__(self, batch: Batch, *, kernel: str = "xla", remat: str = "none") -> Float[Array, "B S V"]:
         """Returns logits [B, S, V]."""
-        seen = self.see(batch, kernel=kernel, remat=remat)
-        return self.logits(self.hidden(batch, seen, kernel=kernel, remat=remat))
+        visuals = self.encode_visuals(batch, kernel=kernel, remat=remat)
+        return self.logits(self.hidden(batch, visuals, kernel=kernel, remat=remat))
 
 
 def dense_tokens(tower: VisionTower, batch: Batch, kernel: str = "xla") -> Float[Array, "B T P D"]:
@@ -274,8 +278,8 @@ def _own(batch: Batch, clips: str, valid: Bool[Array, "B T *dims"]) -> Bool[Arra
 
 def causal_mask(batch: Batch) -> Mask:
     """Returns the mask of a batch: causal, within segments, branches apart from each other."""
-    segments, branches = batch["segment_ids"], batch.get("branch_ids")
-    return Mask(segments, segments, branches, branches, causal=True)
+    segments, continuations = batch["segment_ids"], batch.get("continuation_ids")
+    return Mask(segments, segments, continuations, continuations, causal=True)
 
 
 def abstract_model(config: Config, dtype: jnp.dtype = jnp.float32) -> Qwen3VL:

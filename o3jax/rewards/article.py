@@ -46,7 +46,7 @@ from o3jax.rewards.rouge import rouge
 
 TERMS = ("time", "box", "spread", "coherence", "answer", "format")
 MODES = ("capped", "literal")
-SOURCES = ("text", "head", "both")
+SOURCES = ("text", "decoder", "both")
 
 _EXACT = 1e-6  # a tier's border belongs to it, whatever floats make of 4.4 - 3.4
 _NO_BOX = (0.0, 0.0, 0.0, 0.0)
@@ -115,8 +115,8 @@ def score(
             one, decides how answer and format are judged.
         mode: "capped", or "literal": without the limit of a box's area.
         weights: all numbers; a mapping names those that are not the default.
-        source: which evidence is rewarded: "text" (the completion's claims), "head" (`evidence`), or "both",
-            the mean of the two. None: `evidence` where it is given, otherwise the text.
+        source: which evidence is rewarded: "text" (the completion's claims), "decoder" (`evidence`), or
+            "both", the mean of the two. None: `evidence` where it is given, otherwise the text.
         evidence: estimates of the evidence modules, {"object", "time", "box"} as in the sample.
         space: how the completion writes boxes; None for what the record's `box_space` says, else 0-1000.
 
@@ -126,7 +126,7 @@ def score(
     if mode not in MODES:
         raise UserError(f"mode {mode!r:.80} of the article's rewards is unknown; use {' or '.join(MODES)}")
     weights = _weights(weights)
-    source = source or ("text" if evidence is None else "head")
+    source = source or ("text" if evidence is None else "decoder")
     if source not in SOURCES:
         raise UserError(f"source {source!r:.80} of the evidence is unknown; use one of {', '.join(SOURCES)}")
     if source != "text" and evidence is None:
@@ -135,7 +135,7 @@ def score(
         )
     written = space or records.written_space(sample, "per_mille")
     parts = []
-    if source != "head":
+    if source != "decoder":
         parts.append(_evidence_terms(_claimed(completion, written), sample, mode, weights))
     if source != "text":
         parts.append(_evidence_terms([_estimate(item) for item in evidence], sample, mode, weights))

@@ -63,18 +63,18 @@ def joint_loss(
         candidate_low: groups of at least this relevance are searched, beside the true ones.
         soft_targets: see `cross_entropy`.
     """
-    seen = model.see(batch, kernel=kernel, remat=remat)
-    hidden = model.hidden(batch, seen, kernel=kernel, remat=remat)
+    visuals = model.encode_visuals(batch, kernel=kernel, remat=remat)
+    hidden = model.hidden(batch, visuals, kernel=kernel, remat=remat)
     text = cross_entropy(hidden, model.text.head(), batch["labels"], soft_targets=soft_targets)
 
     def by_question(name: str) -> Array:
         return rearrange(batch[name], "b q t -> (b q) t")
 
-    question, relevance = model.relevance(batch, seen, kernel=kernel)
+    question, relevance = model.relevance(batch, visuals, kernel=kernel)
     known, inside = by_question("relevance_known"), by_question("relevance_inside")
     relevance_sum, _ = relevance_loss(relevance, inside, known)
     rows = len(relevance)
-    times, valid = repeated(seen.dense.times, rows), repeated(seen.dense.valid, rows)
+    times, valid = repeated(visuals.dense.times, rows), repeated(visuals.dense.valid, rows)
     searched = open_candidates(
         jax.lax.stop_gradient(relevance), by_question("true_candidates"), valid, low=candidate_low
     )
@@ -82,12 +82,12 @@ def joint_loss(
     targets = targets_of(batch)
     states = mention_states(hidden, batch["mention_index"])
     there = rearrange(batch["mention_index"], "b q m -> (b q) m") >= 0
-    estimate = model.estimate(states, there, seen, searched, kernel=kernel)
+    estimate = model.estimate(states, there, visuals, searched, kernel=kernel)
     mentions, sums = mention_loss(estimate, targets, times, weights, counts)
     evidence = mentions + weights.relevance * relevance_sum / counts["relevance"]
 
     # The same truth, found without any text. Its terms count the same mentions.
-    guess = model.propose(question, seen, searched, kernel=kernel)
+    guess = model.propose(question, visuals, searched, kernel=kernel)
     matched = match_proposals(guess, targets, weights)
     proposals, guessed = mention_loss(guess, matched, times, weights, counts)
     evidence += weights.proposals * proposals

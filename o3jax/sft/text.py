@@ -23,8 +23,8 @@ def text_loss(
     remat: str = "none",
 ) -> tuple[Float[Array, ""], Metrics]:
     """Returns the token loss of a batch with `labels`, per token of `token_counts`, and sums to log."""
-    seen = model.see(batch, kernel=kernel, remat=remat)
-    hidden = model.hidden(batch, seen, kernel=kernel, remat=remat)
+    visuals = model.encode_visuals(batch, kernel=kernel, remat=remat)
+    hidden = model.hidden(batch, visuals, kernel=kernel, remat=remat)
     sums = cross_entropy(hidden, model.text.head(), batch["labels"], soft_targets=soft_targets)
     return sums["loss"] / counts["text"], {"text": sums["loss"], "accuracy": sums["correct"]}
 

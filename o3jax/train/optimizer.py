@@ -56,7 +56,7 @@ def make_optimizer(
     max_grad_norm: float,
     b2: float = 0.999,
     kind: str = "adamw",
-    rates: Mapping[str, float] | None = None,
+    lr_multipliers: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """Returns the optimizer `kind` with gradient clipping; matrices decay, norms and biases do not.
 
@@ -65,7 +65,7 @@ def make_optimizer(
     which here decays nothing.
 
     Args:
-        rates: for parts of the model ("vision", "text", "evidence") a factor on the learning rate.
+        lr_multipliers: for parts of the model ("vision", "text", "evidence") a factor on the learning rate.
 
     Raises:
         UserError: if `kind` is none of `OPTIMIZERS`.
@@ -93,7 +93,7 @@ def make_optimizer(
         raise UserError(f"config.optimizer is '{kind}'; choose one of {', '.join(OPTIMIZERS)}")
 
     def scaled(path: tuple, update: Array) -> Array:
-        return update * (rates or {}).get(path[0].name, 1.0)
+        return update * (lr_multipliers or {}).get(path[0].name, 1.0)
 
     by_part = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates))
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), rule, by_part)

@@ -27,7 +27,7 @@ from data_pipelines.formats.sample import ST_TASK, VISUAL_TASK, Sample
 from data_pipelines.rows.clips import Clip, FolderClips
 from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates
 from data_pipelines.rows.frames import FramesConfig, plan_frames
-from data_pipelines.rows.packing import Needs, Room
+from data_pipelines.rows.packing import RowCapacity, RowCost
 from data_pipelines.rows.supervised import MakeRow, RowShape
 from experiments.bench.gpu_table import EIGHT_B
 from experiments.training import trainer
@@ -106,7 +106,7 @@ def sft_parts(c: ConfigDict, rank: int = 0) -> tuple:
     if c.evidence is not None:
         evidence = EvidenceConfig(**c.evidence, feedback=c.feedback or "none")
         config = dataclasses.replace(config, evidence=evidence)
-    shape = RowShape(c.row_length, c.row_groups, c.row_patches)
+    shape = RowShape(c.row_length, c.row_frame_pairs, c.row_patches)
     targets = EvidenceShape(**c.evidence_shape) if c.evidence else None
     rows = MakeRow(
         processor,
@@ -131,7 +131,7 @@ def sft_parts(c: ConfigDict, rank: int = 0) -> tuple:
 
     c.max_steps = c.max_steps or 100
     optimizer = optimizer_of(c)
-    frozen = [part for part, rate in c.rates.items() if not rate]
+    frozen = [part for part, rate in c.lr_multipliers.items() if not rate]
     c.lora.rank = rank
 
     def start(model: Qwen3VL):
@@ -155,7 +155,7 @@ def test_every_sft_config_builds(name, argument):
     assert loss.shape == () and loss.dtype == jnp.float32
     assert {"text", "accuracy"} <= set(sums)
     assert ("proposal_time_error" in sums) == (c.evidence is not None)
-    frozen = [part for part, rate in c.rates.items() if not rate]
+    frozen = [part for part, rate in c.lr_multipliers.items() if not rate]
     parts = [getattr(state.model, part) for part in ("vision", "text", "evidence") if part not in frozen]
     trained = sum(a.size for a in jax.tree.leaves(parts))
     moments = sum(a.size for a in jax.tree.leaves(state.opt_state))
@@ -213,11 +213,15 @@ def test_published_frames_fit_a_row():
     for height, width in ASPECTS:
         info = VideoInfo(100.0, 30.0, 3000, width, height, "h264", 0)
         plan = plan_frames([sample], info, processor, FramesConfig(**c.frames))
-        assert plan.groups == 16 and plan.groups + 5 <= c.row_groups and plan.patches <= c.row_patches
-        assert c.row_groups * (plan.patches // 4 + 16) <= c.row_length - 1800, (height, width)
+        assert (
+            plan.frame_pairs == 16
+            and plan.frame_pairs + 5 <= c.row_frame_pairs
+            and plan.patches <= c.row_patches
+        )
+        assert c.row_frame_pairs * (plan.patches // 4 + 16) <= c.row_length - 1800, (height, width)
         asked = dataclasses.replace(sample, task=VISUAL_TASK, image_size=(width, height))
         plan = plan_frames([asked], None, processor, FramesConfig(**c.frames))
-        assert plan.groups == 1 and plan.patches <= c.row_patches
+        assert plan.frame_pairs == 1 and plan.patches <= c.row_patches
 
 
 @pytest.mark.parametrize("name", ["sft_article"])
@@ -228,7 +232,7 @@ def test_every_usual_video_fits_a_row(name):
         for frames in range(video.min_frames, video.max_frames + 1):
             h, w = video_size(frames, height, width, video)
             pairs = math.ceil(frames / 2)
-            assert pairs <= c.row_groups and h * w // 16**2 <= c.row_patches, (height, width, frames)
+            assert pairs <= c.row_frame_pairs and h * w // 16**2 <= c.row_patches, (height, width, frames)
             # A time takes at most a dozen tokens; 1,800 are left for the longest prompts and responses.
             assert pairs * (h * w // 32**2 + 12) <= c.row_length - 1800
         if c.evidence is not None:
@@ -237,7 +241,7 @@ def test_every_usual_video_fits_a_row(name):
             assert h * w // 16**2 <= c.evidence_shape.patches
     if c.evidence is not None:
         for native in (24.0, 25.0, 29.97, 30.0, 50.0, 60.0):
-            assert math.ceil(180 * dense_rate(native, e) / 2) <= c.evidence_shape.groups
+            assert math.ceil(180 * dense_rate(native, e) / 2) <= c.evidence_shape.frame_pairs
 
 
 # --- reinforcement learning ---
@@ -298,7 +302,7 @@ def test_every_number_that_is_checked_is_a_field_of_a_stage():
         ("sft", "warmup_steps", -1, "0 or more"),
         ("sft", "learning_rate", -1e-3, "config.learning_rate is -0.001; write 0 or more"),
         ("gspo", "learning_rate", math.nan, "0 or more"),
-        ("sft", "rates.text", -1.0, "config.rates.text is -1; write 0 or more"),
+        ("sft", "lr_multipliers.text", -1.0, "config.lr_multipliers.text is -1; write 0 or more"),
         ("sft", "lora.rank", -1, "0 or more"),
         ("sft", "loss.box_l1", -1.0, "0 or more"),
         ("gspo", "eval_every", -1, "0 or more"),
@@ -332,7 +336,7 @@ def test_epochs_become_steps(rows, batch, epochs, steps):
     clips = FolderClips(Index(Path(), [], [], {}), 1)
     clips.clips = [Clip((Sample("s", "source", "task", "?", "x"),), Path("x.mp4"))] * rows
     maker = SimpleNamespace(
-        needs=lambda clip: Needs(10, 1), room=lambda: Room(15, 4, None, None, c.clips_per_row)
+        needs=lambda clip: RowCost(10, 1), room=lambda: RowCapacity(15, 4, None, None, c.clips_per_row)
     )
     with command("sft", "--config=configs/sft_tiny.py", "--workdir=unused") as sft:
         assert sft.plan(c, clips, maker, batch)[2] == steps
@@ -347,12 +351,12 @@ def get_config():
     c = sft_article.get_config()
     c.model_name_or_path, c.data_path = {model!r}, {data!r}
     c.video, c.num_workers = common.video(), 0
-    c.row_length, c.row_groups, c.row_patches = 640, 3, 16
+    c.row_length, c.row_frame_pairs, c.row_patches = 640, 3, 16
     c.evidence.update(
         hidden_size=16, num_heads=2, dense_pixels=32 * 32, temporal_layers=1, decoder_layers=1
     )
     c.evidence_shape = common.evidence_shape(
-        groups=90, patches=4, question_length=64, mentions=2, boxes=1, intervals=2
+        frame_pairs=90, patches=4, question_length=64, mentions=2, boxes=1, intervals=2
     )
     c.mesh = common.mesh()
     c.num_train_epochs, c.warmup_steps = 1.0, 0

@@ -24,7 +24,7 @@ from experiments.evaluation.baselines import Asked
 from experiments.evaluation.synthetic import Question
 from o3jax.api import Model
 from o3jax.errors import UserError
-from o3jax.inference.respond import HeadEstimate, Request, Response
+from o3jax.inference.respond import DecoderEstimate, Request, Response
 from o3jax.inputs.processor import load_processor
 from o3jax.metrics.boxes import box_iou
 from o3jax.prompts import templates
@@ -361,17 +361,17 @@ class Oracle:
             (sample,) = {s.question: s for s in self.samples if s.question in request.prompt}.values()
             text = templates.response(sample, 10)
             tokens = np.array(self.processor.tokenizer(text)["input_ids"])[:max_new_tokens]
-            heads = tuple(estimate(sample) for _ in range(text.count("</obj>")))
-            responses.append(Response(tokens, np.ones(len(tokens)), text, heads))
+            estimates = tuple(estimate(sample) for _ in range(text.count("</obj>")))
+            responses.append(Response(tokens, np.ones(len(tokens)), text, estimates))
         return responses
 
 
-def estimate(sample: Sample, late_s: float = 0.0) -> HeadEstimate:
+def estimate(sample: Sample, late_s: float = 0.0) -> DecoderEstimate:
     """The truth as the evidence decoder would say it, everything too late by as much."""
     start, end = sample.intervals[0]
     mention = sample.mentions[0]
     interval = (start + late_s, end + late_s)
-    return HeadEstimate(mention.time + late_s, 0.1, interval, mention.boxes[0], 0.75)
+    return DecoderEstimate(mention.time + late_s, 0.1, interval, mention.boxes[0], 0.75)
 
 
 def test_the_two_estimates_side_by_side():
@@ -381,25 +381,27 @@ def test_the_two_estimates_side_by_side():
     for question, shift in zip(questions, late, strict=True):
         sample = question.sample
         text = templates.response(sample, 10)
-        heads = [estimate(sample, shift)] * text.count("</obj>")
-        scored.append(synthetic_eval.score(question, text, heads))
-    head = synthetic_eval.metrics(scored)["head"]
+        estimates = [estimate(sample, shift)] * text.count("</obj>")
+        scored.append(synthetic_eval.score(question, text, estimates))
+    decoded = synthetic_eval.metrics(scored)["decoder"]
     lengths = [end - start for start, end in (q.sample.intervals[0] for q in questions)]
     overlap = [max(0.0, n - abs(s)) / (n + abs(s)) for n, s in zip(lengths, late, strict=True)]
-    assert head["N"] == 6 and head["m_tIoU"] == pytest.approx(np.mean(overlap))
-    assert head["time_error_mean_s"] == head["point_error_mean_s"] == pytest.approx(np.mean(np.abs(late)))
-    assert head["time_error_median_s"] == pytest.approx(np.median(np.abs(late)))
-    assert head["confidence_mean"] == pytest.approx(0.75)
+    assert decoded["N"] == 6 and decoded["m_tIoU"] == pytest.approx(np.mean(overlap))
+    assert (
+        decoded["time_error_mean_s"] == decoded["point_error_mean_s"] == pytest.approx(np.mean(np.abs(late)))
+    )
+    assert decoded["time_error_median_s"] == pytest.approx(np.median(np.abs(late)))
+    assert decoded["confidence_mean"] == pytest.approx(0.75)
     boxes = [
         box_iou(q.sample.mentions[0].boxes[0], q.target.box(q.sample.mentions[0].time + s) or (0, 0, 0, 0))
         for q, s in zip(questions, late, strict=True)
     ]
-    assert head["m_vIoU"] == pytest.approx(np.mean(boxes)) and head["m_vIoU"] < 0.99
+    assert decoded["m_vIoU"] == pytest.approx(np.mean(boxes)) and decoded["m_vIoU"] < 0.99
     # The text is right to a tenth: nothing of its error comes with the estimate's.
-    assert abs(head["error_correlation"]["time"] or 0.0) < 0.7
+    assert abs(decoded["error_correlation"]["time"] or 0.0) < 0.7
     shifted = [dataclasses.replace(s, point_error_s=2 * e) for s, e in zip(scored, late, strict=True)]
-    assert synthetic_eval.head_metrics(shifted)["error_correlation"]["time"] == pytest.approx(1.0)
-    assert head["right_object"]["N"] == 6 and head["right_object"]["m_tIoU"] == head["m_tIoU"]
+    assert synthetic_eval.decoder_metrics(shifted)["error_correlation"]["time"] == pytest.approx(1.0)
+    assert decoded["right_object"]["N"] == 6 and decoded["right_object"]["m_tIoU"] == decoded["m_tIoU"]
     # The text claims another object: the decoder, asked about that one, counts for the first mean only.
     other = next(thing for thing in questions[0].scene.objects if thing is not questions[0].target)
     sample = questions[0].sample
@@ -407,10 +409,10 @@ def test_the_two_estimates_side_by_side():
         f"<obj>{sample.mentions[0].object}</obj>", f"<obj>{other.name(sample.language)}</obj>"
     )
     wrong = synthetic_eval.score(questions[0], text, [estimate(sample, 0.3)] * text.count("</obj>"))
-    assert synthetic_eval.head_metrics([*scored, wrong])["right_object"] == head["right_object"]
+    assert synthetic_eval.decoder_metrics([*scored, wrong])["right_object"] == decoded["right_object"]
     silent = synthetic_eval.score(questions[0], "<think>nothing</think><answer>x</answer>")
-    assert silent.head is None and "head" not in synthetic_eval.metrics([silent])
-    assert synthetic_eval.metrics([*scored, silent])["head"]["m_tIoU"] == pytest.approx(sum(overlap) / 7)
+    assert silent.decoded is None and "decoder" not in synthetic_eval.metrics([silent])
+    assert synthetic_eval.metrics([*scored, silent])["decoder"]["m_tIoU"] == pytest.approx(sum(overlap) / 7)
 
 
 def test_every_row_gets_its_question_and_its_video(tmp_path):
@@ -475,7 +477,7 @@ shell.run(evaluate.main)
     assert "answer accuracy" in result.stdout and "ceiling" in result.stdout
     written = json.loads(out.read_text(encoding="utf-8"))
     assert written["metrics"]["accuracy"] == 1.0 and written["metrics"]["N"] == 4
-    estimates = written["metrics"].pop("head")
+    estimates = written["metrics"].pop("decoder")
     assert estimates["m_tIoU"] == pytest.approx(1.0) and estimates["point_error_mean_s"] == 0
     assert "evidence decoder" in result.stdout
     assert written["metrics"] == written["baselines"]["ceiling"]["metrics"]

@@ -44,9 +44,9 @@ def test_evidence_is_a_small_part_of_a_step(counted):
 
 def test_the_count_is_that_of_the_formulas(counted):
     c = sft_article.get_config()
-    dense = vision_flops(EIGHT_B, c.evidence_shape.groups, c.evidence_shape.patches)
+    dense = vision_flops(EIGHT_B, c.evidence_shape.frame_pairs, c.evidence_shape.patches)
     # The formula counts the DeepStack mergers too, which the dense stream computes and drops.
     assert counted["dense tower"] == pytest.approx(dense, rel=0.02)
     # Three passes, and with remat "names" most of a fourth.
-    language = text_flops(EIGHT_B, c.row_length) + vision_flops(EIGHT_B, c.row_groups, c.row_patches)
+    language = text_flops(EIGHT_B, c.row_length) + vision_flops(EIGHT_B, c.row_frame_pairs, c.row_patches)
     assert 3 * language <= counted["text"] <= 4.2 * language

@@ -26,7 +26,7 @@ from data_pipelines.rows.prompts import MakePrompt, Minibatches, with_text
 from data_pipelines.rows.supervised import RowShape
 from data_pipelines.synthetic.datasets import write_video
 from experiments.training import rollouts
-from experiments.training.rollouts import Rollout, Updates, decoder, head_evidence, sample
+from experiments.training.rollouts import Rollout, Updates, decoder, decoder_evidence, sample
 from o3jax import load
 from o3jax.errors import UserError
 from o3jax.generate.sampling import Sampling
@@ -44,7 +44,7 @@ def get_config():
     c = common.gspo()
     c.sft_model_path, c.rl_data_path = {model!r}, {data!r}
     c.prompt_style, c.box_step = "plain", 10
-    c.row_length, c.row_groups, c.row_patches = 96, 3, 16
+    c.row_length, c.row_frame_pairs, c.row_patches = 96, 3, 16
     c.prompts_per_iteration, c.group_size, c.minibatches_per_rollout = 2, 3, 2
     c.max_completion_length, c.mask_truncated = 12, False
     c.reward = "tests.support.rewards:checksum"
@@ -107,7 +107,7 @@ def test_a_run_that_is_stopped_anywhere_ends_as_one_that_is_not(
     write_config, tmp_path, capfd, monkeypatch, vision, stops
 ):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    flags = [f"--config={write_config()}", f"--config.rates.vision={vision}"]
+    flags = [f"--config={write_config()}", f"--config.lr_multipliers.vision={vision}"]
     done = run_command(capfd, "gspo", *flags, f"--workdir={whole}")
     assert done.code == 0, done.err
     for step in stops:
@@ -300,7 +300,7 @@ def test_a_clip_that_cannot_be_read_teaches_nothing(write_config, clip, tmp_path
         (["--config.ratio=odds"], "config.ratio is 'odds'; choose one of sequence"),
         (["--config.advantages.scale_rewards=batch"], "config.advantages.scale_rewards is 'batch'"),
         (["--config.reward=niceness"], "reward 'niceness' is unknown; use one of format"),
-        (["--config.reward_evidence=head"], "has no evidence modules: write text"),
+        (["--config.reward_evidence=decoder"], "has no evidence modules: write text"),
         (["--config.sampling.temperature=-1.0"], "temperature must be 0 or a positive number"),
         (["--config.row_length=20"], "more than the 20 of a row"),
     ],
@@ -341,10 +341,10 @@ def test_estimates_are_rewarded_held_out_prompts_too(tmp_path, capfd):
         assert line["sampler_gap"] < 1e-5
     assert logged[0]["kl"] == pytest.approx(0, abs=1e-7) and logged[1]["kl"] > 0
 
-    other = [flags[0], f"--workdir={tmp_path / 'other'}", "--config.reward_evidence=head"]
+    other = [flags[0], f"--workdir={tmp_path / 'other'}", "--config.reward_evidence=decoder"]
     done = run_command(capfd, "gspo", *other, "--config.reward=overlap")
     assert done.code == 2 and done.err.count("\n") == 1
-    assert "config.reward_evidence is 'head', but reward 'overlap' reads the text alone" in done.err
+    assert "config.reward_evidence is 'decoder', but reward 'overlap' reads the text alone" in done.err
 
 
 def test_adapters_in_bfloat16_start_an_iteration_on_policy(write_config, tmp_path, capfd):
@@ -360,7 +360,7 @@ def test_adapters_in_bfloat16_start_an_iteration_on_policy(write_config, tmp_pat
 # --- prompts ---
 
 SHAPE = EvidenceShape(
-    groups=75, patches=36, questions=1, question_length=32, mentions=2, boxes=1, intervals=1
+    frame_pairs=75, patches=36, questions=1, question_length=32, mentions=2, boxes=1, intervals=1
 )
 
 
@@ -400,7 +400,7 @@ def test_the_model_is_asked_as_the_api_asks(tmp_path):
     )
     updates = Updates(model.config, UpdateShape(416 + 2 * 96, 12, 64, 2, 96), 1, mask_truncated=True)
     parts = [slice(0, 1), slice(1, 2)]
-    heads = head_evidence(policy, model.processor, updates, sampled, parts)
+    estimates = decoder_evidence(policy, model.processor, updates, sampled, parts)
     logprobs = updates.logprobs(policy, sampled, parts)
     # What the sampler says of the same tokens, and rows in which each has a prompt of its own.
     there = np.arange(96) < sampled.length[..., None]
@@ -419,10 +419,10 @@ def test_the_model_is_asked_as_the_api_asks(tmp_path):
             np.testing.assert_allclose(
                 np.exp(logprobs[row, number, :size]), response.probabilities, atol=2e-4
             )
-            assert len(heads[row][number]) == len(response.heads) > 0
-            for estimated, head in zip(heads[row][number], response.heads, strict=True):
-                assert estimated["time"] == pytest.approx(head.time_s, abs=2e-3)
-                np.testing.assert_allclose(estimated["box"], head.box, atol=2e-3)
+            assert len(estimates[row][number]) == len(response.estimates) > 0
+            for estimated, decoded in zip(estimates[row][number], response.estimates, strict=True):
+                assert estimated["time"] == pytest.approx(decoded.time_s, abs=2e-3)
+                np.testing.assert_allclose(estimated["box"], decoded.box, atol=2e-3)
 
 
 def test_a_frame_that_cannot_be_read_leaves_those_of_the_prompt(tmp_path, capfd):
@@ -482,7 +482,7 @@ def test_minibatches_go_on_inside_an_iteration(video_model):
     rows = MakePrompt(processor, config, RowShape(416, 12, 64), "plain", 10)
     stream = Minibatches(Pipeline(SyntheticClips("train", 1, 1), [rows], batch_size=4, seed=0), 2)
 
-    def seen(position: int, count: int) -> list[tuple]:
+    def visuals(position: int, count: int) -> list[tuple]:
         items = stream.open(position)
         taken = [next(items) for _ in range(count)]
         items.close()
@@ -490,9 +490,9 @@ def test_minibatches_go_on_inside_an_iteration(video_model):
 
     first, second = [0, 1, 2, 3], [4, 5, 6, 7]
     whole = [(0, first, True), (1, first, False), (0, second, True), (1, second, False)]
-    assert seen(0, 4) == whole
+    assert visuals(0, 4) == whole
     for steps in (1, 2, 3):
-        assert seen(steps * stream.batch_size, 4 - steps) == whole[steps:]
+        assert visuals(steps * stream.batch_size, 4 - steps) == whole[steps:]
 
 
 def test_layers_survive_decoding(video_model):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.studies import rates
-from o3jax.inference.respond import HeadEstimate
+from o3jax.inference.respond import DecoderEstimate
 from o3jax.models.config import EvidenceConfig
 from o3jax.video import probe
 from tests.support.commands import run_command
@@ -48,7 +48,9 @@ class Clockwork:
             late = 0.5 / request.fps
             time = (start + end) / 2 + late
             found.append(
-                SimpleNamespace(heads=(HeadEstimate(time, 0.1, (start + late, end), (0, 0, 1, 1), 1.0),))
+                SimpleNamespace(
+                    estimates=(DecoderEstimate(time, 0.1, (start + late, end), (0, 0, 1, 1), 1.0),)
+                )
             )
         return found
 
@@ -67,7 +69,7 @@ def test_the_study():
 
 def test_clips_without_a_mention_are_counted(monkeypatch):
     """The first of three films has no mention at 10 frames per second, and none has one at 30."""
-    one = HeadEstimate(1.0, 0.1, (0.5, 2.0), (0, 0, 1, 1), 0.5)
+    one = DecoderEstimate(1.0, 0.1, (0.5, 2.0), (0, 0, 1, 1), 0.5)
     mentioned = {25: [one] * 3, 10: [None, one, one], 30: [None] * 3}
     monkeypatch.setattr(rates, "estimates", lambda model, films, *_: mentioned[films[0][1]])
     same = {"time": 0.0, "interval": 0.0}
@@ -90,7 +92,7 @@ def test_the_command(evidence, code, said, monkeypatch, capfd):
 
 
 def test_answers_without_an_estimate_are_left_out():
-    one = HeadEstimate(1.0, 0.1, (0.5, 2.0), (0, 0, 1, 1), 0.5)
-    two = HeadEstimate(1.5, 0.1, (0.5, 2.2), (0, 0, 1, 1), 0.5)
+    one = DecoderEstimate(1.0, 0.1, (0.5, 2.0), (0, 0, 1, 1), 0.5)
+    two = DecoderEstimate(1.5, 0.1, (0.5, 2.2), (0, 0, 1, 1), 0.5)
     found = rates.differences([one, None, one], [two, two, None])
     assert found["time"].tolist() == [0.5] and found["interval"] == pytest.approx([0.0, 0.2])

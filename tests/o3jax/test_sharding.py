@@ -120,7 +120,7 @@ def test_one_program_serves_every_grid_of_a_bucket(tiny):
     state = init_state(jax.tree.map(jnp.copy, reference.ours), optimizer)
 
     def run(state, rows, length=64):
-        batch = labelled(make_inputs(rows), reference.config, length=length, groups=4, patches=48)
+        batch = labelled(make_inputs(rows), reference.config, length=length, frame_pairs=4, patches=48)
         return step(state, {key: value[None] for key, value in batch.items()})[0]
 
     state = run(state, [[2, (2, 4, 6), 5], [4, (4, 4), 2]])

@@ -17,7 +17,7 @@ from tests.support.tiny import Reference, make_inputs
 # Videos and images of different grids; groups of three responses. The first and third prompt share a row.
 PROMPTS = [[3, (3, 4, 6), 4], [2, (2, 8, 6), 6], [3, (4, 6), 5], [2, (2, 4, 4), 3], [9]]
 GROUP = 3
-SHAPE = UpdateShape(length=96, groups=5, patches=48, sequences=6, response=8)
+SHAPE = UpdateShape(length=96, frame_pairs=5, patches=48, sequences=6, response=8)
 ROWS = 8  # most of the last ones empty
 KL = 0.04
 TRUNCATED = (1, 2)  # a response that is masked

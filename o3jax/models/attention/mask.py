@@ -21,16 +21,16 @@ class Mask:
 
     q_segments: Int[Array, "B S"]
     kv_segments: Int[Array, "B T"]
-    q_branches: Int[Array, "B S"] | None = None
-    kv_branches: Int[Array, "B T"] | None = None
+    q_continuations: Int[Array, "B S"] | None = None
+    kv_continuations: Int[Array, "B T"] | None = None
     causal: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def dense(self) -> Bool[Array, "B S T"]:
         """Returns the mask as booleans; True may be read."""
         allowed = self.q_segments[:, :, None] == self.kv_segments[:, None, :]
-        if self.q_branches is not None:
-            branches = self.kv_branches[:, None, :]
-            allowed &= (branches == 0) | (branches == self.q_branches[:, :, None])
+        if self.q_continuations is not None:
+            continuations = self.kv_continuations[:, None, :]
+            allowed &= (continuations == 0) | (continuations == self.q_continuations[:, :, None])
         if self.causal:
             size = self.q_segments.shape[1]
             allowed &= jnp.arange(size)[:, None] >= jnp.arange(self.kv_segments.shape[1])[None, :]

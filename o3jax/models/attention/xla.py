@@ -21,7 +21,7 @@ _BLOCK = 128
 def xla(q: Array, k: Array, v: Array, mask: Mask) -> Array:
     q = rearrange(q * q.shape[-1] ** -0.5, "b s (k g) h -> b k g s h", k=k.shape[2])
     k, v = rearrange(k, "b t k h -> b k t h"), rearrange(v, "b t k h -> b k t h")
-    ids = mask.q_segments, mask.kv_segments, mask.q_branches, mask.kv_branches
+    ids = mask.q_segments, mask.kv_segments, mask.q_continuations, mask.kv_continuations
     return rearrange(_in_blocks(q, k, v, ids, mask.causal), "b k g s h -> b s (k g) h")
 
 

@@ -319,7 +319,7 @@ from configs import sft_tiny
 def get_config():
     c = sft_tiny.get_config("questions")
     c.model_name_or_path, c.data_path = {model!r}, {data!r}
-    c.questions_per_row, c.row_length, c.row_groups, c.row_patches = 1, 192, 3, 16
+    c.questions_per_row, c.row_length, c.row_frame_pairs, c.row_patches = 1, 192, 3, 16
     c.per_device_train_batch_size = 1
     return c
 """

@@ -418,7 +418,7 @@ def test_an_epoch_of_batches_teaches_what_the_article_s_records_say(tmp_path, vi
     (tmp_path / "set" / "annotations.json").write_text(json.dumps(records))
     processor, config = load_processor(video_model), config_from_hf(video_model)
     shape = EvidenceShape(
-        groups=90, patches=16, questions=2, question_length=64, mentions=4, boxes=2, intervals=2
+        frame_pairs=90, patches=16, questions=2, question_length=64, mentions=4, boxes=2, intervals=2
     )
     config = dataclasses.replace(config, evidence=EVIDENCE)
     rows = MakeRow(processor, config, RowShape(640, 3, 16), evidence=shape)
@@ -431,7 +431,7 @@ def test_an_epoch_of_batches_teaches_what_the_article_s_records_say(tmp_path, vi
         row = {key: array[0] for key, array in next(stream).items()}
         assert not row["clip_error"].any()
         for q, sample in enumerate(clips[row["clip_number"][0]].samples):
-            labels = row["labels"][(row["branch_ids"] == q + 1) & (row["labels"] != IGNORE)]
+            labels = row["labels"][(row["continuation_ids"] == q + 1) & (row["labels"] != IGNORE)]
             text = processor.tokenizer.decode(labels).removesuffix(processor.tokenizer.eos_token)
             told[int(sample.id.split("-")[-1])] = (
                 text,

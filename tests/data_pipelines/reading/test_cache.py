@@ -26,7 +26,7 @@ from tests.support.streams import put_many
 from tests.support.tiny import EVIDENCE, film, same
 
 SHAPE = EvidenceShape(
-    groups=160, patches=16, questions=2, question_length=64, mentions=4, boxes=2, intervals=2
+    frame_pairs=160, patches=16, questions=2, question_length=64, mentions=4, boxes=2, intervals=2
 )
 ROWS = [(0, 1), (2,), (1,), (2, 0)]
 PLENTY = 2**30

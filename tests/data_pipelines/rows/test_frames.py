@@ -73,7 +73,7 @@ def test_a_frame_has_the_published_size(published, width, height, size, tokens):
     plan = plan_frames([question()], video(10, width=width, height=height), published, IMAGES)
     assert plan.size == size
     assert {medium.grid for medium in plan.media} == {(1, size[0] // 14, size[1] // 14)}
-    assert plan.patches == 4 * tokens and plan.groups == 16
+    assert plan.patches == 4 * tokens and plan.frame_pairs == 16
 
 
 def test_the_image_of_a_visual_question_has_its_own_budget(published):

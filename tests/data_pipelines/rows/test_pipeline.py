@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from data_pipelines.rows.clips import SyntheticClips
 from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates
 from data_pipelines.rows.packing import (
-    Needs,
     PlannedRows,
-    Room,
+    RowCapacity,
+    RowCost,
     check_fit,
     clip_order,
     first_fit,
@@ -44,7 +44,7 @@ from tests.support.streams import Drawn, Named
 from tests.support.tiny import EVIDENCE, film
 
 SHAPE = EvidenceShape(
-    groups=160, patches=16, questions=3, question_length=64, mentions=4, boxes=2, intervals=2
+    frame_pairs=160, patches=16, questions=3, question_length=64, mentions=4, boxes=2, intervals=2
 )
 ROW = RowShape(640, 6, 16, clips=2)
 
@@ -106,7 +106,7 @@ def test_the_arrays_of_a_packed_row(setting, two):
     assert sorted(set(packed["segment_ids"])) == [0, 1, 2]
     for segment, row in enumerate(alone, start=1):
         here, there = packed["segment_ids"] == segment, row["segment_ids"] == 1
-        for key in ("input_ids", "branch_ids", "labels"):
+        for key in ("input_ids", "continuation_ids", "labels"):
             assert (packed[key][here] == row[key][there]).all(), key
         assert (packed["positions"][:, here] == row["positions"][:, there]).all()
     assert packed["question_clip"].tolist() == [1, 2, 2]
@@ -121,14 +121,14 @@ def test_a_row_has_room_for_no_more(setting, two):
     short = dataclasses.replace(rows, shape=dataclasses.replace(ROW, length=300))
     with pytest.raises(UserError, match="more than the 300 of a row: raise config.row_length"):
         short.map(two)
-    few = dataclasses.replace(rows, evidence=dataclasses.replace(SHAPE, groups=150 - 1))
+    few = dataclasses.replace(rows, evidence=dataclasses.replace(SHAPE, frame_pairs=150 - 1))
     with pytest.raises(UserError, match="150 dense frame pairs, more than the 149"):
         few.map(two)
-    needs = [rows.needs(clip) for clip in two]
-    assert [need.dense_groups for need in needs] == [75, 75] and needs[1].questions == 2
-    assert needs[0].tokens == (rows.map(two[0])["segment_ids"] > 0).sum()
+    cost = [rows.cost(clip) for clip in two]
+    assert [need.dense_groups for need in cost] == [75, 75] and cost[1].questions == 2
+    assert cost[0].tokens == (rows.map(two[0])["segment_ids"] > 0).sum()
     with pytest.raises(UserError, match="b needs .* tokens, more than the 200 .* raise config.row_length"):
-        check_fit("ab", needs, dataclasses.replace(rows.room(), tokens=200))
+        check_fit("ab", cost, dataclasses.replace(rows.capacity(), tokens=200))
 
 
 def test_a_bad_clip_keeps_its_place_and_teaches_nothing(setting, two, tmp_path):
@@ -155,10 +155,10 @@ def test_a_bad_clip_keeps_its_place_and_teaches_nothing(setting, two, tmp_path):
 def test_clips_of_one_row_have_dense_frames_of_one_size(setting, two):
     """The places of the cells are the row's, not the clip's; so the plan puts others into another row."""
     _, rows = setting
-    rows = dataclasses.replace(rows, shape=dataclasses.replace(ROW, length=2000, groups=12, patches=32))
+    rows = dataclasses.replace(rows, shape=dataclasses.replace(ROW, length=2000, frame_pairs=12, patches=32))
     # Large enough that 4 : 3 and 1 : 1 are not rounded to the same.
     large = dataclasses.replace(rows.config, evidence=dataclasses.replace(EVIDENCE, dense_pixels=128 * 128))
-    shape = dataclasses.replace(SHAPE, groups=1700, questions=4, intervals=4, patches=64)
+    shape = dataclasses.replace(SHAPE, frame_pairs=1700, questions=4, intervals=4, patches=64)
     rows = dataclasses.replace(rows, config=large, evidence=shape)
     wide = next(
         clip
@@ -166,9 +166,9 @@ def test_clips_of_one_row_have_dense_frames_of_one_size(setting, two):
         if clip.video.size[0] != clip.video.size[1]
     )
     clips = [two[0], wide, two[1], wide]
-    needs = [rows.needs(clip) for clip in clips]
-    assert needs[0].alike == needs[2].alike != needs[1].alike
-    assert sorted(first_fit(needs, dataclasses.replace(rows.room(), clips=9))) == [[0, 2], [1, 3]]
+    cost = [rows.cost(clip) for clip in clips]
+    assert cost[0].alike == cost[2].alike != cost[1].alike
+    assert sorted(first_fit(cost, dataclasses.replace(rows.capacity(), clips=9))) == [[0, 2], [1, 3]]
     with pytest.raises(ValueError, match="dense frames of one size"):
         rows.map((two[0], wide))
 
@@ -177,7 +177,7 @@ def test_clips_of_one_row_have_dense_frames_of_one_size(setting, two):
 
 
 need = st.builds(
-    Needs,
+    RowCost,
     st.integers(1, 60),
     st.integers(1, 9),
     st.integers(1, 2),
@@ -188,32 +188,32 @@ need = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(need, min_size=1, max_size=300))
-def test_every_clip_is_in_one_row_that_has_room(needs):
-    room = Room(tokens=60, groups=10, questions=4, dense_groups=40, clips=3)
-    rows = first_fit(needs, room)
-    assert sorted(n for row in rows for n in row) == list(range(len(needs)))
+def test_every_clip_is_in_one_row_that_has_room(cost):
+    capacity = RowCapacity(tokens=60, groups=10, questions=4, dense_groups=40, clips=3)
+    rows = first_fit(cost, capacity)
+    assert sorted(n for row in rows for n in row) == list(range(len(cost)))
     for row in rows:
-        assert len({needs[n].alike for n in row}) == 1
-        assert (np.sum([needs[n].counts() for n in row], axis=0) <= room.counts()).all()
+        assert len({cost[n].alike for n in row}) == 1
+        assert (np.sum([cost[n].counts() for n in row], axis=0) <= capacity.counts()).all()
 
 
 def test_padding_by_hand():
-    needs, room = [Needs(6, 1), Needs(5, 2), Needs(3, 1)], Room(10, 4, None, None, 9)
-    rows = first_fit(needs, room)
+    cost, capacity = [RowCost(6, 1), RowCost(5, 2), RowCost(3, 1)], RowCapacity(10, 4, None, None, 9)
+    rows = first_fit(cost, capacity)
     assert sorted(rows) == [[0, 2], [1]]
-    assert padding(rows, needs, room) == pytest.approx({"tokens": 1 - 14 / 20, "groups": 1 - 4 / 8})
+    assert padding(rows, cost, capacity) == pytest.approx({"tokens": 1 - 14 / 20, "groups": 1 - 4 / 8})
 
 
 def test_an_epoch_is_every_clip_once_and_the_next_one_another_order():
-    needs = [Needs(3 + n % 5, 1) for n in range(40)]
-    room = Room(16, 9, None, None, 4)
+    cost = [RowCost(3 + n % 5, 1) for n in range(40)]
+    capacity = RowCapacity(16, 9, None, None, 4)
     options = {"seed": 5, "mixture": {}, "epochs": 2.0}
-    rows = plan_rows(needs, ["a"] * 40, room, **options)
+    rows = plan_rows(cost, ["a"] * 40, capacity, **options)
     taken = [n for row in rows for n in row]
     assert sorted(taken[:40]) == sorted(taken[40:]) == list(range(40)) and taken[:40] != taken[40:]
-    assert rows == plan_rows(needs, ["a"] * 40, room, **options)
-    assert rows != plan_rows(needs, ["a"] * 40, room, **(options | {"seed": 6}))
-    assert len(plan_rows(needs, ["a"] * 40, room, seed=5, mixture={}, least=77)) >= 77
+    assert rows == plan_rows(cost, ["a"] * 40, capacity, **options)
+    assert rows != plan_rows(cost, ["a"] * 40, capacity, **(options | {"seed": 6}))
+    assert len(plan_rows(cost, ["a"] * 40, capacity, seed=5, mixture={}, least=77)) >= 77
 
 
 def test_a_mixture_takes_sources_by_their_weights():
@@ -235,8 +235,8 @@ def test_a_mixture_takes_sources_by_their_weights():
 # --- the stream ---
 
 
-NEEDS = [Needs(3 + n % 4, 1) for n in range(23)]
-ROWS = plan_rows(NEEDS, ["a"] * 23, Room(12, 9, None, None, 3), seed=1, mixture={}, epochs=6.0)
+NEEDS = [RowCost(3 + n % 4, 1) for n in range(23)]
+ROWS = plan_rows(NEEDS, ["a"] * 23, RowCapacity(12, 9, None, None, 3), seed=1, mixture={}, epochs=6.0)
 
 
 def stream(**options) -> Pipeline:
@@ -295,8 +295,8 @@ def test_files_among_them_a_torn_one(setting, tmp_path, workers):
     _, rows = setting
     clips = film(tmp_path, 3)
     (tmp_path / "1.mp4").write_bytes((tmp_path / "1.mp4").read_bytes()[:300])
-    needs = [rows.needs(clip) for clip in clips.clips]
-    planned = plan_rows(needs, ["a"] * 3, rows.room(), seed=0, mixture={}, epochs=1.0)
+    cost = [rows.cost(clip) for clip in clips.clips]
+    planned = plan_rows(cost, ["a"] * 3, rows.capacity(), seed=0, mixture={}, epochs=1.0)
     assert len(planned) == 2
     pipeline = Pipeline(PlannedRows(clips.clips, planned), [rows], 1, 0, num_workers=workers)
     batches = taken(pipeline, 2)
@@ -347,7 +347,7 @@ def test_failures_are_listed_and_resuming_goes_on(tmp_path, nine, capsys):
 def test_other_data_are_refused(tmp_path):
     trained(tmp_path, config(stop_at_step=3), stream(), [])
     with pytest.raises(UserError, match="was trained with data abc, which now is xyz.*--workdir"):
-        trained(tmp_path, config(), stream(facts={"data": "xyz"}), [])
+        trained(tmp_path, config(), stream(data_fingerprint={"data": "xyz"}), [])
 
 
 def test_too_many_failures_stop_the_run_saved(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from data_pipelines.rows.evidence import EvidenceShape
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.supervised import MakeRow, RowShape
-from experiments.data.clips import clip_needs, plan
+from experiments.data.clips import clip_costs, plan
 from experiments.training.loop import train
 from experiments.training.workdir import Workdir
 from o3jax.errors import UserError
@@ -24,7 +24,7 @@ from tests.support.tiny import EVIDENCE, film
 
 ROW = RowShape(640, 6, 16, clips=2)
 SHAPE = EvidenceShape(
-    groups=160, patches=16, questions=3, question_length=64, mentions=4, boxes=2, intervals=2
+    frame_pairs=160, patches=16, questions=3, question_length=64, mentions=4, boxes=2, intervals=2
 )
 
 
@@ -39,7 +39,7 @@ def films(tmp_path_factory):
     return film(tmp_path_factory.mktemp("films"), 3)
 
 
-def trained(folder, facts: dict, stop: int) -> None:
+def trained(folder, data_fingerprint: dict, stop: int) -> None:
     """Runs steps that do nothing, on rows of which only the facts count."""
     c = ConfigDict({"max_steps": 8, "log_every": 1, "save_every": 8, "stop_at_step": stop})
 
@@ -47,7 +47,7 @@ def trained(folder, facts: dict, stop: int) -> None:
         return dataclasses.replace(state, step=state.step + 1), {"loss": jnp.float32(0)}
 
     state = TrainState(jnp.zeros((), jnp.int32), {"w": jnp.zeros(2)}, {})
-    pipeline = Pipeline([{"x": np.zeros(1)}] * 9, [], batch_size=1, seed=0, facts=facts)
+    pipeline = Pipeline([{"x": np.zeros(1)}] * 9, [], batch_size=1, seed=0, data_fingerprint=data_fingerprint)
     train(state, step, pipeline, lambda batch: batch, Workdir(folder, c), c)
 
 
@@ -73,17 +73,17 @@ def test_another_seed_row_shape_or_mixture_is_refused(rows, films, tmp_path, cha
 
 
 def test_what_clips_need_is_kept_until_anything_changes(rows, films, tmp_path, monkeypatch):
-    file, asked = tmp_path / "needs.npz", []
-    whole, needs = clip_needs(films.clips, rows), MakeRow.needs
-    monkeypatch.setattr(MakeRow, "needs", lambda self, clip: asked.append(clip) or needs(self, clip))
+    file, asked = tmp_path / "costs.npz", []
+    whole, cost = clip_costs(films.clips, rows), MakeRow.cost
+    monkeypatch.setattr(MakeRow, "cost", lambda self, clip: asked.append(clip) or cost(self, clip))
 
     def ask(clips=films.clips, rows=rows):
         asked.clear()
-        found = clip_needs(clips, rows, file)
-        assert found == [needs(rows, clip) for clip in clips]
+        found = clip_costs(clips, rows, file)
+        assert found == [cost(rows, clip) for clip in clips]
         return len(asked)
 
-    assert (ask(), ask()) == (3, 0) and clip_needs(films.clips, rows, file) == whole
+    assert (ask(), ask()) == (3, 0) and clip_costs(films.clips, rows, file) == whole
     other = dataclasses.replace(films.clips[0].samples[0], question="And now for something longer?")
     changed = [dataclasses.replace(films.clips[0], samples=(other,)), *films.clips[1:]]
     assert (ask(changed), ask(changed)) == (3, 0)

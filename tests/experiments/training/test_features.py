@@ -38,7 +38,7 @@ from tests.support.tiny import EVIDENCE, film, make_inputs, same
 
 ROW = RowShape(640, 6, 16, clips=2)
 ASKED = EvidenceShape(
-    groups=160, patches=16, questions=3, question_length=64, mentions=4, boxes=2, intervals=2
+    frame_pairs=160, patches=16, questions=3, question_length=64, mentions=4, boxes=2, intervals=2
 )
 PLANNED = [(0, 1), (2,), (2, 0)]  # the clip 1 cannot be read
 
@@ -63,12 +63,14 @@ def batches(rows, clips):
     return out
 
 
-def parts(seen, batch):
+def parts(visuals, batch):
     """Returns what was seen of the groups of clips that could be read, in a batch of one row."""
     read = np.flatnonzero(~batch["clip_error"][0, :, 0].astype(bool)) + 1
     shown, dense = np.isin(batch["visual_clip"], read), np.isin(batch["dense_clip"], read)
-    features = visual_features(seen.tokens, seen.taps, shown.shape[1])
-    return [np.asarray(a) for a in (features[shown], seen.visual.tokens[shown], seen.dense.features[dense])]
+    features = visual_features(visuals.tokens, visuals.taps, shown.shape[1])
+    return [
+        np.asarray(a) for a in (features[shown], visuals.visual.tokens[shown], visuals.dense.features[dense])
+    ]
 
 
 def without_tower(monkeypatch):
@@ -109,12 +111,12 @@ def test_cold_and_warm(setting, tmp_path, monkeypatch):
         for key in batch.keys() & old.keys():
             np.testing.assert_array_equal(batch[key], old[key], err_msg=key)
 
-    see = jax.jit(lambda model, batch: model.see(batch))
+    encode_visuals = jax.jit(lambda model, batch: model.encode_visuals(batch))
     for batch, old in list(zip(made, plain, strict=True))[::2]:
-        wanted = parts(see(model, old), old)
+        wanted = parts(encode_visuals(model, old), old)
         with monkeypatch.context() as patched:
             without_tower(patched)
-            found = parts(see(model, batch), old)
+            found = parts(encode_visuals(model, batch), old)
         for one, other in zip(found, wanted, strict=True):
             assert np.abs(other).max() > 0.5
             np.testing.assert_allclose(one, other, atol=1e-5)
@@ -159,7 +161,7 @@ def test_whatever_features_depend_on_is_another_entry(setting, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"rates.vision": 0.5}, "this one is trained: set config.rates.vision=0"),
+        ({"lr_multipliers.vision": 0.5}, "this one is trained: set config.lr_multipliers.vision=0"),
         ({"data_path": "synthetic:1"}, "those of synthetic:1 never come twice"),
         ({"feature_cache_gib": 0.0}, "may hold 0 bytes: allow it more, or name none"),
     ],
@@ -167,7 +169,7 @@ def test_whatever_features_depend_on_is_another_entry(setting, tmp_path):
 def test_mistakes(setting, tmp_path, changes, says):
     model, clips, *_ = setting
     c = common.sft()
-    c.feature_cache, c.rates.vision = str(tmp_path / "cache"), 0.0
+    c.feature_cache, c.lr_multipliers.vision = str(tmp_path / "cache"), 0.0
     c.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=says):
         open_features(c, model, SyntheticClips("train", 1, 1) if c.data_path else clips)
@@ -179,9 +181,9 @@ from configs import sft_tiny
 def get_config():
     c = sft_tiny.get_config("questions")
     c.model_name_or_path, c.data_path = {model!r}, {data!r}
-    c.questions_per_row, c.row_length, c.row_groups, c.row_patches, c.clips_per_row = 1, 384, 6, 16, 2
+    c.questions_per_row, c.row_length, c.row_frame_pairs, c.row_patches, c.clips_per_row = 1, 384, 6, 16, 2
     c.per_device_train_batch_size, c.max_steps, c.warmup_steps, c.learning_rate = 1, 5, 0, 1e-2
-    c.optimizer, c.rates.vision, c.log_every = "adamw", 0.0, 1
+    c.optimizer, c.lr_multipliers.vision, c.log_every = "adamw", 0.0, 1
     return c
 """
 
@@ -223,8 +225,8 @@ def test_gradients_of_update_rows_with_features(tiny, monkeypatch):
     setting = make_setting(tiny("dense"))
     model, config = setting.reference.ours, setting.reference.config
     prompts = collate(make_inputs(PROMPTS), config, length=64, patches=64)
-    see = jax.jit(lambda model, batch: model.see(batch))
-    carrying = with_features(prompts, see(model, prompts))
+    encode_visuals = jax.jit(lambda model, batch: model.encode_visuals(batch))
+    carrying = with_features(prompts, encode_visuals(model, prompts))
     assert not carrying.keys() & (set(VISION_KEYS) - {"patch_length"})
     logp = np.zeros((ROWS, SHAPE.sequences, SHAPE.response), np.float32) - 5.0
 

@@ -21,7 +21,7 @@ from configs import sft_tiny
 def get_config():
     c = sft_tiny.get_config("questions")
     c.model_name_or_path, c.data_path = {model!r}, {data!r}
-    c.questions_per_row, c.row_length, c.row_groups, c.row_patches = 1, 192, 3, 16
+    c.questions_per_row, c.row_length, c.row_frame_pairs, c.row_patches = 1, 192, 3, 16
     c.optimizer, c.warmup_steps, c.learning_rate = "adamw", 0, 1e-2
     c.gradient_accumulation_steps, c.max_steps, c.log_every = 2, 2, 1
     c.max_failed_share = 1.0

@@ -76,7 +76,7 @@ def test_tokens_equal_transformers(expected, generated):
 
 
 def test_padding_on_the_left_and_in_buckets_is_the_same(reference, expected):
-    out = generate(reference, make_inputs(ROWS, left=True), length=96, groups=4, patches=128)
+    out = generate(reference, make_inputs(ROWS, left=True), length=96, frame_pairs=4, patches=128)
     np.testing.assert_array_equal(out.tokens, expected)
 
 

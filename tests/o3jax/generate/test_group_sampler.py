@@ -82,7 +82,7 @@ def forward(models):
 
     @jax.jit
     def logits(model, batch):
-        hidden = model.hidden(batch, model.see(batch))
+        hidden = model.hidden(batch, model.encode_visuals(batch))
         return model.logits(jnp.take_along_axis(hidden, slots[..., None] - 1, axis=1))
 
     def run(tokens):
@@ -141,9 +141,9 @@ def test_logprobs_are_those_of_the_trainers_graph(rollouts, forward):
 
 def test_padding_on_the_left_and_given_pixels_are_the_same(models, sample, rollouts):
     inputs = make_inputs(ROWS, left=True)
-    padded = collate(inputs, models[0].config, length=80, groups=4, patches=128)
-    seen = jax.jit(models[0].see)(padded)
-    assert_same(sample(padded, seen=seen, slots=1), rollouts)
+    padded = collate(inputs, models[0].config, length=80, frame_pairs=4, patches=128)
+    visuals = jax.jit(models[0].encode_visuals)(padded)
+    assert_same(sample(padded, visuals=visuals, slots=1), rollouts)
 
 
 @pytest.mark.parametrize("window", [1, 5, 32])

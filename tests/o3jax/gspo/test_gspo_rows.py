@@ -38,7 +38,7 @@ def test_a_row_holds_each_prompt_once(setting):
         # All but the first are predicted where the token before stands; all first ones from one position.
         assert rows["input_ids"][row, index[mask][1:]].tolist() == response[:-1]
         first = rows["response_index"][row][(rows["sequence"][row, :, 0] == prompt)][:, 0]
-        assert len(set(first)) == 1 and rows["branch_ids"][row, first[0]] == 0
+        assert len(set(first)) == 1 and rows["continuation_ids"][row, first[0]] == 0
     assert not rows["response_mask"][rows["sequence"][..., 0] < 0].any()
 
 
@@ -48,7 +48,7 @@ def test_positions_are_those_behind_a_prompt_of_its_own(setting):
     for row, slot in np.argwhere(rows["sequence"][..., 0] >= 0):
         prompt, sample = rows["sequence"][row, slot]
         mine = rows["segment_ids"][row] == rows["segment_ids"][row, rows["response_index"][row, slot, 0]]
-        mine &= np.isin(rows["branch_ids"][row], [0, sample + 1])
+        mine &= np.isin(rows["continuation_ids"][row], [0, sample + 1])
         other = GROUP * prompt + sample
         valid = plain["segment_ids"][other] > 0
         np.testing.assert_array_equal(rows["input_ids"][row, mine], plain["input_ids"][other, valid])
@@ -94,7 +94,7 @@ def test_values_go_where_their_sequences_are(setting):
     ("change", "message"),
     [
         ({"length": 50}, "prompt 0 with its responses has 52 tokens, more than the 50 .*raise `length`"),
-        ({"groups": 2}, "prompt 0 with its responses has 3 frame groups, more than the 2"),
+        ({"frame_pairs": 2}, "prompt 0 with its responses has 3 frame pairs, more than the 2"),
         ({"patches": 40}, "prompt 1 with its responses has 48 patches in a frame group, more than the 40"),
         ({"sequences": 2}, "prompt 0 with its responses has 3 responses, more than the 2"),
         ({"response": 7}, "prompt 0 with its responses has 8 tokens in a response, more than the 7"),

@@ -88,7 +88,7 @@ def repeated_logprobs(setting):
 
 
 def test_a_prompt_for_each_response_is_the_same(setting, repeated_logprobs):
-    assert not (setting.repeated["branch_ids"] > 1).any()
+    assert not (setting.repeated["continuation_ids"] > 1).any()
     wanted = setting.truth[2].reshape(len(PROMPTS), GROUP, -1)
     np.testing.assert_allclose(repeated_logprobs, by_sequence(setting.repeated, wanted), atol=1e-5)
 

@@ -31,8 +31,8 @@ from tests.support.commands import command, run_command
 from tests.support.videos import read_number
 
 POINTED = dataclasses.replace(EVIDENCE, box_frames="pointed")
-GROUPS = ROW.groups  # of the language stream
-ROOMY = dataclasses.replace(ROW, groups=2 * GROUPS)  # three questions, a frame for each
+GROUPS = ROW.frame_pairs  # of the language stream
+ROOMY = dataclasses.replace(ROW, frame_pairs=2 * GROUPS)  # three questions, a frame for each
 PER_GROUP = ("patches", "patch_length", "patch_coords", "pos_index", "pos_weight")
 PER_GROUP += ("visual_times", "visual_centres", "visual_clip", "visual_clock")
 
@@ -97,7 +97,7 @@ def test_a_file_s_frames_are_read_at_the_mentions(loaded, numbered):
     sample = Sample("s", "test", "t", "When?", "x", duration=4.0, mentions=mentions + nowhere)
     rows = rows_of(loaded, RowShape(512, 5, 12), "pointed", patches=24)
     row = rows.map(Clip((sample,), numbered.path))
-    assert rows.needs(Clip((sample,), numbered.path)).groups == 5
+    assert rows.cost(Clip((sample,), numbered.path)).frame_pairs == 5
     pictures = rearrange(
         row["patches"], "t (h w i j) (c g y x) -> t g (h i y) (w j x) c", h=1, w=3, i=2, j=2, c=3, g=2, y=16
     )
@@ -121,7 +121,7 @@ def test_times_differ_between_samples_and_stay_in_the_video():
 def test_clips_of_a_row_keep_their_frames_apart(loaded):
     """The groups of both texts come first, then the frames of both clips."""
     clips = [SyntheticClips("train", 1, questions=n)[n] for n in (1, 2)]
-    rows = rows_of(loaded, RowShape(768, 9, 16, clips=2), "pointed", groups=160)
+    rows = rows_of(loaded, RowShape(768, 9, 16, clips=2), "pointed", frame_pairs=160)
     row, alone = rows.map(clips), [rows.map(clip) for clip in clips]
     assert row["visual_clip"].tolist() == [1] * 3 + [2] * 3 + [1] + [2] * 2
     for number, (one, theirs) in enumerate(zip(alone, (1, 2), strict=True), start=1):
@@ -134,8 +134,10 @@ def test_clips_of_a_row_keep_their_frames_apart(loaded):
 
 
 def test_what_has_no_room_or_cannot_be_read(loaded, clip, monkeypatch):
-    small = rows_of(loaded, dataclasses.replace(ROW, groups=5), "pointed")
-    with pytest.raises(UserError, match="needs 6 frame groups, more than the 5 .* raise config.row_groups"):
+    small = rows_of(loaded, dataclasses.replace(ROW, frame_pairs=5), "pointed")
+    with pytest.raises(
+        UserError, match="needs 6 frame pairs, more than the 5 .* raise config.row_frame_pairs"
+    ):
         small.map(clip)
     prompts = MakePrompt(loaded.processor, small.config, ROW, evidence=SHAPE)
     one = dataclasses.replace(clip, samples=clip.samples[:1])
@@ -159,18 +161,18 @@ def test_a_frame_added_later_is_as_one_seen_from_the_start(loaded, clip):
     batch = {key: array[None] for key, array in row.items() if not key.endswith("_clip")}
     times = row["visual_times"][GROUPS:].astype(np.float64)
     frames, video = clip.video.render(times + 1e-4), loaded.processor.video_config
-    added = pointed_frames(frames, times, (64, 64), video, loaded.config.vision, groups=4, patches=16)
+    added = pointed_frames(frames, times, (64, 64), video, loaded.config.vision, frame_pairs=4, patches=16)
     added = {key: array[None] for key, array in added.items()}
     rng = np.random.default_rng(0)
     states = rng.standard_normal((3, 4, loaded.config.text.hidden_size)).astype(np.float32)
-    valid, everything = np.ones((3, 4), bool), np.ones((3, SHAPE.groups), bool)
+    valid, everything = np.ones((3, 4), bool), np.ones((3, SHAPE.frame_pairs), bool)
 
     @jax.jit
     def run(model, batch, added):
-        whole = model.see(batch)
+        whole = model.encode_visuals(batch)
         stream = jax.tree.map(lambda x: x[:, :GROUPS], whole.visual)
-        later = model.look(dataclasses.replace(whole, visual=stream), added)
-        return [model.estimate(states, valid, seen, everything) for seen in (whole, later)]
+        later = model.add_frames(dataclasses.replace(whole, visual=stream), added)
+        return [model.estimate(states, valid, visuals, everything) for visuals in (whole, later)]
 
     expected, estimate = run(loaded.backbone, batch, added)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), estimate, expected)
@@ -190,7 +192,7 @@ def asked(loaded, monkeypatch):
     """
     prompts = []
 
-    def say(backbone, batch, *, seen, **options):
+    def say(backbone, batch, *, visuals, **options):
         for ids, real in zip(batch["input_ids"], batch["segment_ids"], strict=True):
             prompts.append(loaded.processor.decode(ids[real > 0], skip_special_tokens=False))
         ids = [loaded.processor.tokenizer(text)["input_ids"] for text in TEXTS]
@@ -210,7 +212,7 @@ def asked(loaded, monkeypatch):
         responses = model.respond(requests, max_new_tokens=8)
         told = zip(prompts, requests, strict=True)
         lines = [text.partition(r.question)[2].split("<|im_end|>")[0] for text, r in told]
-        return [response.heads for response in responses], lines
+        return [response.estimates for response in responses], lines
 
     return ask
 
@@ -246,13 +248,13 @@ def test_boxes_are_read_from_the_frame_pointed_at(loaded, asked, requests):
     requests, scenes, looked = requests
     plain, lines = asked(reading(loaded, feedback="prompt"), requests)
     assert not looked
-    heads, read = asked(reading(loaded, feedback="prompt", box_frames="pointed"), requests)
-    assert [len(mine) for mine in heads] == [2, 0, 1]
+    estimates, read = asked(reading(loaded, feedback="prompt", box_frames="pointed"), requests)
+    assert [len(mine) for mine in estimates] == [2, 0, 1]
     # All questions have proposals; the second one's text has no mention, so nothing more is read of it.
     assert [number for number, _ in looked] == [0, 1, 2, 0, 2]
     for row, times in looked[3:]:
-        told = [head.time_s for head in heads[row]]
-        np.testing.assert_allclose(told, [head.time_s for head in plain[row]], atol=1e-5)
+        told = [decoded.time_s for decoded in estimates[row]]
+        np.testing.assert_allclose(told, [decoded.time_s for decoded in plain[row]], atol=1e-5)
         frames = requests[row].dense_times
         assert sorted({frames[np.abs(frames - t).argmin()] for t in told}) == times.tolist()
     assert len(looked[3][1]) == 2  # two mentions at two moments
@@ -265,9 +267,9 @@ def test_boxes_are_read_from_the_frame_pointed_at(loaded, asked, requests):
     assert read == expected != lines
     expected, _ = from_stills([looked[3], looked[1], looked[4]])
     for row, m in ((0, 0), (0, 1), (2, 0)):
-        np.testing.assert_allclose(heads[row][m].box, expected[row][m].box, atol=1e-4)
-        np.testing.assert_allclose(heads[row][m].confidence, expected[row][m].confidence, atol=1e-4)
-        assert np.abs(np.subtract(heads[row][m].box, plain[row][m].box)).max() > 1e-3
+        np.testing.assert_allclose(estimates[row][m].box, expected[row][m].box, atol=1e-4)
+        np.testing.assert_allclose(estimates[row][m].confidence, expected[row][m].confidence, atol=1e-4)
+        assert np.abs(np.subtract(estimates[row][m].box, plain[row][m].box)).max() > 1e-3
 
 
 def test_a_file_is_looked_at_again(loaded, numbered):

@@ -57,7 +57,7 @@ def test_recorded_states_are_those_of_the_teacher_forced_pass(model):
     length = inputs["input_ids"].shape[1]
     start = jax.jit(lambda m, b: prefill(m, b, 32))
     step = jax.jit(extend)
-    forward = jax.jit(lambda m, b: m.hidden(b, m.see(b)))
+    forward = jax.jit(lambda m, b: m.hidden(b, m.encode_visuals(b)))
     for text in TEXTS:
         ids = processor.tokenizer(text)["input_ids"]
         _, cache = start(backbone, collate(inputs, model.config))
@@ -105,12 +105,12 @@ def test_an_answer_is_estimated_as_in_training(model, monkeypatch):
 
     @jax.jit
     def run(model, batch):
-        seen = model.see(batch)
-        states = mention_states(model.hidden(batch, seen), batch["mention_index"])
-        _, relevance = model.relevance(batch, seen)
+        visuals = model.encode_visuals(batch)
+        states = mention_states(model.hidden(batch, visuals), batch["mention_index"])
+        _, relevance = model.relevance(batch, visuals)
         there = (batch["mention_index"] >= 0)[0]
-        everything = jnp.ones((SHAPE.questions, SHAPE.groups), bool)
-        return states, jax.nn.sigmoid(relevance), model.estimate(states, there, seen, everything)
+        everything = jnp.ones((SHAPE.questions, SHAPE.frame_pairs), bool)
+        return states, jax.nn.sigmoid(relevance), model.estimate(states, there, visuals, everything)
 
     states, relevance, expected = jax.tree.map(np.asarray, run(training, batch))
 
@@ -118,7 +118,7 @@ def test_an_answer_is_estimated_as_in_training(model, monkeypatch):
     requests.append(requests[0])  # a batch of three: one program with another number of rows
     texts = [templates.response(s) for s in (*clip.samples, clip.samples[0])]
 
-    def say(backbone, batch, *, seen, **options):
+    def say(backbone, batch, *, visuals, **options):
         ids = [processor.tokenizer(text)["input_ids"] for text in texts]
         tokens = np.zeros((3, max(map(len, ids))), np.int32)
         kept = np.zeros((*tokens.shape, states.shape[-1]), np.float32)
@@ -133,16 +133,16 @@ def test_an_answer_is_estimated_as_in_training(model, monkeypatch):
     monkeypatch.setattr(engine, "candidate_intervals", lambda relevance, times: [(0.0, 10.0)])
     responses = model.respond(requests, max_new_tokens=8)
     assert [r.text for r in responses] == texts
-    assert responses[0].heads == responses[2].heads
+    assert responses[0].estimates == responses[2].estimates
     for q, response in enumerate(responses[:2]):
-        assert len(response.heads) == texts[q].count("</obj>") and len(response.times_s) == 75
+        assert len(response.estimates) == texts[q].count("</obj>") and len(response.times_s) == 75
         np.testing.assert_allclose(response.relevance, relevance[q, :75], atol=1e-5)
-        for m, head in enumerate(response.heads):
-            np.testing.assert_allclose(head.time_s, expected.time_s[q, m], atol=1e-4)
-            np.testing.assert_allclose(head.spread_s, expected.spread_s[q, m], atol=1e-4)
-            np.testing.assert_allclose(head.interval, expected.interval[q, m], atol=1e-4)
-            np.testing.assert_allclose(head.box, expected.box[q, m], atol=1e-4)
-            assert 0 < head.confidence < 1
+        for m, decoded in enumerate(response.estimates):
+            np.testing.assert_allclose(decoded.time_s, expected.time_s[q, m], atol=1e-4)
+            np.testing.assert_allclose(decoded.spread_s, expected.spread_s[q, m], atol=1e-4)
+            np.testing.assert_allclose(decoded.interval, expected.interval[q, m], atol=1e-4)
+            np.testing.assert_allclose(decoded.box, expected.box[q, m], atol=1e-4)
+            assert 0 < decoded.confidence < 1
 
 
 def test_answers_show_both_estimates(model, tmp_path, monkeypatch):
@@ -151,7 +151,7 @@ def test_answers_show_both_estimates(model, tmp_path, monkeypatch):
     claim = "<obj>red circle</obj><box>[100,200,300,400]</box>at<t>2.0</t>s"
     text = f"<think>{claim} and <obj>x</obj></think><answer>yes</answer>"
 
-    def say(backbone, batch, *, seen, **options):
+    def say(backbone, batch, *, visuals, **options):
         ids = np.array([model.processor.tokenizer(text)["input_ids"]], np.int32)
         states = np.zeros((*ids.shape, model.config.text.hidden_size), np.float32)
         return Generated(ids, np.zeros(ids.shape, np.float32), np.array([ids.shape[1]]), states)
@@ -175,8 +175,10 @@ def test_answers_show_both_estimates(model, tmp_path, monkeypatch):
 def test_one_program_serves_all_clips_of_a_bucket(model, monkeypatch):
     """Clips of 4.9 to 6 s at one size: their frame pairs fit the same bucket."""
     compiled = []
-    see = type(model.backbone).see
-    monkeypatch.setattr(type(model.backbone), "see", lambda *a, **k: compiled.append(1) or see(*a, **k))
+    encode_visuals = type(model.backbone).encode_visuals
+    monkeypatch.setattr(
+        type(model.backbone), "encode_visuals", lambda *a, **k: compiled.append(1) or encode_visuals(*a, **k)
+    )
     clip = SyntheticClips("train", 1, questions=1)[3]
     request = prompt_of(model, clip, "When is it?")
     for frames in (150, 141, 130):

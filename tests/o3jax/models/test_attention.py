@@ -15,10 +15,10 @@ B, S, T, N, K, H = 2, 300, 40, 4, 2, 8  # queries of three blocks, the last one 
 
 def packed() -> Mask:
     """Two segments with padding behind; in the first a prefix that two branches continue."""
-    segments, branches = np.ones((B, S), np.int32), np.zeros((B, S), np.int32)
+    segments, continuations = np.ones((B, S), np.int32), np.zeros((B, S), np.int32)
     segments[:, 200:], segments[0, 280:] = 2, 0
-    branches[:, 60:110], branches[:, 110:170] = 1, 2
-    return Mask(segments, segments, branches, branches, causal=True)
+    continuations[:, 60:110], continuations[:, 110:170] = 1, 2
+    return Mask(segments, segments, continuations, continuations, causal=True)
 
 
 def across() -> Mask:

@@ -136,8 +136,8 @@ def test_padding_and_what_is_no_candidate_have_no_influence(decode):
     assert (
         np.abs(visible(decode(replaced(inputs, queries=noise["queries"])), inputs).box - out.box).max() > 1e-3
     )
-    seen = decode(replaced(inputs, dense={"features": noise["dense"].features}))
-    assert np.abs(visible(seen, inputs).time_s - out.time_s).max() > 1e-2
+    visuals = decode(replaced(inputs, dense={"features": noise["dense"].features}))
+    assert np.abs(visible(visuals, inputs).time_s - out.time_s).max() > 1e-2
 
 
 def test_mentions_may_stand_in_any_order(decode):

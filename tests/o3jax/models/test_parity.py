@@ -29,7 +29,7 @@ CASES = {
     "two_videos_right": (TWO_VIDEOS, {}, {}),
     "two_videos_left": (TWO_VIDEOS, {"left": True}, {}),
     "mixed": (MIXED, {}, {}),
-    "bucket": (MIXED, {"left": True}, {"length": 96, "groups": 5, "patches": 128}),
+    "bucket": (MIXED, {"left": True}, {"length": 96, "frame_pairs": 5, "patches": 128}),
 }
 
 
@@ -216,7 +216,7 @@ def test_gradients_equal_transformers(tiny, kind):
     ours_loss, grads = jax.jit(jax.value_and_grad(loss))(reference.ours, batch)
     np.testing.assert_allclose(ours_loss, theirs_loss.item(), rtol=1e-5)
 
-    ours, seen = model_leaves(grads), set()
+    ours, visuals = model_leaves(grads), set()
     for entry in tensor_table(reference.config):
         if ".experts." in entry.name:  # transformers 5 holds the experts transposed
             entry = dataclasses.replace(entry, pattern=TRANSPOSED_EXPERTS[entry.pattern])
@@ -225,8 +225,8 @@ def test_gradients_equal_transformers(tiny, kind):
         scale = np.abs(expected).max()
         assert scale > 0, entry.leaf
         assert np.abs(ours[entry.leaf] - expected).max() <= 1e-4 * scale, entry.leaf
-        seen.add(entry.leaf)
-    assert seen == set(ours)
+        visuals.add(entry.leaf)
+    assert visuals == set(ours)
     assert len(theirs) == sum(len(entry.names) for entry in tensor_table(reference.config))
 
 

@@ -17,7 +17,7 @@ def test_estimates_of_the_head_are_rewarded_instead_or_too():
     said = text(claim(10, OTHER))  # 1.5, -0.5
     head = article.score(said, record(MAN), evidence=estimates)
     assert (head["time"], head["box"], head["answer"]) == (0.5, 1.0, 1.0)
-    assert head == article.score(said, record(MAN), evidence=estimates, source="head")
+    assert head == article.score(said, record(MAN), evidence=estimates, source="decoder")
     alone = article.score(said, record(MAN), evidence=estimates, source="text")
     assert alone == article.score(said, record(MAN)) and (alone["time"], alone["box"]) == (1.5, -0.5)
     both = article.score(said, record(MAN), evidence=estimates, source="both")

@@ -53,26 +53,28 @@ def test_every_token_but_the_first_the_video_and_the_padding(make):
     assert labels[count - 1] is None and sum(label == "<|vision_end|>" for label in labels) == 3
 
 
-def test_branches_have_their_own_labels(make):
+def test_continuations_have_their_own_labels(make):
     clip = SyntheticClips("train", 1, questions=3)[0]
     row, words, labels = make(clip)
     alone = [make(Clip((sample,), clip.video)) for sample in clip.samples]
-    video = int((row["branch_ids"][: (row["segment_ids"] > 0).sum()] == 0).sum())  # tokens up to its end
+    video = int(
+        (row["continuation_ids"][: (row["segment_ids"] > 0).sum()] == 0).sum()
+    )  # tokens up to its end
     assert labels[: video - 1] == alone[0][2][: video - 1]
     # Behind the video one position would have to predict three beginnings.
     begun = [words[video] for _, words, _ in alone]
     assert labels[video - 1] == (begun[0] if len(set(begun)) == 1 else None)
     assert len(set(begun)) > 1
-    for branch, (single, _, expected) in enumerate(alone, start=1):
-        mine = row["branch_ids"] == branch
+    for continuation, (single, _, expected) in enumerate(alone, start=1):
+        mine = row["continuation_ids"] == continuation
         count = int((single["segment_ids"] > 0).sum())
         assert [label for label, own in zip(labels, mine, strict=True) if own] == expected[video:count]
 
 
-def test_branches_that_begin_alike_share_that_label(make):
+def test_continuations_that_begin_alike_share_that_label(make):
     clip = SyntheticClips("train", 1, questions=1)[0]
     row, words, labels = make(Clip(clip.samples * 2, clip.video))
-    video = int((row["branch_ids"] == 1).argmax())
+    video = int((row["continuation_ids"] == 1).argmax())
     assert labels[video - 1] == words[video]
 
 

@@ -35,7 +35,7 @@ from tests.support.tiny import EVIDENCE, FUSED
 
 ROW = RowShape(384, 3, 16)
 SHAPE = EvidenceShape(
-    groups=80, patches=16, questions=3, question_length=64, mentions=4, boxes=2, intervals=2
+    frame_pairs=80, patches=16, questions=3, question_length=64, mentions=4, boxes=2, intervals=2
 )
 LOSS = functools.partial(joint_loss, evidence_weight=0.4, weights=EvidenceWeights(), candidate_low=0.1)
 
@@ -145,14 +145,14 @@ def test_a_row_with_evidence(setting, clip):
         at = row["mention_index"][q]
         assert row["target_judged"][q].tolist() == [i == 0 for i in range(SHAPE.mentions)]
         for index in at[at >= 0]:
-            assert row["branch_ids"][index] == q + 1 and "obj" in decode(
+            assert row["continuation_ids"][index] == q + 1 and "obj" in decode(
                 row["input_ids"][index - 2 : index + 2]
             )
         assert (at >= 0).sum() == templates.response(asked).count("</obj>")
         assert row["target_time"][q, 0] == np.float32(asked.mentions[0].time)
-    small = dataclasses.replace(rows, evidence=dataclasses.replace(SHAPE, groups=70))
+    small = dataclasses.replace(rows, evidence=dataclasses.replace(SHAPE, frame_pairs=70))
     with pytest.raises(
-        UserError, match="75 dense frame pairs, more than the 70 .* config.evidence_shape.groups"
+        UserError, match="75 dense frame pairs, more than the 70 .* config.evidence_shape.frame_pairs"
     ):
         small.map(clip)
     crowded = dataclasses.replace(rows, evidence=dataclasses.replace(SHAPE, questions=2))
@@ -189,7 +189,7 @@ def test_dense_patches_are_those_of_the_processor(setting):
     processor.video_config = dataclasses.replace(processor.video_config, max_pixels=10**7)
     frames = np.random.default_rng(0).integers(0, 256, (7, 64, 96, 3), np.uint8)
     medium = processor.read_video(frames, {"fps": 10.0, "frames_indices": range(7)})
-    row = dense_stream(frames, np.arange(7) / 10, processor.video_config, model.config.vision, groups=6)
+    row = dense_stream(frames, np.arange(7) / 10, processor.video_config, model.config.vision, frame_pairs=6)
     assert medium.grid == (4, 4, 6)
     assert (row["dense_patches"][:4].reshape(medium.patches.shape) == medium.patches).all()
     np.testing.assert_allclose(row["dense_times"], [*medium.times_s, 0, 0], atol=1e-6)
@@ -202,8 +202,8 @@ def test_a_long_dense_stream_is_read_in_chunks(setting, clip, monkeypatch):
     batch = as_batch(rows.map(clip))
 
     def features():  # traced anew each time
-        see = jax.jit(lambda model, batch: model.see(batch).dense.features)
-        return np.asarray(see(model, batch))
+        encode_visuals = jax.jit(lambda model, batch: model.encode_visuals(batch).dense.features)
+        return np.asarray(encode_visuals(model, batch))
 
     whole = features()
     monkeypatch.setattr(qwen3_vl, "DENSE_CHUNK", 32)
@@ -336,9 +336,11 @@ def test_forty_mentions(setting, clip):
     states = np.random.default_rng(0).normal(size=(1, 40, model.config.text.hidden_size)).astype(np.float32)
 
     def loss(model):
-        seen, targets = model.see(batch), targets_of(batch)
-        estimate = model.estimate(states, np.ones((1, 40), bool), seen, np.ones((1, 80), bool))
-        return mention_loss(estimate, targets, seen.dense.times, EvidenceWeights(), mention_counts(targets))
+        visuals, targets = model.encode_visuals(batch), targets_of(batch)
+        estimate = model.estimate(states, np.ones((1, 40), bool), visuals, np.ones((1, 80), bool))
+        return mention_loss(
+            estimate, targets, visuals.dense.times, EvidenceWeights(), mention_counts(targets)
+        )
 
     (value, sums), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(model)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((value, sums, gradients)))

@@ -247,8 +247,8 @@ def test_labels_are_exactly_the_responses(setting, packed):
     _, processor, _ = setting
     clip, row = packed
     end = processor.tokenizer.eos_token
-    for branch, sample in enumerate(clip.samples, start=1):
-        mine = row["branch_ids"] == branch
+    for continuation, sample in enumerate(clip.samples, start=1):
+        mine = row["continuation_ids"] == continuation
         labels = row["labels"][mine]
         said = processor.decode(labels[labels != IGNORE], skip_special_tokens=False)
         assert said == templates.response(sample) + end
@@ -258,7 +258,7 @@ def test_labels_are_exactly_the_responses(setting, packed):
         assert labels[-1] == IGNORE
         prompt = processor.decode(ids[: np.argmax(labels != IGNORE) + 1], skip_special_tokens=False)
         assert prompt.endswith(f"{sample.question}<|im_end|>\n<|im_start|>assistant\n")
-    assert (row["labels"][row["branch_ids"] == 0] == IGNORE).all()
+    assert (row["labels"][row["continuation_ids"] == 0] == IGNORE).all()
 
 
 def row_of_its_own(setting, clip, sample):
@@ -268,13 +268,13 @@ def row_of_its_own(setting, clip, sample):
     frames, metadata = clip.frames(processor)
     response = templates.response(sample) + processor.tokenizer.eos_token
     inputs = processor(text=[prompt + response], videos=[frames], video_metadata=[metadata])
-    batch = collate(inputs, model.config, length=LENGTH, groups=GROUPS, patches=PATCHES)
+    batch = collate(inputs, model.config, length=LENGTH, frame_pairs=GROUPS, patches=PATCHES)
     del batch["next_position"]
     labels = np.full((1, LENGTH), IGNORE, np.int32)
     ids = inputs["input_ids"][0]
     count = len(processor.tokenizer(response)["input_ids"])
     labels[0, len(ids) - count - 1 : len(ids) - 1] = ids[-count:]
-    return batch | {"labels": labels, "branch_ids": np.zeros((1, LENGTH), np.int32)}
+    return batch | {"labels": labels, "continuation_ids": np.zeros((1, LENGTH), np.int32)}
 
 
 def test_a_packed_row_equals_its_questions_asked_alone(setting, packed, plain_gradients):
@@ -282,8 +282,8 @@ def test_a_packed_row_equals_its_questions_asked_alone(setting, packed, plain_gr
     clip, row = packed
     assert row["patches"].dtype == np.uint8
     # The processor's call normalises the patches on the host, rows leave it to the model.
-    for branch, sample in enumerate(clip.samples, start=1):
-        labels = np.where(row["branch_ids"] == branch, row["labels"], IGNORE)
+    for continuation, sample in enumerate(clip.samples, start=1):
+        labels = np.where(row["continuation_ids"] == continuation, row["labels"], IGNORE)
         batch, other = as_batch([row | {"labels": labels}]), row_of_its_own(setting, clip, sample)
         (loss, _), gradients = plain_gradients(model, batch)
         (alone, _), expected = plain_gradients(model, other)
@@ -383,14 +383,14 @@ def test_weight_decay_leaves_norms_and_biases_alone(setting, kind):
     )
     nothing = jax.tree.map(np.zeros_like, marked)
     update = jax.jit(lambda g, m: optimizer.update(g, optimizer.init(m), m)[0])
-    updates, seen = arrays(update(nothing, marked)), set()
+    updates, visuals = arrays(update(nothing, marked)), set()
     for name, leaf in arrays(marked).items():
         embedding = name.split(".")[-1] in ("embed", "pos_embed", "lm_head")
         decays = (leaf == 1).all() and not (kind == "muon" and embedding)
         expected = -0.5 * 0.1 if decays else 0
         np.testing.assert_allclose(updates[name], expected, rtol=1e-6, err_msg=name)
-        seen.add(expected)
-    assert len(seen) == 2
+        visuals.add(expected)
+    assert len(visuals) == 2
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
@@ -411,19 +411,19 @@ def test_rates_scale_the_updates_of_their_parts(setting, kind):
         c = common.sft()
         c.optimizer, c.max_steps, c.learning_rate, c.weight_decay = kind, 1, 1e-2, 0.1
         with c.ignore_type():
-            c.rates.update(factors)
+            c.lr_multipliers.update(factors)
         optimizer = optimizer_of(c)
         return optimizer.update(gradient, optimizer.init(model), model)[0]
 
     factors = {"vision": 0.25, "text": 1.0, "evidence": 2.0}
     plain, scaled = (first_update(by, model, gradient) for by in (dict.fromkeys(factors, 1.0), factors))
-    plain, scaled, seen = arrays(plain), arrays(scaled), set()
+    plain, scaled, visuals = arrays(plain), arrays(scaled), set()
     for name, update in plain.items():
         part = name.split(".")[0]
         assert update.any(), name
         np.testing.assert_array_equal(scaled[name], factors[part] * update, err_msg=name)
-        seen.add(part)
-    assert seen == set(factors)
+        visuals.add(part)
+    assert visuals == set(factors)
 
 
 def matrices(name: str, leaf: np.ndarray) -> np.ndarray:

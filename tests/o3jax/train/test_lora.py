@@ -187,18 +187,18 @@ def test_rates_scale_the_updates_of_their_adapters(with_all):
 
     @jax.jit  # one program for all factors: two would round differently
     def first_update(rates, model, gradient):
-        rule = make_optimizer(lambda _: 1e-2, weight_decay=0.1, max_grad_norm=1.0, rates=rates)
+        rule = make_optimizer(lambda _: 1e-2, weight_decay=0.1, max_grad_norm=1.0, lr_multipliers=rates)
         return rule.update(gradient, rule.init(model), model)[0]
 
     factors = {"vision": 2.0, "text": 0.25, "evidence": 1.0}
     plain, scaled = (first_update(by, beside, gradient) for by in (dict.fromkeys(factors, 1.0), factors))
-    seen = set()
+    visuals = set()
     for (path, update), other in zip(jax.tree.leaves_with_path(plain), jax.tree.leaves(scaled), strict=True):
         part = path[0].name
         assert update.any(), path
         np.testing.assert_array_equal(other, factors[part] * update, err_msg=str(path))
-        seen.add(part)
-    assert seen == set(factors)
+        visuals.add(part)
+    assert visuals == set(factors)
 
 
 def test_only_what_stands_beside_the_base_is_trained(setting, with_all):
@@ -248,7 +248,7 @@ from configs import sft_tiny
 def get_config():
     c = sft_tiny.get_config("questions")
     c.model_name_or_path = {model!r}
-    c.questions_per_row, c.row_length, c.row_groups, c.row_patches = 1, 192, 3, 16
+    c.questions_per_row, c.row_length, c.row_frame_pairs, c.row_patches = 1, 192, 3, 16
     c.evidence = None
     c.per_device_train_batch_size, c.max_steps, c.warmup_steps, c.learning_rate = 2, 4, 0, 1e-2
     c.lora.rank, c.lora.alpha, c.lora.targets = 3, 12.0, ("q", "o", "qkv", "fc2")
