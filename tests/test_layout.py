@@ -74,7 +74,13 @@ ALLOWED = {
     "o3jax.verify": (),
     "o3jax.report": ("o3jax.video", "o3jax.prompts"),
     "o3jax": ("o3jax",),
-    "data_pipelines": ("o3jax.video", "o3jax.video.decoder", "o3jax.prompts", "o3jax.models.config"),
+    "data_pipelines": (
+        "o3jax.video",
+        "o3jax.video.decoder",
+        "o3jax.prompts",
+        "o3jax.models.config",
+        "o3jax.models.batch",
+    ),
     "configs": ("data_pipelines.rows.frames", "o3jax.models.config"),
     "experiments": ("o3jax", "data_pipelines", "configs"),
 }
@@ -87,6 +93,8 @@ LIGHT = (
     "o3jax.verify",
     "o3jax.report",
     "o3jax.errors",
+    "o3jax.models.batch",
+    "o3jax.models.config",
     "data_pipelines",
     "configs",
 )
