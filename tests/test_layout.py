@@ -60,8 +60,7 @@ def inside(name: str, *packages: str) -> bool:
 # that everyone may import.
 ALLOWED = {
     "o3jax.errors": (),
-    "o3jax.video": ("o3jax.video.decoder",),
-    "o3jax.video.decoder": (),
+    "o3jax.video": (),
     "o3jax.sharding": (),
     "o3jax.metrics": (),
     "o3jax.prompts": ("o3jax.models.config", "o3jax.video"),
@@ -74,19 +73,12 @@ ALLOWED = {
     "o3jax.verify": (),
     "o3jax.report": ("o3jax.video", "o3jax.prompts"),
     "o3jax": ("o3jax",),
-    "data_pipelines": (
-        "o3jax.video",
-        "o3jax.video.decoder",
-        "o3jax.prompts",
-        "o3jax.models.config",
-        "o3jax.models.batch",
-    ),
+    "data_pipelines": ("o3jax.video", "o3jax.prompts", "o3jax.models.config", "o3jax.models.batch"),
     "configs": ("data_pipelines.rows.frames", "o3jax.models.config"),
     "experiments": ("o3jax", "data_pipelines", "configs"),
 }
 LIGHT = (
     "o3jax.video",
-    "o3jax.video.decoder",
     "o3jax.prompts",
     "o3jax.metrics",
     "o3jax.rewards",

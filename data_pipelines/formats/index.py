@@ -23,7 +23,7 @@ from data_pipelines.reading.guarded import GuardedReader, Limits, inside, read_i
 from o3jax.errors import UserError
 from o3jax.prompts import coords
 from o3jax.video import VideoInfo, probe
-from o3jax.video.decoder import MissingFileError
+from o3jax.video.files import MissingFileError
 
 
 class _Format(NamedTuple):

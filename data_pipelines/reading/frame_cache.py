@@ -27,8 +27,7 @@ from data_pipelines.reading import media as reading
 from data_pipelines.reading.guarded import GuardedReader, Limits
 from o3jax.errors import UserError
 from o3jax.inputs import image
-from o3jax.video import decoder as video_file
-from o3jax.video import reader as video
+from o3jax.video import decoder, files, reader, timeline
 
 Arrays = tuple[np.ndarray, ...]
 _SUFFIX = ".array_record"
@@ -169,7 +168,7 @@ def json_default(value: Any) -> Any:
 @functools.cache
 def code_version() -> str:
     """Returns a hash of the code that decodes and resizes: this project's and the libraries' versions."""
-    modules = (video, video_file, image, safety, reading)
+    modules = (decoder, files, reader, timeline, image, safety, reading)
     sources = [Path(module.__file__).read_bytes() for module in modules]
     sources += [version(library).encode() for library in ("av", "pillow")]
     return hashlib.sha256(b"\0".join(sources)).hexdigest()[:16]

@@ -1,6 +1,6 @@
 """Reading files from strangers: paths that stay in their folder, and decoding in a process that may die.
 
-`o3jax.video.decoder` refuses what can be seen from a file: playlists, unknown containers, more than the
+`o3jax.video.files` refuses what can be seen from a file: playlists, unknown containers, more than the
 limits allow. What cannot be seen - a decoder that hangs, crashes or eats memory - happens in a child process
 here (`data_pipelines.reading.guarded_child`), and costs one call. It is no sandbox: the child may do what the
 user may.
@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from data_pipelines.reading.child import Child, Died
 from o3jax.errors import UserError
-from o3jax.video.decoder import Limits, VideoError, find_file, local_file, refuse_protocol
+from o3jax.video.files import Limits, VideoError, find_file, local_file, refuse_protocol
 
 __all__ = ["GuardedReader", "Limits", "inside", "read_image"]
 

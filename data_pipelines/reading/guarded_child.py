@@ -11,7 +11,7 @@ from typing import Any
 from data_pipelines.reading import guarded as safety
 from data_pipelines.reading.child import clock, limit_memory
 from o3jax.errors import UserError
-from o3jax.video.decoder import Limits, set_limits
+from o3jax.video.files import Limits, set_limits
 
 
 def serve(pipe: Connection, limits: dict[str, Any], shared: int) -> None:

@@ -12,9 +12,12 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.formats import stgr
+from data_pipelines.formats.article import to_article
+from data_pipelines.formats.fields import save_records
 from data_pipelines.formats.sample import Sample
 from data_pipelines.synthetic.scenes import FPS, LEVELS, Scene, make_scene, scene_seed
 from o3jax.errors import UserError
+from o3jax.files import write_text
 
 
 def write_video(scene: Scene, path: str | os.PathLike, crf: int | None = None, fps: int = FPS) -> None:
@@ -83,8 +86,8 @@ def make_dataset(
             write_video(scene, video)
         samples += scene.samples()
         on_clip()
-    stgr.save_records(out / "stgr.json", [stgr.to_stgr(sample) for sample in samples])
-    stgr.save_records(out / "annotations.json", [stgr.to_article(sample) for sample in samples])
+    save_records(out / "stgr.json", [stgr.to_stgr(sample) for sample in samples])
+    save_records(out / "annotations.json", [to_article(sample) for sample in samples])
     return samples
 
 
@@ -107,7 +110,7 @@ def claim_folder(
     elif any(path.name != f"{marker.name}.partial" for path in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no synthetic data set; choose another folder")
     else:
-        stgr.write_text(marker, json.dumps(made_from) + "\n")
+        write_text(marker, json.dumps(made_from) + "\n")
     for folder in inside:
         (out / folder).mkdir(exist_ok=True)
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from PIL import Image
 
 from data_pipelines.formats import published, stgr
+from data_pipelines.formats.article import to_article
+from data_pipelines.formats.fields import save_records
 from data_pipelines.formats.sample import (
     FREE_FORM_TASK,
     MCQ_TASK,
@@ -94,7 +96,7 @@ def make_published(
             samples[stage].append(sample if stage == "sft" else dataclasses.replace(sample, reasoning=""))
         on_clip()
     for stage, name in (("sft", "STGR-SFT.json"), ("rl", "STGR-RL.json")):
-        stgr.save_records(
+        save_records(
             out / "json_data" / name, [stgr.to_published(sample, stage) for sample in samples[stage]]
         )
     return samples
@@ -195,7 +197,7 @@ def make_article(
     samples = make_dataset(out_dir, split, count, level, seed, on_clip)
     (Path(out_dir) / "stgr.json").unlink()
     path = Path(out_dir) / "annotations_rl.json"
-    stgr.save_records(path, [stgr.to_article(with_candidates(sample)) for sample in samples])
+    save_records(path, [to_article(with_candidates(sample)) for sample in samples])
     return samples
 
 

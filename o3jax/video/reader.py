@@ -1,25 +1,23 @@
 """Frames of a video file at wanted times, by presentation timestamp.
 
 The frame shown at time t is the last one that starts at or before t, and time 0 is the start of the first
-frame that can be shown. `o3jax.video.decoder` does the work and says what may be opened.
+frame that can be shown.
 """
 
 import math
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from o3jax.video.decoder import MAX_PIXELS, VideoError, VideoFile
-
-__all__ = ["Clip", "VideoError", "VideoInfo", "probe", "read_video"]
+from o3jax.video.decoder import Shown, VideoFile
+from o3jax.video.files import MAX_PIXELS, VideoError
+from o3jax.video.timeline import PRESENTED_FPS
 
 MAX_FPS = 1000
 MAX_CLIP_BYTES = 8 * 2**30  # the largest clip that is put into memory
@@ -76,30 +74,257 @@ class VideoInfo:
     rotation: int
 
 
-def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Returns the size, length and codec of a video without decoding more than its first frame.
+@dataclass(frozen=True)
+class Wanted:
+    """Which frames of a video are wanted: those at a constant rate, or those at some times.
+
+    Attributes:
+      fps: presented frames per second, whatever the rate of the file: the times are k / fps for whole k.
+      times_s: seconds from the first shown frame, in any order, instead of a constant rate; the clip has
+        the same order. A time up to half a frame past the end shows the last frame.
+      start_s, end_s: part of the video in seconds, from `start_s` (included) to `end_s` (excluded) or to the
+        end of the video; with `fps` only.
+      size: (height, width) of the frames, resized by swscale's bicubic filter. Pixels that are declared not
+        square stay as they are stored, and a note says so.
 
     Raises:
-      VideoError: for everything that `read_video` refuses to open.
+      VideoError: naming the field that makes no sense.
     """
-    with closing(VideoFile(path)) as reader:
-        duration = reader.declared_duration()
-        fps = reader.average_fps()
-        height, width = reader.size
+
+    fps: float = PRESENTED_FPS
+    times_s: Sequence[float] | np.ndarray | None = None
+    start_s: float = 0.0
+    end_s: float | None = None
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        fps, start_s, end_s, size = self.fps, self.start_s, self.end_s, self.size
+        if not (_is_number(fps) and 0 < fps <= MAX_FPS):
+            raise VideoError(f"fps must be a positive number, at most {MAX_FPS}, not {fps!r}.")
+        if not (_is_number(start_s) and 0 <= start_s < math.inf):
+            raise VideoError(f"start_s must be zero or a positive number of seconds, not {start_s!r}.")
+        if end_s is not None and not (_is_number(end_s) and end_s > start_s):
+            raise VideoError(
+                f"end_s must be a number of seconds greater than start_s ({start_s!r}), not {end_s!r}."
+            )
+        if size is not None:
+            pair = isinstance(size, Sequence) and len(size) == 2
+            whole = pair and all(isinstance(n, int | np.integer) and n > 0 for n in size)
+            if not whole or size[0] * size[1] > MAX_PIXELS:
+                raise VideoError(
+                    f"size must be (height, width) in whole pixels, at most {MAX_PIXELS} in all, "
+                    f"not {size!r}."
+                )
+        if self.times_s is None:
+            return
+        if start_s != 0 or end_s is not None:
+            raise VideoError("times_s cannot be combined with start_s or end_s; give one or the other.")
+        try:
+            wanted = np.asarray(self.times_s, np.float64)
+        except (TypeError, ValueError):
+            raise VideoError("times_s must be a list of numbers (seconds).") from None
+        if wanted.ndim != 1 or not len(wanted):
+            raise VideoError("times_s must be a list with at least one time in seconds.")
+        wrong = wanted[~((wanted >= 0) & np.isfinite(wanted))]
+        if len(wrong):
+            raise VideoError(f"times_s must hold zero or positive seconds, not {wrong[0]:g}.")
+
+    def requests(self) -> Iterator[tuple[int, float]]:
+        """Yields (place in the clip, seconds) in the order of time; without end at a constant rate."""
+        if self.times_s is not None:
+            times = np.asarray(self.times_s, np.float64)
+            order = np.argsort(times, kind="stable")
+            yield from zip(order.tolist(), times[order].tolist(), strict=True)
+        else:
+            first = math.ceil(self.start_s * self.fps - 1e-6)
+            for slot in count():
+                t = (first + slot) / self.fps
+                if self.end_s is not None and t > self.end_s - 1e-6:
+                    return
+                yield slot, t
+
+
+class OpenVideo:
+    """One opened file that serves a whole request: what it says of itself, and frames in one pass over it.
+
+    It is also a context manager, which closes the file; `frames_at` may be called after that.
+
+    Args:
+      path: a local file; URLs, playlists, devices and pipes are refused.
+      threads: decoding threads; one costs the least processor time, "auto" the least waiting.
+      keep_bytes: decoded frames of up to this size in all are kept for `frames_at`, the first ones.
+
+    Raises:
+      VideoError: if the file cannot be opened.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        threads: int | Literal["auto"] = 1,
+        keep_bytes: int = 0,
+    ):
+        if threads != "auto" and not (isinstance(threads, int) and threads >= 1):
+            raise VideoError(f'threads must be a positive whole number or "auto", not {threads!r}.')
+        self._file = VideoFile(path, threads)
+        self._free_bytes = keep_bytes
+        self._kept: dict[float, Shown] = {}  # by the time asked
+
+    def __enter__(self) -> "OpenVideo":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def info(self) -> VideoInfo:
+        """Returns what the file says about itself; ask before `read`, which may find something else."""
+        line, (height, width) = self._file.timeline, self._file.size
+        duration = line.declared_duration()
+        fps = line.average_fps()
         return VideoInfo(
             duration_s=duration,
             fps=fps,
             frames=round(duration * fps) if fps else None,
             width=width,
             height=height,
-            codec=reader.stream.codec.canonical_name,
-            rotation=reader.first.rotation % 360,
+            codec=self._file.stream.codec.canonical_name,
+            rotation=self._file.first.rotation % 360,
         )
+
+    def read(self, *wanted: Wanted) -> list[Clip]:
+        """Returns a clip for each of the arguments; no frame is decoded twice. To be called once.
+
+        Frames that nobody wants are decoded only where a later frame needs them.
+
+        Raises:
+          VideoError: the file holds no frame for the times, a time lies past the end of an intact file, or a
+            clip is larger than `MAX_CLIP_BYTES`.
+        """
+        readings = [_Reading(one, self._file) for one in wanted]
+        while waiting := [reading for reading in readings if reading.next is not None]:
+            reading = min(waiting, key=lambda one: one.next[1])
+            t = reading.next[1]
+            shown = reading.take()
+            if shown is not None and self._free_bytes > 0:
+                self._keep(t, shown)
+        return [reading.clip() for reading in readings]
+
+    def _keep(self, t: float, shown: Shown) -> None:
+        if self._kept and next(reversed(self._kept.values())) is shown:
+            self._kept[t] = shown
+        else:
+            self._free_bytes -= sum(plane.buffer_size for plane in shown.frame.planes)
+            if self._free_bytes >= 0:
+                self._kept[t] = shown
+
+    def frames_at(
+        self, times_s: Float64[np.ndarray, " n"]
+    ) -> tuple[UInt8[np.ndarray, "n H W 3"], Float64[np.ndarray, " n"]]:
+        """Returns the frames shown at some times, of full size, and the times without those that are lost.
+
+        What `read` decoded for exactly such a time and kept is not decoded again; for the other times the
+        file is opened anew.
+
+        Raises:
+          VideoError: as `read`.
+        """
+        file, times = self._file, times_s.tolist()
+        found = {t: file.picture(self._kept[t], file.size) for t in times if t in self._kept}
+        if missing := [t for t in times if t not in found]:
+            clip = read_video(file.path, times_s=missing, threads=file.threads)
+            found |= zip(clip.times_s.tolist(), clip.frames, strict=True)
+        times = [t for t in times if t in found]
+        return np.stack([found[t] for t in times]), np.array(times)
+
+
+class _Reading:
+    """What was found of what is wanted; `next` is (place, seconds) of the next frame, None at the end."""
+
+    def __init__(self, wanted: Wanted, file: VideoFile):
+        self.by_rate = wanted.times_s is None
+        self.file = file
+        self.size = tuple(wanted.size or file.size)
+        self.frame_bytes = self.size[0] * self.size[1] * 3
+        if self.by_rate:
+            most = MAX_CLIP_BYTES // self.frame_bytes
+            capacity = file.timeline.count_at(wanted.fps, wanted.start_s, wanted.end_s, most)
+        else:
+            capacity = len(wanted.times_s)
+        self._check_memory(capacity)
+        self.frames = np.empty((capacity, *self.size, 3), np.uint8)
+        self.times: dict[int, float] = {}
+        self.left_out: list[float] = []
+        self.past_end: list[float] = []
+        self._requests = wanted.requests()
+        self.next = next(self._requests, None)
+
+    def take(self) -> Shown | None:
+        """Reads the next frame, and returns it unless it cannot be shown."""
+        slot, t = self.next
+        shown = self.file.shown_at(t, tolerate_end=not self.by_rate)
+        self.next = next(self._requests, None)
+        if shown is not None:
+            if slot >= len(self.frames):  # the header promised too little
+                self._check_memory(slot + 1)
+                self.frames.resize((2 * slot + 1, *self.size, 3), refcheck=False)
+            self.frames[slot] = self.file.picture(shown, self.size)
+            self.times[slot] = t
+        elif not self.file.timeline.is_past(t):
+            self.left_out.append(t)
+        elif self.by_rate:
+            self.next = None
+        else:
+            self.past_end.append(t)
+        return shown
+
+    def clip(self) -> Clip:
+        """Returns what was read; VideoError if that is nothing, or a time lies past the end."""
+        file, line, frames = self.file, self.file.timeline, self.frames
+        if self.past_end and not line.damaged:
+            raise VideoError(
+                f"{file.path}: {self.past_end[0]:g} s is past the end of the video ({line.end_s:.3f} s)."
+            )
+        if not self.times:
+            raise VideoError(f"{file.path}: no frame can be shown at the times asked for; {line.extent()}.")
+        slots = sorted(self.times)
+        if slots[-1] + 1 == len(slots):
+            frames.resize((len(slots), *self.size, 3), refcheck=False)
+        else:
+            frames = frames[slots]
+        return Clip(
+            frames=frames,
+            times_s=np.array([self.times[slot] for slot in slots]),
+            duration_s=line.duration(),
+            duration_measured=line.end_s is not None,
+            source_fps=line.average_fps(),
+            size=file.size,
+            status="partial" if line.damaged else "complete",
+            notes=file.notes(self.left_out, self.past_end),
+            decoded_frames=file.decoded,
+        )
+
+    def _check_memory(self, frames: int) -> None:
+        if frames * self.frame_bytes > MAX_CLIP_BYTES:
+            raise VideoError(
+                f"{self.file.path}: {frames} frames would take more than {MAX_CLIP_BYTES / 2**30:g} GiB of "
+                "memory; ask for a part with start_s and end_s, for smaller frames with size, or for a "
+                "lower fps."
+            )
+
+
+def probe(path: str | os.PathLike[str]) -> VideoInfo:
+    """Returns the size, length and codec of a video without decoding more than its first frame.
+
+    Raises:
+      VideoError: for everything that `read_video` refuses to open.
+    """
+    with OpenVideo(path) as video:
+        return video.info()
 
 
 def read_video(
     path: str | os.PathLike[str],
-    fps: float = 25.0,
+    fps: float = PRESENTED_FPS,
     *,
     times_s: Sequence[float] | np.ndarray | None = None,
     start_s: float = 0.0,
@@ -109,127 +334,18 @@ def read_video(
 ) -> Clip:
     """Returns the frames that a viewer would see at the wanted times, with an account of what was decoded.
 
-    Without `times_s` the times are k / fps for whole k, from `start_s` (included) to `end_s` (excluded) or
-    to the end of the video. Frames that are not wanted are decoded only where a later frame needs them.
-
     Args:
-      path: a local file; URLs, playlists, devices and pipes are refused.
-      fps: presented frames per second, whatever the rate of the file.
-      times_s: seconds from the first shown frame, in any order, instead of a constant rate; the result has
-        the same order. A time up to half a frame past the end shows the last frame.
-      start_s, end_s: part of the video in seconds, with `fps` only.
-      size: (height, width) of the returned frames, resized by swscale's bicubic filter. Pixels that are
-        declared not square stay as they are stored, and a note says so.
-      threads: decoding threads; one costs the least processor time, "auto" the least waiting.
+      path, threads: see `OpenVideo`.
+      fps, times_s, start_s, end_s, size: see `Wanted`.
 
     Raises:
       VideoError: the file cannot be opened or holds no frame for the times, a parameter makes no sense, a
         time lies past the end of an intact file, or the clip is larger than `MAX_CLIP_BYTES`.
     """
-    wanted = _check_request(fps, times_s, start_s, end_s, size, threads)
-    with closing(VideoFile(path, threads)) as reader:
-        clip_size = size or reader.size
-        frame_bytes = clip_size[0] * clip_size[1] * 3
-        if wanted is not None:
-            order = np.argsort(wanted, kind="stable")
-            requests: Iterable[tuple[int, float]] = zip(order.tolist(), wanted[order].tolist(), strict=True)
-            capacity = len(wanted)
-        else:
-            first = math.ceil(start_s * fps - 1e-6)
-            requests = ((slot, (first + slot) / fps) for slot in count())
-            capacity = reader.count_at(fps, start_s, end_s, MAX_CLIP_BYTES // frame_bytes)
-        _check_memory(capacity, frame_bytes, reader.path)
-
-        frames = np.empty((capacity, *clip_size, 3), np.uint8)
-        times: dict[int, float] = {}
-        left_out: list[float] = []
-        past_end: list[float] = []
-        for slot, t in requests:
-            if wanted is None and end_s is not None and t > end_s - 1e-6:
-                break
-            shown = reader.shown_at(t, tolerate_end=wanted is not None)
-            if shown is not None:
-                if slot >= len(frames):  # the header promised too little
-                    _check_memory(slot + 1, frame_bytes, reader.path)
-                    frames.resize((2 * slot + 1, *clip_size, 3), refcheck=False)
-                frames[slot] = reader.picture(shown, clip_size)
-                times[slot] = t
-            elif reader.end_s is not None and t > reader.end_s - reader.tolerance:
-                if wanted is None:
-                    break
-                past_end.append(t)
-            else:
-                left_out.append(t)
-        if past_end and not reader.damaged:
-            raise VideoError(
-                f"{reader.path}: {past_end[0]:g} s is past the end of the video ({reader.end_s:.3f} s)."
-            )
-        if not times:
-            raise VideoError(
-                f"{reader.path}: no frame can be shown at the times asked for; {reader.extent()}."
-            )
-        slots = sorted(times)
-        if slots[-1] + 1 == len(slots):
-            frames.resize((len(slots), *clip_size, 3), refcheck=False)
-        else:
-            frames = frames[slots]
-        return Clip(
-            frames=frames,
-            times_s=np.array([times[slot] for slot in slots]),
-            duration_s=reader.end_s if reader.end_s is not None else reader.declared_duration(),
-            duration_measured=reader.end_s is not None,
-            source_fps=reader.average_fps(),
-            size=reader.size,
-            status="partial" if reader.damaged else "complete",
-            notes=reader.notes(left_out, past_end),
-            decoded_frames=reader.decoded,
-        )
-
-
-def _check_request(
-    fps: object, times_s: object, start_s: object, end_s: object, size: object, threads: object
-) -> Float64[np.ndarray, "T"] | None:
-    """Returns the explicit times as an array, or None; VideoError naming the parameter that is wrong."""
-    if not (_is_number(fps) and 0 < fps <= MAX_FPS):
-        raise VideoError(f"fps must be a positive number, at most {MAX_FPS}, not {fps!r}.")
-    if not (_is_number(start_s) and 0 <= start_s < math.inf):
-        raise VideoError(f"start_s must be zero or a positive number of seconds, not {start_s!r}.")
-    if end_s is not None and not (_is_number(end_s) and end_s > start_s):
-        raise VideoError(
-            f"end_s must be a number of seconds greater than start_s ({start_s!r}), not {end_s!r}."
-        )
-    if threads != "auto" and not (isinstance(threads, int) and threads >= 1):
-        raise VideoError(f'threads must be a positive whole number or "auto", not {threads!r}.')
-    if size is not None:
-        pair = isinstance(size, Sequence) and len(size) == 2
-        whole = pair and all(isinstance(n, int | np.integer) and n > 0 for n in size)
-        if not whole or size[0] * size[1] > MAX_PIXELS:
-            raise VideoError(
-                f"size must be (height, width) in whole pixels, at most {MAX_PIXELS} in all, not {size!r}."
-            )
-    if times_s is None:
-        return None
-    if start_s != 0 or end_s is not None:
-        raise VideoError("times_s cannot be combined with start_s or end_s; give one or the other.")
-    try:
-        wanted = np.asarray(times_s, np.float64)
-    except (TypeError, ValueError):
-        raise VideoError("times_s must be a list of numbers (seconds).") from None
-    if wanted.ndim != 1 or not len(wanted):
-        raise VideoError("times_s must be a list with at least one time in seconds.")
-    wrong = wanted[~((wanted >= 0) & np.isfinite(wanted))]
-    if len(wrong):
-        raise VideoError(f"times_s must hold zero or positive seconds, not {wrong[0]:g}.")
-    return wanted
+    wanted = Wanted(fps, times_s, start_s, end_s, size)
+    with OpenVideo(path, threads) as video:
+        return video.read(wanted)[0]
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float | Fraction | np.number) and not isinstance(value, bool)
-
-
-def _check_memory(frames: int, frame_bytes: int, path: Path) -> None:
-    if frames * frame_bytes > MAX_CLIP_BYTES:
-        raise VideoError(
-            f"{path}: {frames} frames would take more than {MAX_CLIP_BYTES / 2**30:g} GiB of memory; "
-            "ask for a part with start_s and end_s, for smaller frames with size, or for a lower fps."
-        )

@@ -23,7 +23,7 @@ from PIL import Image
 from data_pipelines.reading.guarded import GuardedReader, Limits
 from o3jax.errors import UserError
 from o3jax.video import read_video
-from o3jax.video.decoder import VideoError
+from o3jax.video.files import VideoError
 from tests.support.videos import draw, huge_pictures, silence, write_video
 
 FRAMES, FPS = 25, 25

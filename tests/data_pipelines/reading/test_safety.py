@@ -29,7 +29,7 @@ from data_pipelines.reading.child import GRACE_S
 from data_pipelines.reading.guarded import GuardedReader, Limits, inside, read_image
 from o3jax.errors import UserError
 from o3jax.video import Clip, probe, read_video
-from o3jax.video.decoder import VideoError
+from o3jax.video.files import VideoError
 from tests.support import hostile
 from tests.support.paths import ROOT
 from tests.support.videos import draw, read_number, write_video
@@ -237,7 +237,8 @@ def test_two_thousand_calls_leave_nothing_behind(guard):
 
 
 PARENT = (
-    "import os; from data_pipelines.reading.guarded import GuardedReader, Limits; from tests import hostile\n"
+    "import os; from data_pipelines.reading.guarded import GuardedReader, Limits\n"
+    "from tests.support import hostile\n"
     "reader = GuardedReader(Limits(max_decode_s=0.5))\n"
     "print(reader.run(hostile.process)[0], flush=True)\n"
 )

@@ -18,10 +18,10 @@ from av.stream import Disposition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from o3jax.video import VideoError, probe, read_video
-from o3jax.video import decoder as video_file
+from o3jax.video import OpenVideo, VideoError, Wanted, decoder, files, probe, read_video
 from o3jax.video import reader as video
-from o3jax.video.decoder import MAX_PIXELS, Limits, VideoFile, local_file, open_container
+from o3jax.video.decoder import VideoFile
+from o3jax.video.files import MAX_PIXELS, Limits, local_file, open_container
 from tests.support.paths import ROOT
 from tests.support.videos import Fixture, draw, huge_pictures, read_number, silence, write_video
 
@@ -226,14 +226,14 @@ def test_probe_decodes_one_frame(made):
     for name, duration in [("live.mkv", 3.0), ("late.mkv", 2.4), ("late.mp4", 2.4), ("edit_list.mp4", 2.4)]:
         assert probe(made(name).path).duration_s == pytest.approx(duration, abs=2e-3), name
     opened = VideoFile(made("live.mkv").path)  # its header has no duration: the packets are counted
-    assert opened.declared_duration() == pytest.approx(3.0) and opened.decoded == 1
+    assert opened.timeline.declared_duration() == pytest.approx(3.0) and opened.decoded == 1
     opened.close()
 
 
 def test_side_data_is_asked_for_once(tmp_path, monkeypatch):
     """PyAV does not give back what it keeps of it: 10 kB for a reading of a dozen frames."""
-    asked, orientation = [], video_file.orientation
-    monkeypatch.setattr(video_file, "orientation", lambda frame: asked.append(frame) or orientation(frame))
+    asked, orientation = [], decoder.orientation
+    monkeypatch.setattr(decoder, "orientation", lambda frame: asked.append(frame) or orientation(frame))
     path = write_video(tmp_path / "v.mp4", range(30), Fraction(1, 25), rotation=90).path
     assert [read_number(frame) for frame in read_video(path).frames] == list(range(30))
     assert len(asked) == 1
@@ -480,7 +480,7 @@ def test_a_file_with_a_colon_in_its_name_is_read_by_its_path(made, tmp_path, mon
 
 
 def test_frames_above_the_limit_are_refused_by_the_header(made, monkeypatch):
-    monkeypatch.setattr(video_file, "_limits", Limits(max_pixels=160 * 96 - 1))
+    monkeypatch.setattr(files, "_limits", Limits(max_pixels=160 * 96 - 1))
     with pytest.raises(VideoError, match=r"frames of 160 x 96 pixels are refused; the limit is 15359 pixels"):
         read_video(made("cfr25.mp4").path)
 
@@ -490,7 +490,7 @@ def test_frames_that_grow_above_the_limit_are_not_decoded(tmp_path, monkeypatch)
     large = write_video(tmp_path / "b.ts", every(3600, 25, start=90000), TICK, container_options=AS_STORED)
     path = tmp_path / "grown.ts"
     path.write_bytes(small.path.read_bytes() + large.path.read_bytes())
-    monkeypatch.setattr(video_file, "_limits", Limits(max_pixels=64 * 128))
+    monkeypatch.setattr(files, "_limits", Limits(max_pixels=64 * 128))
     clip = read_video(path)
     assert clip.frames.shape[1:] == (64, 128, 3) and len(clip.frames) > 20
     assert numbers(clip) == np.rint(clip.times_s * 25).tolist()
@@ -537,3 +537,53 @@ def test_huge_frames_inside_the_stream_take_no_memory(tmp_path):
 def test_senseless_parameters_are_named(made, request_, parameter):
     with pytest.raises(VideoError, match=rf"^{parameter} "):
         read_video(made("cfr25.mp4").path, **request_)
+
+
+# One file opened once
+
+
+def count_opened(monkeypatch) -> list[VideoFile]:
+    """Returns a list that every file is added to that is opened from now on."""
+    opened, restart = [], VideoFile._restart
+    monkeypatch.setattr(VideoFile, "_restart", lambda self: opened.append(self) or restart(self))
+    return opened
+
+
+@pytest.mark.parametrize(
+    "name", ["cfr25.mp4", "vfr.mkv", "cfr60.mp4", "rotated90.mp4", "b_frames.avi", "long.ts"]
+)
+def test_streams_of_one_pass_are_those_of_passes_of_their_own(made, name, monkeypatch):
+    path = made(name).path
+    wanted = [Wanted(times_s=[0.7, 0.0, 1.1, 0.7]), Wanted(size=(32, 64)), Wanted(fps=7, end_s=1.0)]
+    alone = [
+        read_video(path, times_s=[0.7, 0.0, 1.1, 0.7]),
+        read_video(path, size=(32, 64)),
+        read_video(path, fps=7, end_s=1.0),
+    ]
+    opened = count_opened(monkeypatch)
+    with OpenVideo(path, keep_bytes=2**30) as opened_video:
+        assert opened_video.info() == probe(path)
+        together = opened_video.read(*wanted)
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one.frames, other.frames)
+        np.testing.assert_array_equal(one.times_s, other.times_s)
+        assert one.decoded_frames == len(made(name).times)
+    assert len(set(opened)) == 2  # the probe's is the other one
+    asked = together[1].times_s[[3, 0, 3, -1]]
+    frames, times = opened_video.frames_at(asked)
+    assert len(opened) == 2 and opened[0].decoded == len(made(name).times)
+    np.testing.assert_array_equal(times, asked)
+    np.testing.assert_array_equal(frames, read_video(path, times_s=asked).frames)
+
+
+def test_what_is_not_kept_is_decoded_again(made, monkeypatch):
+    path = made("cfr25.mp4").path
+    frame = 256 * 96 * 3 // 2  # bytes: rows are padded to 256 pixels
+    opened = count_opened(monkeypatch)
+    with OpenVideo(path, keep_bytes=10 * frame) as video:
+        video.read(Wanted(size=(32, 64)))
+    for asked, files_opened in [([0.0, 0.36], 1), ([0.0, 0.4], 2), ([2.0], 3)]:
+        frames, _ = video.frames_at(np.array(asked))
+        assert len(opened) == files_opened and [read_number(f) for f in frames] == [
+            round(t * 25) for t in asked
+        ]
