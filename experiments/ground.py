@@ -34,7 +34,8 @@ from o3jax.models.layers import Initializer
 from o3jax.models.qwen3_vl import VISION_KEYS, Qwen3VL
 from o3jax.models.vision import VisionTower
 from o3jax.prompts import templates
-from o3jax.prompts.tokenizer import build_tokenizer, number_tokens
+from o3jax.prompts.tiny_tokenizer import build_tokenizer
+from o3jax.prompts.tokenizer import number_tokens
 from o3jax.sft.grounding import GroundedTower, grounding_loss, known_counts
 from o3jax.sharding import replicate_scalars, use_mesh
 from o3jax.train.state import init_state, make_train_step

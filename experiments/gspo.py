@@ -201,11 +201,7 @@ class Iterations:
         return sample(decoder(policy), self.processor, self.config, prompts, samples, sources, key, **options)
 
     def _texts(self, sampled: Sampled) -> list[list[str]]:
-        special = set(self.processor.tokenizer.all_special_ids)
-        return [
-            [self.processor.decode([token for token in tokens if token not in special]) for tokens in group]
-            for group in sampled.responses()
-        ]
+        return [[self.processor.decode(tokens) for tokens in group] for group in sampled.responses()]
 
     def _score(
         self,

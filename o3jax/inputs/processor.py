@@ -4,22 +4,19 @@ processor makes them, but in numpy and without torch."""
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from o3jax.errors import UserError
 from o3jax.inputs import image as media
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from o3jax.prompts.tokenizer import Tokenizer, load_tokenizer, render_chat
 
 IMAGE_PAD = "<|image_pad|>"
 VIDEO_PAD = "<|video_pad|>"
@@ -57,7 +54,7 @@ class Processor:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Tokenizer,
         image_config: media.ImageConfig,
         video_config: media.VideoConfig,
         chat_template: str | None,
@@ -116,13 +113,8 @@ class Processor:
         clips = [self.read_video(frames, entry) for frames, entry in zip(videos, metadata, strict=True)]
 
         expanded = self.expand(texts, pictures, clips, outer_vision_pair=outer_vision_pair)
-        sides = {"padding_side": padding_side} if padding_side else {}
-        encoded = self.tokenizer(
-            expanded, padding=True, return_token_type_ids=False, return_tensors="np", **sides
-        )
-        ids = encoded["input_ids"].astype(np.int64)
-        out = {"input_ids": ids, "attention_mask": encoded["attention_mask"].astype(np.int64)}
-        out["mm_token_type_ids"] = self.token_types(ids)
+        ids, there = self.tokenizer.rows(expanded, padding_side or self.tokenizer.padding_side)
+        out = {"input_ids": ids, "attention_mask": there, "mm_token_type_ids": self.token_types(ids)}
         for values, grids, items, config in (
             ("pixel_values", "image_grid_thw", pictures, self.image_config),
             ("pixel_values_videos", "video_grid_thw", clips, self.video_config),
@@ -136,18 +128,14 @@ class Processor:
         """Returns the prompt text of chat messages (HF's dictionaries), media as placeholders."""
         if self.chat_template is None:
             raise UserError(f"{self._folder} has no chat template; add its chat_template.jinja")
-        return self.tokenizer.apply_chat_template(
-            messages,
-            chat_template=self.chat_template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
+        special = self.tokenizer.special_tokens
+        return render_chat(
+            self.chat_template, messages, add_generation_prompt=add_generation_prompt, **special
         )
 
     def decode(self, ids: Int[np.ndarray, " S"] | Sequence[int], skip_special_tokens: bool = True) -> str:
         """Returns the text of token ids, spaces exactly as generated."""
-        return self.tokenizer.decode(
-            ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-        )
+        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def sample_indices(self, total_num_frames: int, fps: float) -> Int[np.ndarray, " n"]:
         """Returns the indices of the frames that the model sees of a video, by HF's rule.
@@ -286,29 +274,16 @@ def load_processor(folder: str | Path) -> Processor:
     Raises:
         UserError: if the folder or its tokenizer.json is missing, or the tokenizer has no media tokens.
     """
-    # Here, because it takes seconds and brings in torch where that is installed. Where it is not, the
-    # library would say so, and we do not need it.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
-
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a local model folder")
-    if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"{folder} has no tokenizer.json; copy the tokenizer files of the model there")
     read = media.read_image_config(folder), media.read_video_config(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the library raises many kinds for broken files
-        raise UserError(
-            f"the tokenizer files in {folder} cannot be read ({error}); copy them again"
-        ) from error
+    tokenizer = load_tokenizer(folder)
     vocabulary = tokenizer.get_vocab()
     for token in (IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END):
         if token not in vocabulary:
             raise UserError(f"the tokenizer in {folder} has no {token}; it is not that of a Qwen3-VL model")
-    template = tokenizer.chat_template or media.read_json(folder / "chat_template.json").get("chat_template")
-    return Processor(tokenizer, *read, template, folder)
+    return Processor(tokenizer, *read, tokenizer.chat_template, folder)
 
 
 def _check_frames(frames: np.ndarray, ndim: int, what: str, shape: str) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from o3jax.prompts.tokenizer import Tokenizer
 
 CLOSE = "</obj>"
 _LAST = CLOSE.index("obj") + 2  # the last character of `obj`: from its token on, the name is complete
@@ -32,7 +30,7 @@ class Named(Protocol):
     def time(self) -> float | None: ...
 
 
-def mention_positions(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[int]:
+def mention_positions(tokenizer: Tokenizer, ids: Iterable[int]) -> list[int]:
     """Returns for each `</obj>` of a response the index of the token that holds its `obj`.
 
     The closing `>` may merge with what follows, so its token differs with the context; `obj` is
@@ -81,6 +79,8 @@ def match_mentions(claims: Sequence[Named], truth: Sequence[Named]) -> list[int]
     most pairs and, among those, with the least time error in all (Hungarian method); a mention
     without a time pairs with one that has a time only if nothing better is left.
     """
+    from scipy.optimize import linear_sum_assignment  # half a second that asking a question does not need
+
     said, meant = ([" ".join(m.object.casefold().split()) for m in side] for side in (claims, truth))
     if said == meant:
         return list(range(len(said)))

@@ -1,145 +1,155 @@
-"""The tiny model's own tokenizer: a byte-level BPE in which every usual time and coordinate is one token."""
+"""The tokenizer and the chat template of a model folder, read as transformers reads them, but without it:
+importing that takes seconds and brings in torch, in every data worker too."""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+import numpy as np
+import tokenizers
+from jaxtyping import Int
 
 from o3jax.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-# Not special: they are part of the text and stay when special tokens are skipped in decoding.
-TAG_TOKENS = tuple(
-    f"<{slash}{name}>" for name in ("think", "answer", "obj", "box", "t") for slash in ("", "/")
-)
-# Every time below 30 s in tenths, and 0..1000 in tens: the numbers of the 10-step coordinate grid.
-NUMBERS = (*(f"{i // 10}.{i % 10}" for i in range(300)), *(str(i) for i in range(0, 1001, 10)))
-
-# As Qwen's, but numbers are one piece (with one decimal, or up to four digits) and so is the space
-# before them: otherwise every number would need a second token with a leading space. Chinese
-# characters are one piece each: words have no spaces, and merges over whole sentences would tie a
-# colour to the shape that follows it.
-_NUMBER_PIECE = r"[0-9]+\.[0-9]|[0-9]{1,4}"
-_WORD_PIECES = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{Han}|[^\r\n\p{L}\p{N}]?[\p{L}&&[^\p{Han}]]+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-# The visible format of Qwen3-VL's template, without tools and picture numbering.
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-    {{- '<|im_start|>' + message.role + '\\n' -}}
-    {%- if message.content is string -%}
-        {{- message.content -}}
-    {%- else -%}
-        {%- for part in message.content -%}
-            {%- if part.type == 'image' -%}
-                {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
-            {%- elif part.type == 'video' -%}
-                {{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
-            {%- else -%}
-                {{- part.text -}}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
-    {{- '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
+from o3jax.inputs.image import read_json
 
 
-def build_tokenizer(corpus: Iterable[str], folder: str | Path, vocab_size: int = 1280) -> Path:
-    """Returns the folder, with tokenizer.json, tokenizer_config.json and chat_template.jinja in it.
+class Tokenizer:
+    """Text to token ids and back; callable like a tokenizer of transformers. Made by `load_tokenizer`.
 
-    Ids: bytes first, then merges learned on the corpus without its numbers and tags, then `NUMBERS`,
-    then tags, then special tokens. The vocabulary is smaller than `vocab_size` where the corpus
-    offers no more merges.
+    Attributes:
+        backend_tokenizer: what does the work.
+        special_tokens: "eos_token", "pad_token" and the like, as far as the folder names them.
+        chat_template: Jinja; None where the folder has none.
+        padding_side: where shorter rows are filled up.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        special_tokens: dict[str, str],
+        chat_template: str | None,
+        padding_side: str,
+    ) -> None:
+        self.backend_tokenizer = backend
+        self.special_tokens = special_tokens
+        self.chat_template = chat_template
+        self.padding_side = padding_side
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        """Returns {"input_ids": the token ids of one text}."""
+        return {"input_ids": self.backend_tokenizer.encode(text).ids}
+
+    def rows(
+        self, texts: Sequence[str], padding_side: str
+    ) -> tuple[Int[np.ndarray, "B S"], Int[np.ndarray, "B S"]]:
+        """Returns the ids of several texts as int64 rows of the same length, and which of them are real."""
+        found = [encoded.ids for encoded in self.backend_tokenizer.encode_batch(list(texts))]
+        ids = np.full((len(found), max(map(len, found))), self.pad_token_id or 0, np.int64)
+        there = np.zeros_like(ids)
+        for row, real, mine in zip(ids, there, found, strict=True):
+            where = slice(len(mine)) if padding_side == "right" else slice(len(row) - len(mine), None)
+            row[where], real[where] = mine, 1
+        return ids, there
+
+    def decode(self, ids: Int[np.ndarray, " S"] | Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Returns the text of token ids, spaces exactly as they are."""
+        return self.backend_tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+    def convert_tokens_to_ids(self, token: str) -> int | None:
+        """Returns the id of a token; None if there is no such token."""
+        return self.backend_tokenizer.token_to_id(token)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Returns the id of every token, added ones included."""
+        return self.backend_tokenizer.get_vocab(with_added_tokens=True)
+
+    def __len__(self) -> int:
+        return self.backend_tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def eos_token(self) -> str | None:
+        """The token that ends a text."""
+        return self.special_tokens.get("eos_token")
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The id of the token that fills up; None if the folder names none."""
+        pad = self.special_tokens.get("pad_token")
+        return None if pad is None else self.convert_tokens_to_ids(pad)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Returns the tokenizer of a local model folder: its tokenizer.json, tokenizer_config.json and template.
 
     Raises:
-        UserError: if `vocab_size` has no room for the fixed tokens.
+        UserError: if tokenizer.json is missing or a file is damaged.
     """
-    # A single digit is a byte, and so there already.
-    fixed = sum(len(number) > 1 for number in NUMBERS) + len(TAG_TOKENS) + len(SPECIAL_TOKENS)
-    if vocab_size < 256 + fixed:
-        raise UserError(f"vocab_size {vocab_size} is too small: bytes, numbers and tags need {256 + fixed}")
-    vocabulary, merges = _learn_merges(corpus, vocab_size - fixed)
-    for number in NUMBERS:
-        vocabulary.setdefault(number, len(vocabulary))
-
-    # ignore_merges: a piece that is in the vocabulary is that token, so numbers need no merges.
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(f"{_NUMBER_PIECE}|{_WORD_PIECES}"), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in TAG_TOKENS])
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in SPECIAL_TOKENS])
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        # The class that takes tokenizer.json as it is; Qwen2Tokenizer would put its own pieces in.
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "bos_token": None,
-        "unk_token": None,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 262144,
-        "padding_side": "right",
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no tokenizer.json; copy the tokenizer files of the model there")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain exceptions
+        raise UserError(f"{path} cannot be read ({error}); copy the tokenizer files again") from error
+    backend.no_padding()
+    backend.no_truncation()
+    config = read_json(folder / "tokenizer_config.json")
+    names = read_json(folder / "special_tokens_map.json") | config
+    special = {
+        name: token["content"] if isinstance(token, dict) else token
+        for name, token in names.items()
+        if name.endswith("_token") and isinstance(token, dict | str)
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    return folder
+    known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    backend.add_special_tokens([token for token in special.values() if token not in known])
+    side = config.get("padding_side", "right")
+    return Tokenizer(backend, special, _chat_template(folder, config), side)
 
 
-def _learn_merges(corpus: Iterable[str], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Returns (vocabulary, merges) of a byte-level BPE of at most `size` tokens on the corpus's words."""
-    learner = Tokenizer(models.BPE())
-    left_out = "|".join([*map(re.escape, TAG_TOKENS + SPECIAL_TOKENS), "[0-9]+"])
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(left_out), behavior="removed"),
-            pre_tokenizers.Split(Regex(_WORD_PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+    """Returns the template; newer folders have it in a file of its own."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = config.get("chat_template") or read_json(folder / "chat_template.json").get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = {one["name"]: one["template"] for one in template}.get("default")
+    return template
+
+
+def render_chat(
+    template: str, messages: list[dict[str, Any]], *, add_generation_prompt: bool, **variables: Any
+) -> str:
+    """Returns the text of chat messages (transformers' dictionaries), as transformers renders a template.
+
+    Args:
+        variables: further names that the template may use, such as the special tokens.
+    """
+    return _compiled(template)(messages=messages, add_generation_prompt=add_generation_prompt, **variables)
+
+
+@functools.lru_cache
+def _compiled(template: str) -> Callable[..., str]:
+    # A template is somebody else's code, so it runs in the sandbox.
+    import jinja2.ext
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> NoReturn:
+        raise jinja2.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
     )
-    learner.train_from_iterator(
-        corpus,
-        trainers.BpeTrainer(
-            vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-        ),
-    )
-    model = json.loads(learner.to_str())["model"]
-    return model["vocab"], [tuple(pair) for pair in model["merges"]]
+    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(template).render
 
 
 class NumberTokens(NamedTuple):
@@ -149,7 +159,7 @@ class NumberTokens(NamedTuple):
     integers: dict[int, float]
 
 
-def number_tokens(tokenizer: PreTrainedTokenizerBase) -> NumberTokens:
+def number_tokens(tokenizer: Tokenizer) -> NumberTokens:
     """Returns the single-token numbers of any tokenizer, times and integers apart (both may be sparse).
 
     A training loss may soften its target over the neighbours of a number.

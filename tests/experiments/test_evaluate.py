@@ -28,7 +28,7 @@ from o3jax.inference.respond import DecoderEstimate, Request, Response
 from o3jax.inputs.processor import load_processor
 from o3jax.metrics.boxes import box_iou
 from o3jax.prompts import templates
-from o3jax.prompts.tokenizer import build_tokenizer
+from o3jax.prompts.tiny_tokenizer import build_tokenizer
 from tests.support.paths import ROOT
 
 # Two objects that stand still: red circle at [0.25, 0.5]^2 from 1 to 3 s, blue star at [0.5, 1]^2 from 2

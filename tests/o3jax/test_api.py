@@ -209,7 +209,7 @@ def test_what_the_text_claims_is_the_evidence(model, film, monkeypatch):
     assert answer.raw == SAID and answer.reasoning == SAID[7 : SAID.index("</think>")]
     assert answer.video["notes"] == ["1 claims lie after the end of the video and were left out"]
 
-    offsets = model.processor.tokenizer(SAID, return_offsets_mapping=True)["offset_mapping"]
+    offsets = model.processor.tokenizer.backend_tokenizer.encode(SAID).offsets
     dogs = ("<obj>two", "2.0</t>s")
     claims = (("<obj>red", "1.2</t>s"), dogs, dogs, ("<obj>nob", "3.9</t>s"))
     for item, (opening, closing) in zip(answer.evidence, claims, strict=True):

@@ -34,7 +34,7 @@ from o3jax.inputs.processor import Processor, load_processor
 from o3jax.models.config import Config, EvidenceConfig, TextConfig, VisionConfig
 from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
 from o3jax.prompts import templates
-from o3jax.prompts.tokenizer import build_tokenizer
+from o3jax.prompts.tiny_tokenizer import build_tokenizer
 from o3jax.video import probe
 
 IMAGE, VIDEO, VISION_START, VISION_END = 300, 301, 302, 303

@@ -17,7 +17,8 @@ from o3jax.errors import UserError
 from o3jax.inputs import image as media
 from o3jax.inputs.processor import load_processor
 from o3jax.prompts import templates
-from o3jax.prompts.tokenizer import NUMBERS, SPECIAL_TOKENS, TAG_TOKENS, build_tokenizer, number_tokens
+from o3jax.prompts.tiny_tokenizer import NUMBERS, SPECIAL_TOKENS, TAG_TOKENS, build_tokenizer
+from o3jax.prompts.tokenizer import number_tokens
 from tests.support.paths import ROOT, SHARED
 
 REAL_TOKENIZER = SHARED / "data" / "qwen3_vl_tokenizer"
@@ -371,7 +372,7 @@ def test_runs_without_torch_and_imports_no_heavy_library(tiny_folder):
     code = """
 import sys
 import o3jax.prompts.grammar, o3jax.inputs.image, o3jax.inputs.processor, o3jax.prompts.templates
-import o3jax.prompts.tokenizer
+import o3jax.prompts.tiny_tokenizer, o3jax.prompts.tokenizer
 assert not {"torch", "jax", "transformers"} & set(sys.modules)
 sys.modules["torch"] = None  # looks as if it were not installed
 import numpy as np
@@ -381,7 +382,7 @@ text = processor.apply_chat_template(o3jax.prompts.templates.messages("When?"))
 frames = np.zeros((4, 64, 64, 3), np.uint8)
 out = processor([text, "a"], videos=[frames], video_metadata=[{"fps": 4.0}])
 assert out["pixel_values_videos"].shape == (32, 1536) and out["input_ids"].shape[0] == 2
-assert not {"torch", "jax"} & set(sys.modules)
+assert not {"torch", "jax", "transformers"} & set(sys.modules)
 """
     command = [sys.executable, "-c", code, str(tiny_folder)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -396,9 +397,9 @@ def test_every_usual_number_is_one_token(tiny):
     tokenizer = tiny.tokenizer
     assert len(set(NUMBERS)) == 401
     for number in NUMBERS:
-        assert len(tokenizer(number).input_ids) == 1
-        assert tokenizer(f"<t>{number}</t> {number}").input_ids[1] == tokenizer(number).input_ids[0]
-        assert len(tokenizer(f" {number}").input_ids) == 2
+        assert len(tokenizer(number)["input_ids"]) == 1
+        assert tokenizer(f"<t>{number}</t> {number}")["input_ids"][1] == tokenizer(number)["input_ids"][0]
+        assert len(tokenizer(f" {number}")["input_ids"]) == 2
     times, integers = number_tokens(tokenizer)
     assert sorted(times.values()) == [i / 10 for i in range(300)]
     assert {float(i) for i in range(0, 1001, 10)} <= set(integers.values())
@@ -408,10 +409,10 @@ def test_every_usual_number_is_one_token(tiny):
 
 def test_tags_and_special_tokens_are_one_token(tiny):
     for token in (*TAG_TOKENS, *SPECIAL_TOKENS):
-        [ident] = tiny.tokenizer(token).input_ids
+        [ident] = tiny.tokenizer(token)["input_ids"]
         kept = "" if token in SPECIAL_TOKENS else token
         assert tiny.decode([ident]) == kept
-    words = tiny.tokenizer(" red 红色").tokens()
+    words = tiny.tokenizer(" red 红色")["input_ids"]
     assert len(words) == 4  # the word with its space, a space, two characters
 
 
@@ -423,7 +424,7 @@ def test_decode_gives_back_the_text(tiny_text, text):
 
 @pytest.fixture(scope="module")
 def tiny_text(tiny):
-    return lambda text: tiny.decode(tiny.tokenizer(text).input_ids, skip_special_tokens=False)
+    return lambda text: tiny.decode(tiny.tokenizer(text)["input_ids"], skip_special_tokens=False)
 
 
 def test_the_same_tokens_inside_a_model_folder(tiny, tmp_path):
@@ -433,7 +434,7 @@ def test_the_same_tokens_inside_a_model_folder(tiny, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"}))
     text = "".join(CORPUS) + " 12.3, 120 and 7777 or 1234567 <|im_start|> don't  stop\n\n é"
     want = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
-    assert load_processor(tmp_path).tokenizer(text).input_ids == want == tiny.tokenizer(text).input_ids
+    assert load_processor(tmp_path).tokenizer(text)["input_ids"] == want == tiny.tokenizer(text)["input_ids"]
 
 
 def test_tokenizer_is_reproducible_and_bounded(tiny_folder, tmp_path):
@@ -467,9 +468,12 @@ def test_chat_text_by_hand(tiny):
     )
 
 
-def test_tiny_chat_template_prints_what_the_published_one_does(tiny):
+def test_tiny_chat_template_prints_what_the_published_one_does(tiny, tiny_folder):
     if not REAL_TOKENIZER.is_dir():
         pytest.skip("the published chat template is not on this machine")
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(tiny_folder)
     published = (REAL_TOKENIZER / "chat_template.jinja").read_text()
     chat = [
         {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
@@ -480,7 +484,7 @@ def test_tiny_chat_template_prints_what_the_published_one_does(tiny):
     ]
     for messages in (chat, chat[1:], chat[:2]):
         for more in (False, True):
-            want = tiny.tokenizer.apply_chat_template(
+            want = theirs.apply_chat_template(
                 messages, chat_template=published, tokenize=False, add_generation_prompt=more
             )
             assert tiny.apply_chat_template(messages, add_generation_prompt=more) == want
