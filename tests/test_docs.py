@@ -1,0 +1,148 @@
+"""The pages name what is there: links, anchors, files, commands, config fields; and README's commands run."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from configs import common
+from tests.support.paths import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *DOCS.rglob("*.md")]
+)
+CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which tells old names, too
+FOLDERS = ("o3jax", "data_pipelines", "configs", "experiments", "tests")
+
+
+def ids(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def prose(page: Path) -> str:
+    """Returns a page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def code(page: Path) -> list[str]:
+    """Returns what a page has in backticks, and the lines of its blocks of code, continued ones as one."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.M | re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return lines + re.findall(r"`([^`\n]+)`", prose(page))
+
+
+def anchors(page: Path) -> set[str]:
+    """Returns the anchors of a page's headings, which GitHub and the site name alike."""
+    slugs = []
+    for heading in re.findall(r"^#+ (.+)$", prose(page), flags=re.M):
+        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        assert "--" not in slug, f"{ids(page)}: '{heading}' gets different anchors on GitHub and on the site"
+        slugs.append(slug)
+    assert len(slugs) == len(set(slugs)), f"{ids(page)}: two headings are the same"
+    return set(slugs)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_links_and_anchors_resolve(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith(("https://", "http://")):
+            continue
+        place, _, anchor = target.partition("#")
+        file = (page.parent / place).resolve() if place else page
+        assert file.is_file(), f"{ids(page)} links to {target}, which is not there"
+        if page.is_relative_to(DOCS):  # what the site does not hold cannot be linked there
+            assert file.is_relative_to(DOCS), f"{ids(page)} links to {target}, outside of docs"
+        if anchor:
+            assert anchor in anchors(file), f"{ids(page)} links to {target}: no such heading"
+
+
+def test_every_page_is_in_the_site():
+    listed = set(re.findall(r"[\w/\-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert listed == {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=ids)
+def test_files_that_are_named_exist(page):
+    for text in code(page):
+        for path in re.findall(rf"(?<![\w/.])(?:{'|'.join(FOLDERS)})/[\w./\-]*", text):
+            assert (ROOT / path).exists(), f"{ids(page)} names {path}, which is not there"
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=ids)
+def test_modules_and_commands_that_are_named_exist(page):
+    targets = set(re.findall(r"^([\w\-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
+    for text in code(page):
+        for module in re.findall(r"(?:python -m |^)(experiments(?:\.\w+)+)", text):
+            file = ROOT / Path(*module.split("."))
+            file = file / "__main__.py" if file.is_dir() else file.with_suffix(".py")
+            assert file.is_file(), f"{ids(page)} runs {module}, which is not there"
+            assert "__main__" in file.read_text(encoding="utf-8"), f"{ids(page)} runs {module}: no command"
+        for name in re.findall(r"^(o3jax(?:\.\w+)+)$", text):
+            assert resolves(name), f"{ids(page)} names {name}, which is not there"
+        for target in re.findall(r"^make ([a-z][\w\-]*)", text):
+            assert target in targets, f"{ids(page)} says make {target}, which is no target"
+
+
+def resolves(dotted: str) -> bool:
+    """Returns whether a dotted name is a module, or something that a module defines."""
+    parts = dotted.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[cut:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=ids)
+def test_config_fields_that_are_named_exist(page):
+    stages = common.sft(), common.gspo()
+    for text in code(page):
+        for field in re.findall(r"(?:^|--)config\.([a-z_][\w.]*)", text):
+            assert any(has(config, field.split(".")) for config in stages), (
+                f"{ids(page)} names config.{field}, which no config has"
+            )
+
+
+def has(config: object, path: list[str]) -> bool:
+    if not path:
+        return True
+    if config is None:  # `evidence`, which a config fills with an EvidenceConfig's fields
+        config = common.evidence(hidden_size=1, num_heads=1)
+    return path[0] in config and has(config[path[0]], path[1:])
+
+
+def stranger() -> list[tuple[str, str]]:
+    text = (DOCS / "notes" / "stranger.md").read_text(encoding="utf-8")
+    return re.findall(r"^\|[^|]+\| `([^`]+)` \| `([^`]+)` \|$", text, flags=re.M)
+
+
+def test_the_strangers_test_has_ten_questions():
+    assert len(stranger()) == 10
+
+
+@pytest.mark.parametrize(("file", "name"), stranger())
+def test_a_stranger_finds_the_name_in_the_file(file, name):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    if file.endswith(".html"):
+        assert f'id="{name}"' in text
+        return
+    defined = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            defined |= {target.id for target in targets if isinstance(target, ast.Name)}
+    assert name in defined
