@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from data_pipelines.synthetic import datasets
 from data_pipelines.synthetic import published as synthetic_published
 from data_pipelines.synthetic import scenes as synthetic
 from experiments.cli import shell
@@ -43,7 +44,7 @@ def make() -> None:
     if not _OUT.value:
         raise UserError("--out is missing: name the folder of the new data set")
     write = {
-        "stgr": synthetic.make_dataset,
+        "stgr": datasets.make_dataset,
         "article": synthetic_published.make_article,
         "published": synthetic_published.make_published,
     }[_FORMAT.value]

@@ -83,13 +83,13 @@ def clip_costs(clips: Sequence[Clip], rows: MakeRow, file: Path | None = None) -
     try:
         with np.load(file, allow_pickle=False) as kept:
             if str(kept["depends"]) == depends:
-                return [RowCost(*row[:4], alike=tuple(row[4:])) for row in kept["needs"].tolist()]
+                return [RowCost(*row[:4], alike=tuple(row[4:])) for row in kept["costs"].tolist()]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):  # not there yet, or half written
         pass
     cost = [rows.cost(clip) for clip in clips]
     table = [(n.tokens, n.frame_pairs, n.questions, n.dense_groups, *n.alike) for n in cost]
     if is_first_host():
-        np.savez(file, depends=np.array(depends), cost=np.array(table))
+        np.savez(file, depends=np.array(depends), costs=np.array(table))
     return cost
 
 

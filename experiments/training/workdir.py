@@ -81,12 +81,13 @@ class Workdir:
         if step is None:
             return state, start
         data = self.manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
-        changed = [name for name, fact in start.data_fingerprint.items() if data["facts"].get(name) != fact]
+        old, new = data["data_fingerprint"], start.data_fingerprint
+        changed = [name for name, value in new.items() if old.get(name) != value]
         if changed:
             raise UserError(
-                f"{self.path} was trained with {changed[0]} {data['facts'].get(changed[0])}, which now is "
-                f"{start.facts[changed[0]]}, so its order of samples cannot be continued: put that back as "
-                "it was, or give another --workdir"
+                f"{self.path} was trained with {changed[0]} {old.get(changed[0])}, which now is "
+                f"{new[changed[0]]}, so its order of samples cannot be continued: put that back as it was, "
+                "or give another --workdir"
             )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(_flat(state)))
         saved = self.manager.restore(step, args=args)["state"]

@@ -8,7 +8,8 @@ from tests.support.paths import ROOT
 
 PROGRAM = """
     import jaxtyping
-    jaxtyping.install_import_hook(["o3jax.models", "o3jax.generate", "o3jax.sft"], "beartype.beartype")
+    packages = ["o3jax.models", "o3jax.generate", "o3jax.sft", "o3jax.train"]
+    jaxtyping.install_import_hook(packages, "beartype.beartype")
 
     import jax
     import numpy as np
@@ -19,8 +20,9 @@ PROGRAM = """
     from o3jax.models.qwen3_vl import Qwen3VL
     from o3jax.models.rope import text_angles
     from o3jax.inputs.collate import collate
-    from o3jax.train.token_loss import text_loss, token_counts
-    from o3jax.train.state import init_state, learning_rate, make_optimizer, make_train_step
+    from o3jax.sft.text import text_loss, token_counts
+    from o3jax.train.optimizer import learning_rate, make_optimizer
+    from o3jax.train.state import init_state, make_train_step
 
     text = TextConfig(64, 32, 48, 2, 2, 1, 16, 1e4, (4, 2, 2))
     vision = VisionConfig(2, 32, 48, 2, 32, (0,), num_position_embeddings=16)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image
 
+from data_pipelines.formats import article as article_format
 from data_pipelines.formats import index, stgr
 from data_pipelines.formats.index import index_folder, read_index
 from data_pipelines.formats.sample import ST_TASK, TEMPORAL_TASK, VISUAL_TASK
@@ -164,7 +165,7 @@ def test_a_published_record_is_rejected_for_its_field(folder, change, field, wor
 def test_a_record_of_the_article_is_rejected_for_its_field(folder, change, field, words):
     write(folder, "annotations.json", [ARTICLE, ARTICLE | change])
     samples, (reject,) = index_folder(folder)
-    wanted = stgr.from_article(ARTICLE, "annotations-0")
+    wanted = article_format.from_article(ARTICLE, "annotations-0")
     # How long a video is, which rewards ask for, its file tells where the record does not.
     assert wanted.duration is None
     assert samples == [dataclasses.replace(wanted, duration=pytest.approx(SECONDS))]

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_pipelines.formats import article as article_format
 from data_pipelines.formats import published, stgr
 from data_pipelines.formats.fields import RecordError
 from data_pipelines.formats.index import data_root, index_folder, read_index
@@ -280,7 +281,7 @@ ARTICLE |= {"timestamps": [1], "bboxes": [[0, 0, 0.5, 1]]}
     ],
 )
 def test_spellings_of_a_timestamp(spelled, time, interval):
-    sample = stgr.from_article(ARTICLE | {"timestamps": [spelled]}, "1")
+    sample = article_format.from_article(ARTICLE | {"timestamps": [spelled]}, "1")
     assert sample.mentions == (Mention("object", time, ((0.0, 0.0, 0.5, 1.0),), interval),)
     assert sample.intervals == (() if interval is None else (interval,))
 
@@ -290,13 +291,13 @@ def test_spellings_of_a_timestamp(spelled, time, interval):
 )
 def test_other_timestamps_are_refused(spelled):
     with pytest.raises(RecordError, match="'timestamps'") as error:
-        stgr.from_article(ARTICLE | {"timestamps": [spelled]}, "1")
+        article_format.from_article(ARTICLE | {"timestamps": [spelled]}, "1")
     assert error.value.field == "timestamps"
 
 
 @pytest.mark.parametrize("answer", ["[201, 205]", "00:03:21-00:03:25", "From <t>201.0</t>s to <t>205.0</t>s"])
 def test_an_answer_that_is_an_interval_makes_a_temporal_question(answer):
-    sample = stgr.from_article(ARTICLE | {"answer": answer}, "1")
+    sample = article_format.from_article(ARTICLE | {"answer": answer}, "1")
     assert (sample.task, sample.intervals) == (TEMPORAL_TASK, ((201.0, 205.0),))
     assert sample.answer == "From <t>201.0</t>s to <t>205.0</t>s"
 
@@ -306,16 +307,18 @@ def test_an_answer_that_is_an_interval_makes_a_temporal_question(answer):
 def test_stretches_come_back(answer, listed):
     record = ARTICLE | listed | {"answer": answer, "timestamps": [[2, 4], 7.0], "bboxes": [None, None]}
     claimed = {name: record[name] for name in ("answer", "timestamps", "bboxes", *listed)}
-    sample = stgr.from_article(record | {"candidates": [claimed | {"preference": 1}]}, "1")
+    sample = article_format.from_article(record | {"candidates": [claimed | {"preference": 1}]}, "1")
     assert [(m.time, m.interval) for m in sample.mentions] == [(3.0, (2.0, 4.0)), (7.0, None)]
     assert sample.candidates[0].mentions == sample.mentions
-    assert stgr.from_article(json.loads(json.dumps(stgr.to_article(sample))), "1") == sample
+    assert (
+        article_format.from_article(json.loads(json.dumps(article_format.to_article(sample))), "1") == sample
+    )
     assert stgr.from_stgr(json.loads(json.dumps(stgr.to_stgr(sample)))) == sample
 
 
 @pytest.mark.parametrize("wrong", [[4, 2], [2], "2-4", [True, 4]])
 def test_a_mention_s_interval_is_checked(wrong):
-    record = stgr.to_stgr(stgr.from_article(ARTICLE | {"timestamps": [[2, 4]]}, "1"))
+    record = stgr.to_stgr(article_format.from_article(ARTICLE | {"timestamps": [[2, 4]]}, "1"))
     record["mentions"][0]["interval"] = wrong
     with pytest.raises(RecordError) as error:
         stgr.from_stgr(record)
@@ -324,10 +327,10 @@ def test_a_mention_s_interval_is_checked(wrong):
 
 def test_boxes_are_pixels_where_the_record_has_their_picture_size():
     record = ARTICLE | {"image_size": [200, 100], "bboxes": [[20, 30, 100, 100]]}
-    assert stgr.from_article(record, "1").mentions[0].boxes == ((0.1, 0.3, 0.5, 1.0),)
+    assert article_format.from_article(record, "1").mentions[0].boxes == ((0.1, 0.3, 0.5, 1.0),)
     for box, said in (([0.1, 0.3, 0.5, 1], "multiply by 200 and 100"), ([20, 30, 100, 101], "outside")):
         with pytest.raises(RecordError, match=said):
-            stgr.from_article(record | {"bboxes": [box]}, "1")
+            article_format.from_article(record | {"bboxes": [box]}, "1")
 
 
 def candidate(answer: str, preference: float, **more) -> dict:
@@ -337,14 +340,16 @@ def candidate(answer: str, preference: float, **more) -> dict:
 def test_candidates_and_their_preference():
     record = {"video_path": "a.mp4", "question": "Where?"}
     record["candidates"] = [candidate("left", 0), candidate("right", 1, timestamps=["0:03"], reasoning="so")]
-    sample = stgr.from_article(record, "1")
+    sample = article_format.from_article(record, "1")
     right = Candidate("right", 1.0, "so", (Mention("object", 3.0),))
     assert sample.candidates == (Candidate("left", 0.0, "", (Mention("object", 2.0),)), right)
     assert (sample.answer, sample.mentions, sample.reasoning) == ("right", right.mentions, "so")
-    assert stgr.from_article(json.loads(json.dumps(stgr.to_article(sample))), "1") == sample
+    assert (
+        article_format.from_article(json.loads(json.dumps(article_format.to_article(sample))), "1") == sample
+    )
     for change in ({"preference": None}, {"preference": "best"}, {"preference": float("nan")}, {"time": 3}):
         with pytest.raises(RecordError, match="field 'candidates'") as error:
-            stgr.from_article(record | {"candidates": [candidate("left", 0) | change]}, "1")
+            article_format.from_article(record | {"candidates": [candidate("left", 0) | change]}, "1")
         assert error.value.field == "candidates"
 
 

@@ -189,7 +189,7 @@ need = st.builds(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(need, min_size=1, max_size=300))
 def test_every_clip_is_in_one_row_that_has_room(cost):
-    capacity = RowCapacity(tokens=60, groups=10, questions=4, dense_groups=40, clips=3)
+    capacity = RowCapacity(tokens=60, frame_pairs=10, questions=4, dense_groups=40, clips=3)
     rows = first_fit(cost, capacity)
     assert sorted(n for row in rows for n in row) == list(range(len(cost)))
     for row in rows:
@@ -241,7 +241,7 @@ ROWS = plan_rows(NEEDS, ["a"] * 23, RowCapacity(12, 9, None, None, 3), seed=1, m
 
 def stream(**options) -> Pipeline:
     rows = PlannedRows(range(23), ROWS)
-    options = {"batch_size": 4, "seed": 3, "facts": {"data": "abc"}} | options
+    options = {"batch_size": 4, "seed": 3, "data_fingerprint": {"data": "abc"}} | options
     return Pipeline(rows, [Named(), Drawn()], **options)
 
 
@@ -351,7 +351,7 @@ def test_other_data_are_refused(tmp_path):
 
 
 def test_too_many_failures_stop_the_run_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.training.failed_samples.Ledger.LEAST", 1)
+    monkeypatch.setattr("experiments.training.failed_samples.FailedSamples.LEAST", 1)
     workdir, seen = tmp_path / "run", []
     with pytest.raises(UserError, match=r"1 of \d+ clips could not be read.*max_failed_share=0.01; step \d"):
         trained(workdir, config(max_failed_share=0.01), stream(), seen)

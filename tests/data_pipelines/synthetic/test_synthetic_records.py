@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines.formats import stgr
+from data_pipelines.formats import article as article_format
+from data_pipelines.formats import fields, stgr
 from data_pipelines.formats.sample import ST_TASK, TASKS, VISUAL_TASK, Mention, Sample
 from data_pipelines.synthetic.datasets import make_dataset
 from data_pipelines.synthetic.scenes import make_scene
@@ -63,9 +64,9 @@ def test_synthetic_samples_need_no_field_beside_the_published_ones_for_their_evi
                 for frame in record["key_frames"]:
                     assert frame["idx"] == math.floor(frame["time"] * 25 + 0.5)
                     assert record["key_items"][str(frame["idx"])]
-                article = stgr.to_article(sample)
-                back = stgr.from_article(json.loads(json.dumps(article)), sample.id)
-                assert stgr.to_article(back) == article
+                article = article_format.to_article(sample)
+                back = article_format.from_article(json.loads(json.dumps(article)), sample.id)
+                assert article_format.to_article(back) == article
                 for field in ("id", "question", "answer", "video_path", "reasoning", "mentions", "language"):
                     assert getattr(back, field) == getattr(sample, field)
                 if sample.kind in ("interval", "appears", "where", "attribute", "first"):
@@ -130,7 +131,7 @@ def test_a_published_record_without_our_fields_is_read():
 )
 def test_a_wrong_field_is_named(change, words, tmp_path):
     path = tmp_path / "stgr.json"
-    stgr.save_records(path, [published(), published() | change])
+    fields.save_records(path, [published(), published() | change])
     with pytest.raises(UserError, match=f"stgr.json record 1.*{words}"):
         stgr.load_stgr(path)
 
@@ -151,13 +152,13 @@ def test_a_wrong_field_of_the_article_is_named(change, words, tmp_path):
     record = {"video_path": "a.mp4", "question": "Where?", "answer": "There."}
     record |= {"timestamps": [1], "bboxes": [[0, 0, 0.5, 1]]}
     path = tmp_path / "annotations.json"
-    stgr.save_records(path, [record])
-    (sample,) = stgr.load_article(path)
+    fields.save_records(path, [record])
+    (sample,) = article_format.load_article(path)
     assert (sample.id, sample.task, sample.source) == ("annotations-0", ST_TASK, "article")
     assert sample.mentions == (Mention("object", 1.0, ((0.0, 0.0, 0.5, 1.0),)),)
-    stgr.save_records(path, [record, record | change])
+    fields.save_records(path, [record, record | change])
     with pytest.raises(UserError, match=f"annotations.json record 1.*{words}"):
-        stgr.load_article(path)
+        article_format.load_article(path)
 
 
 def test_an_unreadable_annotation_file_is_named(tmp_path):
@@ -180,7 +181,7 @@ def test_a_data_set_can_be_interrupted_and_made_again(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
     whole = contents(out)
     assert len(samples) == 6 and stgr.load_stgr(out / "stgr.json") == samples
-    article = stgr.load_article(out / "annotations.json")
+    article = article_format.load_article(out / "annotations.json")
     assert [(s.question, s.answer, s.mentions) for s in article] == [
         (s.question, s.answer, s.mentions) for s in samples
     ]

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from data_pipelines.formats import article as article_format
 from data_pipelines.formats import stgr
 from data_pipelines.formats import tfds as tfds_builders
 from data_pipelines.formats.sample import ST_TASK, TEMPORAL_TASK, Candidate, KeyFrame, Mention, Sample
@@ -62,7 +63,7 @@ def test_a_reward_reads_the_record_and_its_evidence():
 @pytest.mark.parametrize("stretch", [[200, 260], "00:03:20-00:04:20"])
 def test_a_claim_anywhere_in_a_stretch_is_in_time(stretch):
     record = {"video_path": "a.mp4", "question": "Where?", "answer": "There.", "bboxes": [None]}
-    told = stgr.from_article(record | {"timestamps": [stretch]}, "1")
+    told = article_format.from_article(record | {"timestamps": [stretch]}, "1")
     own = stgr.from_stgr(json.loads(json.dumps(stgr.to_stgr(told))))
     features = {name: text.encode() for name, text in tfds_builders.encode(told).items()}
     for sample in (told, own, tfds_builders.decode(features)):

@@ -59,15 +59,15 @@ AFTER_STEP = """
 import os, signal
 from experiments import sft
 from experiments.cli import shell
-from experiments.training import loop as train_loop
+from experiments.training import metrics_log
 
-def write(self, step, window, original=train_loop.MetricsLog.write):
+def write(self, step, window, original=metrics_log.MetricsLog.write):
     values = original(self, step, window)
     if step == {step}:
         os.kill(os.getpid(), signal.{signal})
     return values
 
-train_loop.MetricsLog.write = write
+metrics_log.MetricsLog.write = write
 shell.run(sft.main)
 """
 # ... or when a checkpoint is written, but does not have its final name yet.

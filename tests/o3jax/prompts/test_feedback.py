@@ -117,7 +117,7 @@ def test_an_answer_is_written_from_the_proposals(video_model, monkeypatch, feedb
     model.backbone = with_evidence(model.backbone, evidence, jax.random.key(1))
     read = []
 
-    def say(backbone, batch, *, seen, **options):
+    def say(backbone, batch, *, visuals, **options):
         for ids, real in zip(batch["input_ids"], batch["segment_ids"], strict=True):
             read.append(model.processor.decode(ids[real > 0], skip_special_tokens=False))
         width = model.config.text.hidden_size
