@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
 from o3jax.errors import UserError
 from o3jax.generate.sampler import greedy
@@ -23,7 +23,7 @@ from o3jax.hf.fields import read_object
 from o3jax.hf.o3_config import Settings, read_settings
 from o3jax.hf.weights import load_weights
 from o3jax.inference.respond import Request, Response, pad_inputs, respond
-from o3jax.inputs.dense import read_dense
+from o3jax.inputs.dense import dense_wanted
 from o3jax.inputs.processor import Processor, load_processor
 from o3jax.models.config import Config
 from o3jax.models.qwen3_vl import Batch, Qwen3VL
@@ -31,11 +31,12 @@ from o3jax.models.text import for_decoding, for_training
 from o3jax.prompts import coords, grammar, templates
 from o3jax.prompts.mentions import claim_numbers
 from o3jax.report.answer import Answer, Box, Evidence, Located, plain_text, question_language
-from o3jax.video import Clip, probe, read_video
+from o3jax.video import Clip, OpenVideo, Wanted
 
 __all__ = ["Answer", "Evidence", "Model", "export_hf", "load", "load_processor"]
 
 ASSETS = Path(__file__).parent / "assets"
+_KEEP_BYTES = 128 * 2**20  # decoded frames of a video that boxes may be read from
 _INPUT_KEYS = {
     "input_ids",
     "attention_mask",
@@ -183,15 +184,25 @@ class Model:
         prompt = self.processor.apply_chat_template(
             templates.messages(question, self.settings.prompt_style, task)
         )
-        clip, metadata = self._watch(video, self.settings.fps if fps is None else fps)
-        request = Request(question, prompt, clip.frames, metadata)
-        if self.config.evidence is not None:
-            dense = read_dense(video, self.config.evidence, self.processor.video_config.factor)
+        rate = self.settings.fps if fps is None else fps
+        evidence, factor = self.config.evidence, self.processor.video_config.factor
+        pointed = evidence is not None and evidence.box_frames == "pointed"
+        with OpenVideo(video, "auto", keep_bytes=_KEEP_BYTES if pointed else 0) as file:
+            info = file.info()
+            # Of all frames at the rate, HF's sample.
+            indices = self.processor.sample_indices(max(1, int(info.duration_s * rate + 1e-6)), rate)
+            wanted = [Wanted(times_s=indices / rate)]
+            if evidence is not None:
+                wanted.append(dense_wanted(info, evidence, factor))
+            clip, *dense = file.read(*wanted)
+        shown = np.floor(clip.times_s * rate + 0.5).astype(int)
+        if len(shown) == 1:  # one frame is a still: shown for the length of a pair
+            clip = dataclasses.replace(clip, frames=np.repeat(clip.frames, 2, axis=0))
+            shown = np.repeat(shown, 2)
+        request = Request(question, prompt, clip.frames, {"fps": rate, "frames_indices": shown})
+        for stream in dense:
             request = dataclasses.replace(
-                request,
-                dense_frames=dense.frames,
-                dense_times=dense.times_s,
-                frames_at=functools.partial(_frames_at, video),
+                request, dense_frames=stream.frames, dense_times=stream.times_s, frames_at=file.frames_at
             )
         return request, clip
 
@@ -217,18 +228,6 @@ class Model:
             what = f"unknown input '{unknown[0]}'" if unknown else "input_ids is missing"
             raise UserError(f"{what}: pass what the processor returns ({', '.join(sorted(_INPUT_KEYS))})")
         return pad_inputs(inputs, self.backbone)
-
-    def _watch(self, video: str | os.PathLike[str], fps: float) -> tuple[Clip, dict[str, Any]]:
-        """Returns the frames that the language stream reads: of all frames at `fps`, HF's sample."""
-        info = probe(video)
-        total = max(1, int(info.duration_s * fps + 1e-6))
-        indices = self.processor.sample_indices(total, fps)
-        clip = read_video(video, times_s=indices / fps, threads="auto")
-        shown = np.floor(clip.times_s * fps + 0.5).astype(int)
-        if len(shown) == 1:  # one frame is a still: shown for the length of a pair
-            frames = np.repeat(clip.frames, 2, axis=0)
-            return dataclasses.replace(clip, frames=frames), {"fps": fps, "frames_indices": [shown[0]] * 2}
-        return clip, {"fps": fps, "frames_indices": shown}
 
     def _evidence(
         self, parsed: grammar.Parsed, response: Response, clip: Clip, fps: float
@@ -270,13 +269,6 @@ class Model:
                 ]
         notes = [f"{outside} claims lie after the end of the video and were left out"] if outside else []
         return tuple(found), notes
-
-
-def _frames_at(
-    video: str | os.PathLike[str], times_s: Float[np.ndarray, " n"]
-) -> tuple[UInt8[np.ndarray, "n H W 3"], Float[np.ndarray, " n"]]:
-    clip = read_video(video, times_s=times_s, threads="auto")
-    return clip.frames, clip.times_s
 
 
 def _located(time_s: float, box: Box | None, clip: Clip, fps: float) -> Located:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from o3jax.errors import UserError
 from o3jax.inputs.collate import frame_layout
 from o3jax.inputs.image import VideoConfig, patchify, resize_video
 from o3jax.models.config import EvidenceConfig, VisionConfig
-from o3jax.video import Clip, probe, read_video
+from o3jax.video import VideoInfo, Wanted
 
 # Seconds -> the frames that a video shows nearest to them, and the frames' own seconds.
 FramesAt = Callable[[Float[np.ndarray, " n"]], tuple[UInt8[np.ndarray, "n H W 3"], Float[np.ndarray, " n"]]]
@@ -59,15 +58,9 @@ def cell_centres(rows: int, columns: int) -> Float[np.ndarray, "cells 2"]:
     return np.stack([x.ravel(), y.ravel()], -1).astype(np.float32)
 
 
-def read_dense(path: str | os.PathLike[str], c: EvidenceConfig, factor: int) -> Clip:
-    """Returns the frames of a file's dense stream, decoded at their small size."""
-    info = probe(path)
-    return read_video(
-        path,
-        dense_rate(info.fps or c.dense_fps, c),
-        size=dense_size(info.height, info.width, c, factor),
-        threads="auto",
-    )
+def dense_wanted(info: VideoInfo, c: EvidenceConfig, factor: int) -> Wanted:
+    """Returns which frames of a video are its dense stream: all, or as many as the window holds, small."""
+    return Wanted(dense_rate(info.fps or c.dense_fps, c), size=dense_size(info.height, info.width, c, factor))
 
 
 def dense_stream(

@@ -19,6 +19,7 @@ import o3jax
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.hf.export import export_weights
 from o3jax.inference.respond import Response
+from o3jax.video.decoder import VideoFile
 from tests.support.commands import run_command
 from tests.support.paths import ROOT
 from tests.support.videos import silence, write_video
@@ -111,6 +112,18 @@ def test_everything_that_was_asked_for_is_written(ask, speaking):
     with av.open(str(ask.folder / "a.mp4")) as video:
         assert video.streams.video[0].frames == 150
     assert "<html" in (ask.folder / "a.html").read_text()
+
+
+def test_the_video_is_opened_once_and_no_frame_is_decoded_twice(clip, capfd, monkeypatch):
+    """By the embedded model, which reads boxes from the frames that it points at."""
+    opened, decoders = [], []
+    restart, av_open = VideoFile._restart, av.open
+    monkeypatch.setattr(av, "open", lambda path, **options: opened.append(path) or av_open(path, **options))
+    monkeypatch.setattr(VideoFile, "_restart", lambda self: decoders.append(self) or restart(self))
+    question = "When does the red circle appear?"
+    done = run_command(capfd, "answer", f"--video_path={clip}", f"--question={question}")
+    assert done.code == 0 and "box (" in done.out
+    assert opened == [str(clip)] and [file.decoded for file in decoders] == [150]
 
 
 def test_frame_numbers_follow_the_rate(ask, speaking):

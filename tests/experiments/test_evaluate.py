@@ -346,7 +346,7 @@ class Oracle:
     """A stand-in for a model: it finds the question in the prompt and prints the truth, with an estimate."""
 
     settings, config = SimpleNamespace(prompt_style="plain", fps=25.0), SimpleNamespace(evidence=None)
-    request, _watch = Model.request, Model._watch
+    request = Model.request
 
     def __init__(self, folder: Path, count: int, level: int = 1):
         self.samples = [q.sample for q in unseen(count, level)]

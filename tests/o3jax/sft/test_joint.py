@@ -21,7 +21,7 @@ from data_pipelines.rows.supervised import MakeRow, RowShape
 from data_pipelines.synthetic.datasets import write_video
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
-from o3jax.inputs.dense import dense_rate, dense_size, dense_stream, read_dense
+from o3jax.inputs.dense import dense_rate, dense_size, dense_stream, dense_wanted
 from o3jax.inputs.processor import load_processor
 from o3jax.models import qwen3_vl
 from o3jax.models.config import EvidenceConfig
@@ -31,6 +31,7 @@ from o3jax.sft.evidence import EvidenceWeights, mention_counts, mention_loss
 from o3jax.sft.joint import joint_counts, joint_loss, targets_of
 from o3jax.train.state import init_state, make_train_step
 from o3jax.train.token_loss import IGNORE
+from o3jax.video import OpenVideo
 from tests.support.tiny import EVIDENCE, FUSED
 
 ROW = RowShape(384, 3, 16)
@@ -349,5 +350,6 @@ def test_forty_mentions(setting, clip):
 
 def test_dense_reader_follows_the_file(tmp_path, clip):
     write_video(clip.video, tmp_path / "v.mp4")
-    dense = read_dense(tmp_path / "v.mp4", EVIDENCE, 32)
+    with OpenVideo(tmp_path / "v.mp4") as video:
+        (dense,) = video.read(dense_wanted(video.info(), EVIDENCE, 32))
     assert dense.frames.shape == (150, 64, 64, 3) and dense.size == (128, 128)
