@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from configs import common
+from data_pipelines.synthetic.datasets import write_video
+from data_pipelines.synthetic.scenes import make_scene, scene_seed
+from tests.support.commands import run_command
 from tests.support.paths import ROOT
 
 DOCS = ROOT / "docs"
@@ -146,3 +150,79 @@ def test_a_stranger_finds_the_name_in_the_file(file, name):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             defined |= {target.id for target in targets if isinstance(target, ast.Name)}
     assert name in defined
+
+
+# What executes the commands of README: a test, `make demo`, or nothing, because it needs the network.
+EXECUTED = {
+    "make demo": "make demo",
+    "source .venv/bin/activate": "make demo",
+    "o3jax ask demo/ask/clip.mp4": "tests/test_package.py::test_the_wheel_asks_and_trains",
+    "pip install -U huggingface_hub": "network",
+    "hf download": "network",
+    "o3jax ask clip.mp4": "tests/experiments/test_answer_command.py::"
+    "test_the_command_answers_in_a_process_of_its_own",
+    "o3jax data check": "tests/test_docs.py::test_readme_makes_and_checks_data",
+    "o3jax data make": "tests/test_docs.py::test_readme_makes_and_checks_data",
+    "o3jax sft --config=configs/sft_article.py": "tests/configs/test_configs.py::"
+    "test_the_article_s_recipe_runs",
+    "o3jax sft --config=configs/sft_tiny.py": "make demo",
+    "o3jax gspo --config=configs/gspo_tiny.py": "tests/test_package.py::test_the_wheel_asks_and_trains",
+    "o3jax evaluate": "tests/experiments/test_evaluate.py::test_the_command_prints_tables_and_writes_json",
+    "o3jax convert": "tests/test_docs.py::test_readme_converts",
+}
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    """Returns README's commands, continued lines as one."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, flags=re.M | re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [" ".join(re.sub(r"\s+#.*", "", line).split()) for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_of_readme_is_executed(line):
+    by = [how for start, how in EXECUTED.items() if line.startswith(start)]
+    assert len(by) == 1, f"README runs '{line}': say in EXECUTED what executes it"
+    file, _, name = by[0].partition("::")
+    assert not name or f"def {name}(" in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_nothing_is_executed_that_readme_does_not_say():
+    assert all(any(line.startswith(start) for line in commands()) for start in EXECUTED)
+
+
+def arguments(start: str, **changed: str) -> list[str]:
+    """Returns what README writes behind a command, with other values of some flags."""
+    words = next(line for line in commands() if line.startswith(start))[len("o3jax ") :].split()
+    for flag, value in changed.items():
+        words[words.index(f"--{flag}") + 1] = value
+    return words
+
+
+def test_readme_makes_and_checks_data(tmp_path, capfd):
+    folder = str(tmp_path / "level1")
+    made = run_command(capfd, *arguments("o3jax data make", out=folder, count="3"))
+    assert made.code == 0 and "3 clips, 6 questions" in made.out, made.err
+    words = arguments("o3jax data check")
+    words[words.index("DIR")] = folder
+    checked = run_command(capfd, *words)
+    assert checked.code == 0 and "6" in checked.out, checked.err
+
+
+def test_readme_converts(tmp_path, capfd):
+    target = tmp_path / "out"
+    words = arguments("o3jax convert", source="o3-tiny", target=str(target))
+    assert run_command(capfd, *words).code == 0
+    shipped = ROOT / "o3jax" / "assets" / "o3-tiny"
+    for name in ("model.safetensors", "o3_evidence.safetensors"):
+        assert (target / name).read_bytes() == (shipped / name).read_bytes()
+
+
+def test_readme_asks_from_python(tmp_path, monkeypatch):
+    write_video(make_scene(scene_seed("test", 44)), tmp_path / "clip.mp4")  # the clip of `make demo`
+    monkeypatch.chdir(tmp_path)
+    block = re.search(r"^```python\n(.*?)^```", README, flags=re.M | re.S).group(1)
+    names = {}
+    exec(block, names)
+    assert names["answer"].confidence > 0 and json.loads(names["answer"].to_json())
