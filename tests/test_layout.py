@@ -57,8 +57,9 @@ def inside(name: str, *packages: str) -> bool:
 
 
 # Each package: the project's modules that it may import beside its own. LEAVES everyone may import.
-LEAVES = ("o3jax.errors", "o3jax.files")
+LEAVES = ("o3jax.choices", "o3jax.errors", "o3jax.files")
 ALLOWED = {
+    "o3jax.choices": (),
     "o3jax.errors": (),
     "o3jax.files": (),
     "o3jax.sharding": (),
@@ -80,7 +81,7 @@ ALLOWED = {
     "data_pipelines": (
         *("o3jax.video", "o3jax.inputs", "o3jax.prompts", "o3jax.models.config", "o3jax.models.batch"),
     ),
-    "configs": ("data_pipelines.rows.frames", "o3jax.models.config"),
+    "configs": ("data_pipelines.rows.frames", "o3jax.models.config", "o3jax.prompts.feedback"),
     "experiments": ("o3jax", "data_pipelines", "configs"),
 }
 LIGHT = (
@@ -91,6 +92,7 @@ LIGHT = (
     "o3jax.rewards",
     "o3jax.verify",
     "o3jax.report",
+    "o3jax.choices",
     "o3jax.errors",
     "o3jax.files",
     "o3jax.models.batch",

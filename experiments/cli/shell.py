@@ -12,6 +12,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from configs.checks import RENAMED
 from o3jax.errors import UserError
 
 
@@ -59,8 +60,12 @@ def define_config(default: str) -> flags.FlagHolder[ConfigDict]:
 
 
 def _fail_for_field(error: AttributeError) -> NoReturn:
-    name = re.search(r"\w+", str(error))  # the library puts it in quotes, and a guess behind it
-    _fail(f"the config has no field '{name.group() if name else error}': check the name after --config.")
+    found = re.search(r"\w+", str(error))  # the library puts it in quotes, and a guess behind it
+    name = found.group() if found else str(error)
+    for old, new in RENAMED.items():
+        if name == old.rpartition(".")[2]:
+            _fail(f"config.{old} is now called {new}: write config.{new}")
+    _fail(f"the config has no field '{name}': check the name after --config.")
 
 
 def _fail(sentence: str) -> NoReturn:

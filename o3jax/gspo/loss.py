@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-RATIOS = ("sequence", "sequence_token", "token", "one")
-SCALES = ("group", "none")
+from o3jax.choices import RATIOS
+
 # Of a log-ratio, where it is exponentiated: far outside of any clip, and far from overflow.
 _LARGEST = 20.0
 _LARGEST_KL = 10.0  # the same for the KL estimate, as published

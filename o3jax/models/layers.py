@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-REMAT = ("none", "full", "names")
+from o3jax.choices import REMAT
 
 
 class Initializer:

@@ -13,9 +13,8 @@ from flax import nnx
 from jaxtyping import Array
 from optax.contrib import MuonDimensionNumbers
 
+from o3jax.choices import OPTIMIZERS, SCHEDULES
 from o3jax.errors import UserError
-
-SCHEDULES = ("constant", "linear", "cosine")
 
 
 def learning_rate(
@@ -39,9 +38,6 @@ def learning_rate(
     return optax.join_schedules(
         [optax.linear_schedule(0.0, peak, warmup_steps), decays[kind]], [warmup_steps]
     )
-
-
-OPTIMIZERS = ("adamw", "muon")
 
 
 _MUON_RMS = (

@@ -1,0 +1,231 @@
+"""What the fields of the training configs may be, said before anything is loaded.
+
+A mistake is a UserError of one sentence that names the field and what to write. `check_sft` and `check_gspo`
+are what these commands call; the others come to the rest when they know the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_pipelines.rows.frames import FramesConfig
+from o3jax.choices import COMPUTE_DTYPES, OPTIMIZERS, RATIOS, REMAT, SCALES, SCHEDULES
+from o3jax.errors import UserError
+from o3jax.models.config import BOX_FRAMES, EvidenceConfig
+from o3jax.prompts.feedback import FEEDBACK
+
+# Fields of earlier revisions, in files that people may have, and what they are called now.
+RENAMED = {
+    "rates": "lr_multipliers",
+    "row_groups": "row_frame_pairs",
+    "evidence_shape.groups": "evidence_shape.frame_pairs",
+}
+_RENAMED_VALUES = {("reward_evidence", "head"): "decoder"}
+
+# What numbers may be, and the fields of any config that must be so; "loss.*" is all of that group.
+NUMBERS: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    (
+        "at least 1",
+        lambda value: value >= 1,
+        (
+            *("log_every", "save_every", "per_device_train_batch_size", "gradient_accumulation_steps"),
+            *("row_length", "row_frame_pairs", "row_patches", "clips_per_row", "questions_per_row"),
+            *("mesh.*", "evidence_shape.*", "video.min_*", "video.max_*", "groups_per_row", "reward_workers"),
+            *("prompts_per_iteration", "minibatches_per_rollout", "max_completion_length", "box_step"),
+            *("train_batch_size", "pairs_per_clip", "level"),
+        ),
+    ),
+    (
+        "0 or more",
+        lambda value: 0 <= value < math.inf,
+        (
+            *("seed", "num_workers", "max_steps", "num_train_epochs", "stop_at_step", "warmup_steps"),
+            *("learning_rate", "lr_multipliers.*", "weight_decay", "loss.*", "lora.rank", "soften_times"),
+            *("soften_coordinates", "rollout_slots", "eval_every", "clip_low", "clip_high", "kl_coef"),
+            "advantages.eps",
+        ),
+    ),
+    (
+        "more than 0",
+        lambda value: value > 0,
+        ("max_grad_norm", "lora.alpha", "video.fps", "video_fps", "reward_time_limit_s"),
+    ),
+    ("0 or more, but less than 1", lambda value: 0 <= value < 1, ("adam_b2",)),
+    (
+        "a share from 0 to 1",
+        lambda value: 0 <= value <= 1,
+        (
+            *("max_rejected_share", "max_failed_share", "max_failed_rewards"),
+            *("loss.evidence_weight", "loss.candidate_low"),
+        ),
+    ),
+)
+_CHOICES = {
+    "remat": REMAT,
+    "compute_dtype": COMPUTE_DTYPES,
+    "feedback": (None, *FEEDBACK),
+    "box_frames": (None, *BOX_FRAMES),
+    "lr_scheduler_type": SCHEDULES,
+    "optimizer": OPTIMIZERS,
+    "ratio": RATIOS,
+    "reward_evidence": ("text", "decoder", "both"),
+    "advantages.scale_rewards": SCALES,
+}
+
+
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the fields that have a value, each with its name as the command line knows it."""
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from leaves(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name, value
+
+
+def renamed(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Returns a field or value of an earlier revision, as it is written, and what it is called now."""
+    for name, value in leaves(config):
+        for old, new in RENAMED.items():
+            if name == old or name.startswith(f"{old}."):
+                return old, new
+        if isinstance(value, str) and (name, value) in _RENAMED_VALUES:
+            return f"{name}='{value}'", f"{name}='{_RENAMED_VALUES[name, value]}'"
+    return None
+
+
+def check_fields(config: ConfigDict) -> None:
+    """Raises a UserError for a field's old name, a choice that is none, or a number that no run can mean."""
+    if found := renamed(config):
+        raise UserError(f"config.{found[0]} is now called {found[1]}: write config.{found[1]}")
+    for name, value in leaves(config):
+        if name in _CHOICES and value not in _CHOICES[name]:
+            known = ", ".join(filter(None, _CHOICES[name]))
+            raise UserError(f"config.{name} is '{value}'; choose one of {known}")
+        for what, is_right, fields in NUMBERS:
+            if any(fnmatchcase(name, field) for field in fields) and not is_right(value):
+                raise UserError(f"config.{name} is {value:g}; write {what}")
+
+
+def check_sft(config: ConfigDict) -> None:
+    """Raises a UserError for a config that `experiments.sft` cannot follow."""
+    _check_stage(config, "data_path")
+    if config.evidence is None:
+        for name in ("feedback", "box_frames"):
+            if config[name] not in (None, "none", "stream"):  # these are what a text does without modules
+                raise UserError(
+                    f"config.{name} is '{config[name]}', but config.evidence is None, which trains the text "
+                    f"alone: describe the modules in config.evidence, or leave out config.{name}"
+                )
+    if config.feature_cache and config.lr_multipliers.vision:
+        raise UserError(
+            "config.feature_cache keeps what a frozen tower makes, but this one is trained: set "
+            "config.lr_multipliers.vision=0, or leave config.feature_cache empty"
+        )
+    if config.feature_cache and generated(config.data_path):
+        raise UserError(
+            f"config.feature_cache keeps the clips of a data set, but those of {config.data_path} never come "
+            "twice: leave config.feature_cache empty"
+        )
+
+
+def check_gspo(config: ConfigDict) -> None:
+    """Raises a UserError for a config that `experiments.gspo` cannot follow."""
+    _check_stage(config, "rl_data_path")
+    kind = generated(config.rl_data_path)
+    if kind == "captions":
+        raise UserError(
+            f"config.rl_data_path is '{config.rl_data_path}', which asks nothing: write synthetic:1, :2 or "
+            ":3, or a dataset folder"
+        )
+    if config.group_size < 2:
+        raise UserError(
+            f"config.group_size is {config.group_size}; write at least 2: advantages compare the "
+            "completions of a group"
+        )
+    if config.sampling.temperature == 0:
+        raise UserError(
+            "config.sampling.temperature is 0, at which the completions of a group are all the same: write a "
+            "positive number"
+        )
+    if config.eval_every and kind != "synthetic":
+        raise UserError("config.eval_every is for synthetic clips: set it to 0, and use experiments.evaluate")
+    if config.eval_every and config.eval_prompts < 1:
+        raise UserError(f"config.eval_prompts is {config.eval_prompts}; write at least 1, or eval_every=0")
+    if config.eval_samples < 0:
+        raise UserError(f"config.eval_samples is {config.eval_samples}; write how many, 0 for greedy alone")
+    if config.prompts_per_iteration % config.minibatches_per_rollout:
+        raise UserError(
+            f"config.prompts_per_iteration is {config.prompts_per_iteration}, which "
+            f"{config.minibatches_per_rollout} minibatches cannot share: make it a multiple"
+        )
+    if config.max_steps % config.minibatches_per_rollout:
+        raise UserError(
+            f"config.max_steps is {config.max_steps} optimizer steps, {config.minibatches_per_rollout} to an "
+            "iteration: make it a multiple"
+        )
+
+
+def _check_stage(config: ConfigDict, data: str) -> None:
+    """Checks what both stages have; `data` is the field that names the data."""
+    check_fields(config)
+    FramesConfig(**config.frames)
+    kind, _, level = config[data].partition(":")
+    if generated(config[data]) and not level.isdigit():
+        raise UserError(f"config.{data} is '{config[data]}'; write {kind}:1, :2 or :3")
+    steps, epochs = config.max_steps, config.num_train_epochs
+    if (steps > 0) == (epochs > 0):
+        raise UserError(
+            f"config.max_steps is {steps} and config.num_train_epochs is {epochs:g}: "
+            "set exactly one of them, and the other to 0"
+        )
+    if epochs > 0 and generated(config[data]):
+        raise UserError(
+            f"config.num_train_epochs is {epochs:g}, but {config[data]} has no end: set config.max_steps"
+        )
+
+
+def generated(path: str) -> str:
+    """Returns "synthetic" or "captions" where data of the synthetic world are named, "" for a data set."""
+    kind = path.partition(":")[0]
+    return kind if kind in ("synthetic", "captions") else ""
+
+
+def choose_modules(config: ConfigDict, asked: EvidenceConfig, have: EvidenceConfig | None) -> EvidenceConfig:
+    """Returns the evidence modules that are trained: the model's, or new ones as the config describes them.
+
+    The sharding strategy is the config's, and so are `feedback` and `box_frames` where it says so.
+
+    Args:
+        asked: of `config.evidence`.
+        have: the model's modules, if it has any.
+
+    Raises:
+        UserError: if the config describes other modules than those that the model has.
+    """
+    rules = ("feedback", "box_frames")
+    have = have or asked
+    chosen = dataclasses.replace(asked, **{name: config[name] or getattr(have, name) for name in rules})
+    for name, value in dataclasses.asdict(have).items():
+        if name not in ("strategy", *rules) and getattr(chosen, name) != value:
+            raise UserError(
+                f"config.evidence.{name} is {getattr(chosen, name)}, but the model has evidence modules with "
+                f"{value}: write that, or start from a model without them"
+            )
+    return chosen
+
+
+def check_text_alone(have: EvidenceConfig | None) -> None:
+    """Raises a UserError if a text is to be trained alone that is written with the help of its modules."""
+    if have and (have.feedback == "prompt" or have.inject):
+        what = "reads its evidence modules' proposals" if have.feedback == "prompt" else "has F injected"
+        raise UserError(
+            f"the model's text {what}, but config.evidence is None, which would train it without: take a "
+            "config that describes the modules, such as configs/sft_tiny.py (to train the text alone, with "
+            "config.loss.evidence_weight=0 and config.lr_multipliers.evidence=0)"
+        )
