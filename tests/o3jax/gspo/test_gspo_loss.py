@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from o3jax.gspo import group_advantages, gspo_loss
 from o3jax.choices import RATIOS
+from o3jax.gspo import group_advantages, gspo_loss
 from o3jax.gspo.loss import k3
 
 # One prompt with four responses of 3, 2, 4 and 3 tokens. The numbers that follow from them were worked out
