@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.synthetic.datasets import write_video
+from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import make_scene, scene_seed
 from experiments.cli import shell
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     model = o3jax.load("o3-tiny")
     written = [("video", video)]
     for language in ("en", "zh"):
-        sample = scene.samples(language)[0 if language == "en" else -1]
+        sample = make_samples(scene, language)[0 if language == "en" else -1]
         answer = model.answer(video, sample.question)
         console.print(f"\n[bold]{sample.question}[/]", markup=True)
         console.print(format_answer(answer), markup=False)

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from data_pipelines.rows.grounding import FramePairs, MakeGroundingRow
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.supervised import RowShape
+from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import COLORS, SHAPES, make_scene, scene_seed
 from experiments.cli import shell
 from experiments.training.hosts import micro_batches, open_mesh
@@ -63,7 +64,7 @@ def make_processor(folder: Path, config: ConfigDict) -> Processor:
 def _corpus(config: ConfigDict) -> Iterator[str]:
     for index in range(1000):
         scene = make_scene(scene_seed("train", index, config.seed), config.level, questions=4)
-        for sample in scene.samples():
+        for sample in make_samples(scene):
             yield f"{sample.question} {templates.response(sample)} <1.2 seconds> system user assistant\n"
 
 

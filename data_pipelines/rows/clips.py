@@ -16,6 +16,7 @@ from data_pipelines.reading.frame_cache import CachedReader
 from data_pipelines.reading.guarded import GuardedReader, inside
 from data_pipelines.reading.media import read_picture, read_stream
 from data_pipelines.rows.frames import FramesConfig, plan_frames
+from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import FPS, Scene, make_scene, scene_seed
 from data_pipelines.video import read_video
 from o3jax.inputs.dense import dense_rate, dense_size
@@ -97,7 +98,7 @@ class SyntheticClips:
 
     def __getitem__(self, index: int) -> Clip:
         scene = make_scene(scene_seed(self.split, int(index), self.seed), self.level, self.questions)
-        return Clip(tuple(scene.samples()), scene, number=int(index))
+        return Clip(tuple(make_samples(scene)), scene, number=int(index))
 
 
 class FolderClips:

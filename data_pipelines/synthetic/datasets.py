@@ -15,6 +15,7 @@ from data_pipelines.formats import stgr
 from data_pipelines.formats.article import to_article
 from data_pipelines.formats.fields import save_records
 from data_pipelines.formats.sample import Sample
+from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import FPS, LEVELS, Scene, make_scene, scene_seed
 from o3jax.errors import UserError
 from o3jax.files import write_text
@@ -79,12 +80,12 @@ def make_dataset(
     samples = []
     for index in range(count):
         scene = make_scene(scene_seed(split, index, seed), level)
-        video = out / "videos" / f"{scene.id}.mp4"
+        asked, video = make_samples(scene), out / "videos" / f"{scene.id}.mp4"
         if not video.exists():
-            for sample in scene.samples():
+            for sample in asked:
                 write_key_frames(out, scene, sample)
             write_video(scene, video)
-        samples += scene.samples()
+        samples += asked
         on_clip()
     save_records(out / "stgr.json", [stgr.to_stgr(sample) for sample in samples])
     save_records(out / "annotations.json", [to_article(sample) for sample in samples])

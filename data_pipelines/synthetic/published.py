@@ -31,6 +31,7 @@ from data_pipelines.formats.sample import (
     Sample,
 )
 from data_pipelines.synthetic.datasets import claim_folder, make_dataset, write_key_frames, write_video
+from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import Scene, make_scene, scene_seed
 from o3jax.errors import UserError
 from o3jax.prompts import coords, grammar
@@ -104,7 +105,7 @@ def make_published(
 
 def _sample(scene: Scene, source: str, task: str, folder: str) -> Sample:
     """Returns the question that a published source asks about a scene."""
-    (asked,) = dataclasses.replace(scene, kinds=(_KINDS[task],)).samples("en")
+    (asked,) = make_samples(dataclasses.replace(scene, kinds=(_KINDS[task],)), "en")
     roots = published.roots(source, task)
     base = roots.media + (folder and folder + "/") + scene.id
     sample = dataclasses.replace(
@@ -168,7 +169,7 @@ def _write_media(out: Path, scene: Scene, sample: Sample) -> None:
         (out / path).parent.mkdir(parents=True, exist_ok=True)
     write_key_frames(out, scene, sample)
     if sample.image_path is not None:
-        (asked,) = dataclasses.replace(scene, kinds=("where",)).samples("en")
+        (asked,) = make_samples(dataclasses.replace(scene, kinds=("where",)), "en")
         picture = scene.render([asked.mentions[0].time])[0]
         Image.fromarray(picture).save(out / sample.image_path, quality=95)
     elif not (out / sample.video_path).exists():

@@ -10,7 +10,6 @@ import dataclasses
 import itertools
 import math
 import random
-from typing import TYPE_CHECKING
 
 from data_pipelines.formats.sample import (
     MCQ_TASK,
@@ -21,118 +20,13 @@ from data_pipelines.formats.sample import (
     Mention,
     Sample,
 )
+from data_pipelines.synthetic.scenes import Object, Scene
+from data_pipelines.synthetic.words import CHINESE, EVENTS, LANGUAGES, QUESTIONS, VISITS
 from o3jax.errors import UserError
 from o3jax.prompts.coords import NORMALISED, frame_index
 from o3jax.prompts.grammar import render_claim, render_interval, render_time
 
-if TYPE_CHECKING:
-    from data_pipelines.synthetic.scenes import Object, Scene
-
-LANGUAGES = ("en", "zh")
-CHINESE = {
-    "red": "红色",
-    "green": "绿色",
-    "blue": "蓝色",
-    "yellow": "黄色",
-    "purple": "紫色",
-    "orange": "橙色",
-    "circle": "圆形",
-    "square": "方形",
-    "triangle": "三角形",
-    "star": "星形",
-}
 _BORDER = 0.2  # seconds between an asked time and the moments at which the asked thing changes
-
-_QUESTIONS = {
-    ("interval", "en"): (
-        "When is the {x} visible{nth}?",
-        "From when to when can the {x} be seen{nth}?",
-        "During which time is the {x} on screen{nth}?",
-        "In which interval is the {x} visible{nth}?",
-    ),
-    ("interval", "zh"): (
-        "{x}{nth}什么时候可见?",
-        "从什么时候到什么时候能{nth}看到{x}?",
-        "{x}{nth}可见的时间段是什么?",
-    ),
-    ("appears", "en"): (
-        "When does the {x} appear{nth}?",
-        "At what time does the {x} appear{nth}?",
-        "At which second does the {x} come into view{nth}?",
-    ),
-    ("appears", "zh"): (
-        "{x}{nth}什么时候出现?",
-        "{x}{nth}在第几秒出现?",
-        "{x}是何时{nth}出现的?",
-    ),
-    ("where", "en"): (
-        "Where is the {x} at {t} s?",
-        "At {t} s, where is the {x}?",
-        "Give the position of the {x} at {t} s.",
-        "In which box is the {x} at {t} s?",
-    ),
-    ("where", "zh"): (
-        "{t}秒时{x}在哪里?",
-        "在{t}秒,{x}在什么位置?",
-        "请给出{x}在{t}秒的位置。",
-    ),
-    ("color", "en"): (
-        "What color is the object that {event}?",
-        "What is the colour of the object that {event}?",
-        "Name the color of the object that {event}.",
-    ),
-    ("color", "zh"): (
-        "{event}的物体是什么颜色?",
-        "{event}的物体的颜色是什么?",
-        "请说出{event}的物体的颜色。",
-    ),
-    ("shape", "en"): (
-        "What shape is the object that {event}?",
-        "What is the shape of the object that {event}?",
-        "Name the shape of the object that {event}.",
-    ),
-    ("shape", "zh"): (
-        "{event}的物体是什么形状?",
-        "{event}的物体的形状是什么?",
-        "请说出{event}的物体的形状。",
-    ),
-    ("first", "en"): (
-        "Which {event}, the {x} or the {y}?",
-        "What {event}: the {x} or the {y}?",
-        "Of the {x} and the {y}, which {event}?",
-    ),
-    ("first", "zh"): (
-        "{x}和{y}哪个{event}?",
-        "{event}的是{x}还是{y}?",
-        "{x}与{y},哪一个{event}?",
-    ),
-    ("mcq", "en"): ("Which object {event}?", "Which of these objects {event}?", "What {event}?"),
-    ("mcq", "zh"): ("哪个物体{event}?", "下列哪个物体{event}?", "{event}的是哪个物体?"),
-    ("count", "en"): (
-        "How many objects are visible at {t} s?",
-        "How many objects can be seen at {t} s?",
-        "At {t} s, how many objects are there?",
-    ),
-    ("count", "zh"): ("{t}秒时有几个物体?", "在{t}秒能看到几个物体?", "{t}秒时可见的物体有多少个?"),
-    ("count color", "en"): (
-        "How many {color} objects appear in the video?",
-        "How many {color} objects are there in the video?",
-        "What is the number of {color} objects in the video?",
-    ),
-    ("count color", "zh"): (
-        "视频中有几个{color}物体?",
-        "视频中出现了几个{color}物体?",
-        "视频里{color}物体的数量是多少?",
-    ),
-}
-_EVENTS = {  # (appears or disappears, which) -> words
-    ("appears", "first"): {"en": "appears first", "zh": "最先出现"},
-    ("appears", "last"): {"en": "appears last", "zh": "最后出现"},
-    ("disappears", "first"): {"en": "disappears first", "zh": "最先消失"},
-    ("disappears", "last"): {"en": "disappears last", "zh": "最后消失"},
-    ("appears", "at"): {"en": "appears at {t} s", "zh": "在{t}秒出现"},
-}
-_VISITS = {"en": (" for the first time", " for the second time"), "zh": ("第一次", "第二次")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,13 +38,11 @@ class _Evidence:
     time: float
 
 
-def object_name(color: str, shape: str, language: str) -> str:
-    """Returns "red circle" or "红色圆形"."""
-    return f"{color} {shape}" if language == "en" else CHINESE[color] + CHINESE[shape]
+def make_samples(scene: Scene, language: str | None = None) -> list[Sample]:
+    """Returns one question for each of the scene's kinds of them.
 
-
-def write_samples(scene: Scene, language: str | None = None) -> list[Sample]:
-    """Returns one sample for each of the scene's question kinds; see `Scene.samples`.
+    Args:
+        language: "en" or "zh" asks all of them in that language; by default they alternate.
 
     Raises:
         UserError: if the language is not "en", "zh" or None.
@@ -294,21 +186,21 @@ _ASK = {
 
 
 def _phrase(kind: str, language: str, rng: random.Random, **words: str) -> str:
-    return rng.choice(_QUESTIONS[kind, language]).format(**words)
+    return rng.choice(QUESTIONS[kind, language]).format(**words)
 
 
 def _visit(scene: Scene, language: str, rng: random.Random) -> tuple[Object, Interval, str]:
     """Returns an object, one of its visible intervals, and the words for which one it is, if any."""
     thing = rng.choice(scene.objects)
     index = rng.randrange(len(thing.visible))
-    nth = _VISITS[language][index] if len(thing.visible) > 1 else ""
+    nth = VISITS[language][index] if len(thing.visible) > 1 else ""
     return thing, thing.visible[index], nth
 
 
 def _event(scene: Scene, language: str, rng: random.Random) -> tuple[Object, Interval, str]:
     """Returns an object, the interval of the event that singles it out, and the event in words."""
     things = scene.objects
-    allowed = list(_EVENTS)
+    allowed = list(EVENTS)
     if any(len(thing.visible) > 1 for thing in things):
         allowed.remove(("appears", "last"))  # it may mean a first or a second appearance
     if any(thing.visible[-1][1] >= scene.duration for thing in things):
@@ -322,7 +214,7 @@ def _event(scene: Scene, language: str, rng: random.Random) -> tuple[Object, Int
         interval, thing = rng.choice(visits)
     else:
         interval, thing = visits[0 if which == "first" else -1]
-    return thing, interval, _EVENTS[act, which][language].format(t=f"{interval[0]:.1f}")
+    return thing, interval, EVENTS[act, which][language].format(t=f"{interval[0]:.1f}")
 
 
 def _look(thing: Object, interval: Interval) -> _Evidence:

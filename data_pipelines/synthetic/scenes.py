@@ -22,9 +22,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from data_pipelines.formats.sample import Box, Interval, Sample
+from data_pipelines.formats.sample import Box, Interval
 from data_pipelines.synthetic import drawing
-from data_pipelines.synthetic import questions as synthetic_questions
+from data_pipelines.synthetic.words import object_name
 from o3jax.errors import UserError
 
 FPS = 25
@@ -120,7 +120,7 @@ class Object:
 
     def name(self, language: str) -> str:
         """Returns the colour and shape in words, such as "red circle" or "红色圆形"."""
-        return synthetic_questions.object_name(self.color, self.shape, language)
+        return object_name(self.color, self.shape, language)
 
     def box(self, time_s: float) -> Box | None:
         """Returns the normalised xyxy box in the frame shown at `time_s`, None when not visible."""
@@ -151,7 +151,7 @@ class Scene:
     duration: float  # seconds
     size: tuple[int, int]  # height, width
     objects: tuple[Object, ...]
-    kinds: tuple[str, ...]  # of the questions that `samples` asks
+    kinds: tuple[str, ...]  # of the questions that are asked about it
     drift: tuple[float, float] = (0.0, 0.0)  # velocity of the background on the screen, pixels per second
     occluder: Occluder | None = None
     fps: int = FPS
@@ -169,14 +169,6 @@ class Scene:
         """The backdrop, larger than the frame by the whole way that the camera drifts."""
         pad_x, pad_y = (math.ceil(abs(v) * self.duration) + 1 if v else 0 for v in self.drift)
         return drawing.texture(self.seed, self.size[0] + pad_y, self.size[1] + pad_x)
-
-    def samples(self, language: str | None = None) -> list[Sample]:
-        """Returns the questions about the clip, by default alternating in English and Chinese.
-
-        Args:
-            language: "en" or "zh" asks all of them in that language.
-        """
-        return synthetic_questions.write_samples(self, language)
 
     def render(self, times_s: Sequence[float]) -> UInt8[np.ndarray, "T H W 3"]:
         """Returns the RGB frames shown at `times_s`, before any codec; the last one is shown on.

@@ -36,6 +36,7 @@ from data_pipelines.rows.packing import PlannedRows, padding, plan_rows
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.supervised import MakeRow, RowShape
 from data_pipelines.synthetic.datasets import write_video
+from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import make_scene
 from o3jax.api import model_folder
 from o3jax.hf.config import config_from_hf
@@ -53,7 +54,7 @@ def fixture(folder: Path, videos: int, uses: int) -> FolderClips:
         scene = make_scene(number, questions=4)
         write_video(scene, folder / f"{number}.mp4")
         for use in range(uses):
-            asked = scene.samples()[: 1 + (number + use) % 4]
+            asked = make_samples(scene)[: 1 + (number + use) % 4]
             samples += [
                 dataclasses.replace(s, id=f"{s.id}-{use}", video_path=f"{number}.mp4", task=f"{use}")
                 for s in asked
@@ -169,7 +170,7 @@ def measure_cache(rounds: int = 5, seconds: int = 20) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as scratch:
         path = write_numbered(Path(scratch) / "360.mp4", 360, 640, gop=30, seconds=seconds)
-        (sample, *_) = make_scene(0, questions=1).samples()
+        (sample, *_) = make_samples(make_scene(0, questions=1))
         sample = dataclasses.replace(sample, video_path=path.name)
         clip = Clip((sample,), path, info=probe(path))
         folder = model_folder("o3-tiny")

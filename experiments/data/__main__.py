@@ -17,8 +17,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from data_pipelines.synthetic import datasets
-from data_pipelines.synthetic import published as synthetic_published
-from data_pipelines.synthetic import scenes as synthetic
+from data_pipelines.synthetic.published import make_article, make_published
+from data_pipelines.synthetic.scenes import LEVELS
 from experiments.cli import shell
 from experiments.data import audit as data_audit
 from experiments.data import build as data_build
@@ -45,8 +45,8 @@ def make() -> None:
         raise UserError("--out is missing: name the folder of the new data set")
     write = {
         "stgr": datasets.make_dataset,
-        "article": synthetic_published.make_article,
-        "published": synthetic_published.make_published,
+        "article": make_article,
+        "published": make_published,
     }[_FORMAT.value]
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("rendering clips", total=_COUNT.value)
@@ -66,7 +66,7 @@ def make() -> None:
     for heading in ("question kind", "English", "Chinese"):
         table.add_column(heading)
     counts = Counter((sample.kind, sample.language) for sample in made)
-    for kind in synthetic.LEVELS[_LEVEL.value].kinds:
+    for kind in LEVELS[_LEVEL.value].kinds:
         table.add_row(kind, str(counts[kind, "en"]), str(counts[kind, "zh"]))
     Console().print(table)
 

@@ -17,8 +17,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from data_pipelines.formats.sample import Box, Interval, Sample
-from data_pipelines.synthetic.questions import CHINESE, LANGUAGES, object_name
+from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import COLORS, LEVELS, SHAPES, Scene, make_scene, scene_seed
+from data_pipelines.synthetic.words import CHINESE, LANGUAGES, object_name
 from o3jax.prompts import grammar
 
 _TRAIN_CLIPS = 500  # whose annotations the prior is fitted on
@@ -120,7 +121,7 @@ def fit_prior(level: int, seed: int = 0) -> dict[tuple[str, str], Guess]:
     median interval and time, mean box, most frequent object and words."""
     clips = (make_scene(scene_seed("train", index, seed), level) for index in range(_TRAIN_CLIPS))
     grouped: dict[tuple[str, str], list[Sample]] = defaultdict(list)
-    for sample in itertools.chain.from_iterable(clip.samples() for clip in clips):
+    for sample in itertools.chain.from_iterable(make_samples(clip) for clip in clips):
         grouped[_topic(sample.kind, sample.question), sample.language].append(sample)
     return {key: _typical(samples) for key, samples in grouped.items()}
 

@@ -37,6 +37,7 @@ import numpy as np
 
 from data_pipelines.formats.sample import Sample
 from data_pipelines.synthetic.datasets import make_dataset
+from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import Object, Scene, make_scene, scene_seed
 from experiments.evaluation import baselines
 from experiments.evaluation.baselines import Asked
@@ -149,7 +150,7 @@ def questions_of(split: str, count: int, level: int, seed: int) -> list[Question
     """Returns the first `count` questions of a split, two per clip; no file is written."""
     clips = -(-count // QUESTIONS_PER_CLIP)
     scenes = [make_scene(scene_seed(split, index, seed), level, QUESTIONS_PER_CLIP) for index in range(clips)]
-    return [Question(sample, scene) for scene in scenes for sample in scene.samples()][:count]
+    return [Question(sample, scene) for scene in scenes for sample in make_samples(scene)][:count]
 
 
 def generate(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.formats.sample import Mention, Sample
 from data_pipelines.synthetic import scenes as synthetic
+from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import Object, Scene, Span, make_scene, scene_seed
 from experiments.evaluation import baselines
 from experiments.evaluation import synthetic as synthetic_eval
@@ -67,7 +68,7 @@ def say(answer: str, think: str = "") -> str:
 
 def unseen(count: int, level: int = 1) -> list[Question]:
     scenes = [make_scene(scene_seed("test", i), level) for i in range(-(-count // 2))]
-    return [Question(sample, scene) for scene in scenes for sample in scene.samples()][:count]
+    return [Question(sample, scene) for scene in scenes for sample in make_samples(scene)][:count]
 
 
 def report(questions: list[Question], texts: list[str]) -> dict:
@@ -275,14 +276,17 @@ def test_the_prior_is_fitted_on_the_train_split(monkeypatch):
     fitted = baselines.fit_prior(1)
     assert len(seeds) == 100 and {seed % 3 for seed in seeds} == {0}
     samples = [
-        s for seed in seeds for s in make_scene(seed).samples() if (s.kind, s.language) == ("where", "zh")
+        s for seed in seeds for s in make_samples(make_scene(seed)) if (s.kind, s.language) == ("where", "zh")
     ]
     guess = fitted["where", "zh"]
     assert guess.interval == pytest.approx(np.median([s.intervals[0] for s in samples], axis=0))
     assert guess.time == np.median([s.mentions[0].time for s in samples])
     assert guess.box == pytest.approx(np.mean([s.mentions[0].boxes[0] for s in samples], axis=0))
     colors = [
-        s.answer for seed in seeds for s in make_scene(seed).samples("en") if s.answer in synthetic.COLORS
+        s.answer
+        for seed in seeds
+        for s in make_samples(make_scene(seed), "en")
+        if s.answer in synthetic.COLORS
     ]
     assert colors.count(fitted["color", "en"].words) > 0 and fitted["shape", "zh"].words.endswith("形")
 

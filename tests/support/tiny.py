@@ -26,6 +26,7 @@ from transformers import (
 from data_pipelines.formats.index import Index
 from data_pipelines.rows.clips import FolderClips
 from data_pipelines.synthetic.datasets import write_video
+from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import make_scene
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.hf.export import export_weights
@@ -221,7 +222,7 @@ def make_video_model(folder: Path) -> Path:
     """Returns the folder of a random model that reads videos as 3 pairs of 64 x 64 pixels, written by our
     export with a tokenizer of its own; a step of it takes milliseconds."""
     scenes = [make_scene(3 * index, questions=4) for index in range(150)]
-    texts = [f"{s.question} {templates.response(s)}\n" for scene in scenes for s in scene.samples()]
+    texts = [f"{s.question} {templates.response(s)}\n" for scene in scenes for s in make_samples(scene)]
     loaded = load_processor(build_tokenizer(texts, folder / "tokenizer", 900))
     image = ImageConfig(min_pixels=32 * 32, max_pixels=64 * 64)
     video = VideoConfig(max_pixels=6 * 64 * 64, fps=1.0, min_frames=2, max_frames=6)
@@ -279,7 +280,7 @@ def film(folder: Path, count: int, questions: int = 1) -> FolderClips:
     for number in range(count):
         scene = make_scene(number, questions=questions)
         write_video(scene, folder / f"{number}.mp4")
-        asked = [dataclasses.replace(s, video_path=f"{number}.mp4") for s in scene.samples()]
+        asked = [dataclasses.replace(s, video_path=f"{number}.mp4") for s in make_samples(scene)]
         samples += [dataclasses.replace(s, id=f"s{number}-{at}") for at, s in enumerate(asked)]
     media = {s.video_path: probe(folder / s.video_path) for s in samples}
     return FolderClips(Index(folder, samples, [], media), questions)

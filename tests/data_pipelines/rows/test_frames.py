@@ -10,6 +10,7 @@ from PIL import Image
 
 from data_pipelines.formats.sample import MCQ_TASK, ST_TASK, TEMPORAL_TASK, VISUAL_TASK, KeyFrame, Sample
 from data_pipelines.rows.frames import Frame, FramesConfig, plan_frames, read_frames, sample_indices
+from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import make_scene
 from data_pipelines.video import read_video
 from o3jax.errors import UserError
@@ -233,7 +234,7 @@ def test_images_are_the_frames_at_their_times_and_the_key_frames(processor, clip
 def test_a_scene_draws_its_key_frames(processor):
     """Synthetic questions name pictures that only a written data set has."""
     scene = make_scene(8)
-    (asked, *_) = scene.samples()
+    (asked, *_) = make_samples(scene)
     config = FramesConfig(layout="images", key_frames="true")
     asked = dataclasses.replace(asked, task=ST_TASK)
     plan = plan_frames([asked], scene, processor, config)

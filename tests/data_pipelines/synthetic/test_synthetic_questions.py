@@ -10,6 +10,7 @@ import pytest
 
 from data_pipelines.formats.sample import ST_TASK, TEMPORAL_TASK
 from data_pipelines.synthetic import scenes as synthetic
+from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import make_scene, scene_seed
 from o3jax.errors import UserError
 from o3jax.prompts import coords, grammar
@@ -20,7 +21,7 @@ SHAPES_ZH = {"圆": "circle", "方": "square", "三角": "triangle", "星": "sta
 
 
 def test_kinds_and_languages_have_equal_shares():
-    samples = [scene.samples() for scene in scenes(1, 2000)]
+    samples = [make_samples(scene) for scene in scenes(1, 2000)]
     assert all(len(clip) == 2 and clip[0].kind != clip[1].kind for clip in samples)
     flat = list(itertools.chain(*samples))
     assert set(collections.Counter(s.kind for s in flat).values()) == {800}
@@ -29,7 +30,7 @@ def test_kinds_and_languages_have_equal_shares():
     assert len(both) == 10 and min(both.values()) > 340
     questions = {re.sub(r"[\d.]+", "#", s.question) for s in flat}
     assert len(questions) > 400  # paraphrases times names
-    harder = collections.Counter(s.kind for scene in scenes(2, 42) for s in scene.samples())
+    harder = collections.Counter(s.kind for scene in scenes(2, 42) for s in make_samples(scene))
     assert len(harder) == 7 and set(harder.values()) == {12}
 
 
@@ -147,7 +148,7 @@ def test_answers_agree_with_what_is_seen(level, count):
         seen = observe_pixels(scene) if level == 1 else observe_boxes(scene)
         assert set(seen) == {(o.color, o.shape) for o in scene.objects}
         for language in ("en", "zh"):
-            samples = scene.samples(language)
+            samples = make_samples(scene, language)
             assert {s.kind for s in samples} == set(kinds)
             for sample in samples:
                 assert (sample.language == "zh") == bool(re.search("[\u4e00-\u9fff]", sample.question))
@@ -157,7 +158,7 @@ def test_answers_agree_with_what_is_seen(level, count):
 def test_nothing_is_said_to_disappear_last_while_something_stays():
     for scene in scenes(1, 300, questions=5):
         stays = any(o.visible[-1][1] == scene.duration for o in scene.objects)
-        asked = " ".join(s.question for s in scene.samples("en"))
+        asked = " ".join(s.question for s in make_samples(scene, "en"))
         assert not (stays and "disappears last" in asked)
         assert "appears at 0.0" not in asked
 
@@ -165,7 +166,7 @@ def test_nothing_is_said_to_disappear_last_while_something_stays():
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_reasoning_lists_the_scene_and_states_the_evidence(level):
     for scene in scenes(level, 30, questions=5):
-        for sample in scene.samples():
+        for sample in make_samples(scene):
             by_name = {o.name(sample.language): o for o in scene.objects}
             end = ". " if sample.language == "en" else "。"
             inventory, claims = sample.reasoning.split(end, 1)
@@ -205,7 +206,7 @@ def test_wrong_arguments_name_the_remedy():
         (lambda: make_scene(0, level=4), "level must be one of 1, 2, 3"),
         (lambda: make_scene(-1), "seed must not be negative"),
         (lambda: make_scene(0, questions=6), "questions must be 1 to 5"),
-        (lambda: make_scene(0).samples("fr"), "language must be en or zh"),
+        (lambda: make_samples(make_scene(0), "fr"), "language must be en or zh"),
         (lambda: scene_seed("dev", 0), "train, val or test"),
         (lambda: scene_seed("val", -1), "must not be negative"),
     ):
