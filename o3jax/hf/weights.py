@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from o3jax.models.config import Config
 from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
 from o3jax.sharding import ShardingRules, parameter_shardings
 
+_SMALL = 1 << 23  # bytes of stacked layers that the host holds at a time all the same
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES = {
@@ -111,6 +113,13 @@ def _read_leaf(
 
     if entry.count is None:
         return place(entry.name, shape, sharding)
+    if math.prod(shape) * dtype.itemsize <= _SMALL:  # a program for each shape takes longer than the copy
+        tensors = [entry.to_leaf(stored[name].view()) for name in entry.names]
+        return jax.make_array_from_callback(
+            shape,
+            sharding,
+            lambda index: np.stack([np.asarray(tensor[index[1:]], dtype) for tensor in tensors[index[0]]]),
+        )
     layer_sharding = _without_leading_axis(sharding)
     leaf = jnp.zeros(shape, dtype, device=sharding)
     for number, name in enumerate(entry.names):

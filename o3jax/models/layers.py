@@ -33,6 +33,18 @@ class Initializer:
         return nnx.Param(jnp.zeros(shape, self.dtype), axes=axes)
 
 
+class Abstract(Initializer):
+    """Makes shapes in place of parameters: in no time, and without memory."""
+
+    def __init__(self, dtype: jnp.dtype = jnp.float32):
+        self.dtype = dtype
+
+    def weight(self, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
+        return nnx.Param(jax.ShapeDtypeStruct(shape, self.dtype), axes=axes)
+
+    scale = bias = weight
+
+
 @jax.custom_vjp
 def linear(x: Float[Array, "*dims D"], w: Float[Array, "D *out"]) -> Float[Array, "*dims *out"]:
     """Returns x @ w over x's last and w's first axis; further axes of w (heads, their dims) are kept.

@@ -58,7 +58,7 @@ from o3jax.models.evidence import (
     VisualStream,
     repeated,
 )
-from o3jax.models.layers import Initializer
+from o3jax.models.layers import Abstract, Initializer
 from o3jax.models.temporal import Injection, TemporalEncoder
 from o3jax.models.text import TextDecoder, visual_rows
 from o3jax.models.vision import VisionTower
@@ -284,7 +284,7 @@ def causal_mask(batch: Batch) -> Mask:
 
 def abstract_model(config: Config, dtype: jnp.dtype = jnp.float32) -> Qwen3VL:
     """Returns the model with shapes in place of arrays; nothing is allocated."""
-    return jax.eval_shape(lambda: Qwen3VL(config, Initializer(jax.random.key(0), dtype)))
+    return Qwen3VL(config, Abstract(dtype))
 
 
 def mention_states(

@@ -86,7 +86,12 @@ def for_decoding(layers: TextLayers | nnx.List) -> nnx.List:
     """Returns stacked layers one by one, each `fused`, as generation wants them; twice is as once."""
     if isinstance(layers, nnx.List):
         return layers
-    return nnx.List([layer.fused() for layer in unstack(layers)])
+    return nnx.List(_one_by_one(layers))
+
+
+@jax.jit
+def _one_by_one(layers: TextLayers) -> list[TextLayers]:
+    return [layer.fused() for layer in unstack(layers)]
 
 
 def for_training(layers: nnx.List) -> TextLayers:
