@@ -28,8 +28,8 @@ def main(argv: Sequence[str]) -> None:
         _check_writable(name, flags.FLAGS[name].value)
     # After the flags are checked: starting JAX takes seconds.
     import o3jax
+    from o3jax.files import write_text
     from o3jax.report import annotate_video, format_answer, write_report
-    from o3jax.report.annotate import whole_file
 
     shell.use_compilation_cache()
     model = o3jax.load(_MODEL.value)
@@ -38,8 +38,7 @@ def main(argv: Sequence[str]) -> None:
     for note in answer.video["notes"]:
         print(f"note: {note}", file=sys.stderr)
     if _JSON.value:
-        with whole_file(_JSON.value) as path:
-            path.write_text(answer.to_json() + "\n", encoding="utf-8")
+        write_text(_JSON.value, answer.to_json() + "\n")
     if _ANNOTATED.value:
         annotate_video(_VIDEO.value, answer, _ANNOTATED.value)
     if _REPORT.value:

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
         console.print(format_answer(answer), markup=False)
         console.print(f"(truth: {sample.answer})", style="dim", markup=False)
         stem = out / "ask" / language
-        stem.with_suffix(".json").write_text(answer.to_json() + "\n", encoding="utf-8")
+        write_text(stem.with_suffix(".json"), answer.to_json() + "\n")
         annotate_video(video, answer, stem.with_suffix(".mp4"))
         write_report(answer, video, stem.with_suffix(".html"))
         for suffix, what in ((".html", "report"), (".mp4", "annotated video"), (".json", "answer as data")):

@@ -7,7 +7,6 @@ and the generations. `experiments.evaluation.synthetic` says how the synthetic w
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import tempfile
 import time
@@ -24,7 +23,7 @@ from experiments.cli import shell
 from experiments.evaluation import synthetic as synthetic_eval
 from o3jax import api
 from o3jax.errors import UserError
-from o3jax.files import write_text
+from o3jax.files import write_json
 from o3jax.models.config import BOX_FRAMES
 from o3jax.prompts.feedback import FEEDBACK
 
@@ -232,7 +231,7 @@ def main(argv: Sequence[str]) -> None:
     console = Console(markup=False, highlight=False)  # paths and ids may hold brackets
     result = BENCHMARKS[_BENCHMARK.value](console)
     if _OUT.value is not None:
-        write_text(_OUT.value, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_json(_OUT.value, result, indent=1)
         console.print(f"all figures and generations: {_OUT.value}")
 
 

@@ -21,7 +21,6 @@ from experiments.data.audit import as_record
 from experiments.evaluation.synthetic import questions_of
 from experiments.studies.runs import at, command, entry
 from o3jax.errors import UserError
-from o3jax.files import write_text
 from o3jax.rewards import overlap
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/gspo_study", "Folder of all runs.")
@@ -53,7 +52,7 @@ def check_folder(folder: Path, source: str, num_questions: int) -> None:
         raise UserError(
             f"{folder} holds a study with {flags_of[0]}, not {flags_of[1]}; name another --workdir"
         )
-    write_text(path, json.dumps(asked) + "\n")
+    write_json(path, asked)
 
 
 def evaluate(model: str, stem: Path) -> dict[str, dict[str, Any]]:

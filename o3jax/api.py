@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from o3jax.errors import UserError
+from o3jax.files import read_json
 from o3jax.generate.sampler import greedy
 from o3jax.hf.config import config_from_hf
 from o3jax.hf.export import export_weights
-from o3jax.hf.fields import read_object
 from o3jax.hf.o3_config import Settings, read_settings
 from o3jax.hf.weights import load_weights
 from o3jax.inference.respond import Request, Response, pad_inputs, respond
@@ -361,7 +361,7 @@ def export_model(
 
     ends, pad = end_tokens(source)
     named = {"eos_token_id": list(ends), "pad_token_id": pad} if ends else {}
-    generation = _read_json(source / "generation_config.json")
+    generation = read_json(source / "generation_config.json", absent={})
     if generation.get("eos_token_id") is None:
         generation = {"do_sample": False} | generation | named
     export_weights(
@@ -374,17 +374,13 @@ def export_model(
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.is_file() else {}
-
-
 def end_tokens(folder: Path) -> tuple[tuple[int, ...], int]:
     """Returns the tokens that end a text (none where no file names one), and the one that fills up after.
 
     As in transformers: generation_config.json is asked first, then config.json; without a pad token
     the first end token fills up.
     """
-    sources = [_read_json(folder / name) for name in ("generation_config.json", "config.json")]
+    sources = [read_json(folder / name, absent={}) for name in ("generation_config.json", "config.json")]
     sources.append(sources[-1].get("text_config", {}))
 
     def first(key: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_pipelines.formats.sample import Box, Interval, Mention, Sample
 from o3jax.errors import UserError
-from o3jax.files import write_text
+from o3jax.files import read_json, write_text
 
 Record = dict[str, Any]
 
@@ -209,23 +209,6 @@ def _preference(item: Record) -> float:
     return float(value)
 
 
-def read_list(path: Path) -> list[Any]:
-    """Returns the list that a JSON file holds; what its entries are is not checked.
-
-    Raises:
-        UserError: if the file is unreadable, no JSON or no list.
-    """
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); repair or replace it") from error
-    if not isinstance(records, list):
-        raise UserError(f"{path} must hold a JSON list of objects, one for each question")
-    return records
-
-
 def save_records(path: str | os.PathLike, records: Sequence[Record]) -> None:
     """Writes records as a JSON list, one a line; the file appears only when it is complete."""
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
@@ -234,7 +217,7 @@ def save_records(path: str | os.PathLike, records: Sequence[Record]) -> None:
 
 def _load(path: Path, read: Callable[[Record, str], Sample]) -> list[Sample]:
     samples = []
-    for i, record in enumerate(read_list(path)):
+    for i, record in enumerate(read_json(path, list)):
         if not isinstance(record, dict):
             raise UserError(f"{path} must hold a JSON list of objects, one for each question")
         try:

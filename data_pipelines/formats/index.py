@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.formats.article import from_article
-from data_pipelines.formats.fields import Record, RecordError, check_box, read_list
+from data_pipelines.formats.fields import Record, RecordError, check_box
 from data_pipelines.formats.published import checked_size
 from data_pipelines.formats.sample import VISUAL_TASK, Candidate, Sample
 from data_pipelines.formats.stgr import from_stgr
 from data_pipelines.reading.guarded import GuardedReader, Limits, inside, read_image
 from o3jax.errors import UserError
+from o3jax.files import read_json
 from o3jax.prompts import coords
 from o3jax.video import VideoInfo, probe
 from o3jax.video.files import MissingFileError
@@ -115,7 +116,7 @@ def read_index(path: str | Path, limits: Limits = _DEFAULT) -> Index:
     form, root = _format(file), data_root(path)
     samples, rejects = [], []
     with closing(_Media(root, limits)) as media:
-        for number, record in enumerate(read_list(file)):
+        for number, record in enumerate(read_json(file, list)):
             name = f"{file.stem}-{number}"
             try:
                 samples.append(_read(record, name, form, media))

@@ -24,6 +24,7 @@ import tensorflow_datasets as tfds
 from data_pipelines.formats.sample import Candidate, KeyFrame, Mention, Sample
 from data_pipelines.reading.guarded import inside, one_line
 from o3jax.errors import UserError
+from o3jax.files import whole_file
 
 _TEXTS = ("id", "source", "task", "question", "answer", "reasoning", "language", "kind")  # never None
 
@@ -164,9 +165,8 @@ def _place(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links
-        partial = target.with_name(f"{target.name}.partial")
-        shutil.copy2(source, partial)
-        partial.replace(target)
+        with whole_file(target) as temporary:
+            shutil.copy2(source, temporary)
 
 
 def find(folder: str | os.PathLike[str]) -> Iterator[Path]:

@@ -26,6 +26,7 @@ from data_pipelines.reading import guarded as safety
 from data_pipelines.reading import media as reading
 from data_pipelines.reading.guarded import GuardedReader, Limits
 from o3jax.errors import UserError
+from o3jax.files import PART, whole_file
 from o3jax.inputs import image
 from o3jax.video import decoder, files, reader, timeline
 
@@ -53,7 +54,7 @@ class ArrayCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._total() as total:
-                for left in self.folder.glob("*.part"):  # of a process that was killed
+                for left in self.folder.glob(f"*{PART}"):  # of a process that was killed
                     left.unlink()
                 with os.scandir(self.folder) as found:
                     total.set(sum(e.stat().st_size for e in found if e.name.endswith(_SUFFIX)))
@@ -83,25 +84,24 @@ class ArrayCache:
         """Keeps the arrays in place of what is there; returns whether there was room for them."""
         head = {"key": key, "arrays": [(array.dtype.name, array.shape) for array in arrays]}
         file = self._file(key)
-        part = file.with_suffix(".part")
         try:
             with self._total() as total:
                 old = file.stat().st_size if file.exists() else 0
                 if total.get() - old + sum(array.nbytes for array in arrays) > self.max_bytes:
                     return False
-                writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
-                for record in (json.dumps(head).encode(), *(array.tobytes() for array in arrays)):
-                    writer.write(record)
-                writer.close()
-                size = total.get() - old + part.stat().st_size
-                if size > self.max_bytes:
-                    part.unlink()
-                    return False
-                part.replace(file)
+                with whole_file(file) as part:
+                    writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
+                    for record in (json.dumps(head).encode(), *(array.tobytes() for array in arrays)):
+                        writer.write(record)
+                    writer.close()
+                    size = total.get() - old + part.stat().st_size
+                    if size > self.max_bytes:
+                        raise _Full
                 total.set(size)
                 return True
+        except _Full:
+            return False
         except (OSError, RuntimeError) as error:  # such as a full disk: training goes on without
-            part.unlink(missing_ok=True)
             warnings.warn(f"the cache {self.folder} cannot be written ({error})", stacklevel=2)
             return False
 
@@ -114,6 +114,10 @@ class ArrayCache:
         with open(os.open(self.folder / "total", os.O_RDWR | os.O_CREAT, 0o666), "r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield _Total(file)
+
+
+class _Full(Exception):
+    pass
 
 
 class _Total:

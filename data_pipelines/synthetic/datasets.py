@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from data_pipelines.formats.sample import Sample
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import FPS, LEVELS, Scene, make_scene, scene_seed
 from o3jax.errors import UserError
-from o3jax.files import write_text
+from o3jax.files import PART, read_json, whole_file, write_json
 
 
 def write_video(scene: Scene, path: str | os.PathLike, crf: int | None = None, fps: int = FPS) -> None:
@@ -30,26 +29,20 @@ def write_video(scene: Scene, path: str | os.PathLike, crf: int | None = None, f
         crf: strength of the compression, 0-51; by default the level's.
         fps: another camera's frames per second, of the same events.
     """
-    path = Path(path).absolute()
-    partial = path.with_name(path.name + ".partial")
     crf = LEVELS[scene.level].crf if crf is None else crf
-    try:
-        with av.open(str(partial), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=fps)
-            stream.height, stream.width = scene.size
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": str(crf), "preset": "fast"}
-            stream.gop_size = 2 * fps
-            stream.thread_count = 1  # the number of threads would change the bytes
-            count = round(scene.duration * fps)
-            for begin in range(0, count, 10 * fps):
-                numbers = np.arange(begin, min(begin + 10 * fps, count))
-                for frame in scene.render(numbers / fps):
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.height, stream.width = scene.size
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": str(crf), "preset": "fast"}
+        stream.gop_size = 2 * fps
+        stream.thread_count = 1  # the number of threads would change the bytes
+        count = round(scene.duration * fps)
+        for begin in range(0, count, 10 * fps):
+            numbers = np.arange(begin, min(begin + 10 * fps, count))
+            for frame in scene.render(numbers / fps):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def make_dataset(
@@ -102,16 +95,13 @@ def claim_folder(
     except OSError as error:
         raise UserError(f"{out} cannot be made a folder ({error.strerror}); choose another one") from error
     if marker.exists():
-        try:
-            found = json.loads(marker.read_text())
-        except ValueError as error:
-            raise UserError(f"{marker} is not readable; remove {out} or choose another folder") from error
+        found = read_json(marker)
         if found != made_from:
             raise UserError(f"{out} holds another data set ({found}); remove it or choose another folder")
-    elif any(path.name != f"{marker.name}.partial" for path in out.iterdir()):
+    elif any(not path.name.endswith(PART) for path in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no synthetic data set; choose another folder")
     else:
-        write_text(marker, json.dumps(made_from) + "\n")
+        write_json(marker, made_from)
     for folder in inside:
         (out / folder).mkdir(exist_ok=True)
 

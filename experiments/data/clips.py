@@ -24,7 +24,7 @@ from data_pipelines.rows.supervised import MakeRow
 from experiments.training.hosts import is_first_host
 from experiments.training.workdir import Workdir
 from o3jax.errors import UserError
-from o3jax.files import write_text
+from o3jax.files import write_arrays, write_text
 from o3jax.inputs.processor import Processor
 
 
@@ -89,7 +89,7 @@ def clip_costs(clips: Sequence[Clip], rows: MakeRow, file: Path | None = None) -
     cost = [rows.cost(clip) for clip in clips]
     table = [(n.tokens, n.frame_pairs, n.questions, n.dense_groups, *n.alike) for n in cost]
     if is_first_host():
-        np.savez(file, depends=np.array(depends), costs=np.array(table))
+        write_arrays(file, depends=np.array(depends), costs=np.array(table))
     return cost
 
 

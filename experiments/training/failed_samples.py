@@ -11,7 +11,7 @@ import numpy as np
 from data_pipelines.rows.supervised import FAILURE_KEYS
 from experiments.training.hosts import gathered, is_first_host
 from experiments.training.metrics_log import _step_of
-from o3jax.files import _replace
+from o3jax.files import write_text
 
 
 class FailedSamples:
@@ -24,7 +24,7 @@ class FailedSamples:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
         if is_first_host():
-            _replace(path, "".join(line + "\n" for line in kept))
+            write_text(path, "".join(line + "\n" for line in kept))
         self.path, self.clips, self.failed, self._names = path, clips, len(kept), names
 
     def take(self, step: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

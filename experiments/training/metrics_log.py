@@ -11,7 +11,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from experiments.training.hosts import is_first_host
-from o3jax.files import _replace
+from o3jax.files import write_text
 from o3jax.train.state import Metrics
 
 
@@ -24,7 +24,7 @@ class MetricsLog:
         kept = [line for line in lines if _step_of(line) <= step]
         first = is_first_host()
         if first:
-            _replace(path, "".join(line + "\n" for line in kept))
+            write_text(path, "".join(line + "\n" for line in kept))
         self.file = open(path if first else os.devnull, "a")
         self.board = SummaryWriter(
             str(workdir / "tensorboard"), purge_step=step + 1 if step else None, write_to_disk=first

@@ -166,9 +166,7 @@ class Rollout:
         arrays |= {"advantages": self.advantages, "logp_old": self.logp_old}
         if self.logp_ref is not None:
             arrays["logp_ref"] = self.logp_ref
-        temporary = path.with_name(f".{path.name}.part.npz")
-        np.savez(temporary, metrics=json.dumps(self.metrics), **arrays)
-        temporary.replace(path)
+        write_arrays(path, metrics=json.dumps(self.metrics), **arrays)
 
     @classmethod
     def load(cls, path: Path, prompts: Mapping[str, np.ndarray]) -> Rollout:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments.training.hosts import is_first_host
 from o3jax.errors import UserError
-from o3jax.files import _replace
+from o3jax.files import read_json, write_json
 from o3jax.train.state import TrainState
 
 
@@ -48,7 +48,7 @@ class Workdir:
         known = self.path / "config.json"
         # A run that failed before its first checkpoint left nothing that another could spoil.
         if known.exists() and self.manager.latest_step() is not None:
-            old = json.loads(known.read_text())
+            old = read_json(known)
             changed = sorted(
                 k for k in {*old, *new} if old.get(k) != new.get(k) and k not in self.FREE_FIELDS
             )
@@ -58,7 +58,7 @@ class Workdir:
                     "or the config that it was started with"
                 )
         if is_first_host():
-            _replace(known, json.dumps(new, indent=2) + "\n")
+            write_json(known, new, indent=2)
 
     def save(self, state: TrainState, position: Position) -> None:
         """Saves state and data position under the state's step; returns when the checkpoint is complete."""

@@ -14,7 +14,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from o3jax.errors import UserError
-from o3jax.hf.fields import Section, read_object
+from o3jax.files import read_json
+from o3jax.hf.fields import Section
 from o3jax.hf.o3_config import read_evidence
 from o3jax.models.config import Config, TextConfig, VisionConfig
 
@@ -75,7 +76,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is not a folder: pass a Qwen3-VL model folder")
     if not path.is_file():
         raise UserError(f"{folder} has no config.json: pass a Qwen3-VL model folder")
-    return read_object(path)
+    return read_json(path)
 
 
 def _vision_config(v: Section) -> VisionConfig:

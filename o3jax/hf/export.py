@@ -5,11 +5,7 @@ What transformers does not know, the evidence modules, goes into files of our ow
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +15,15 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from o3jax.errors import UserError
+from o3jax.files import whole_folder, write_json
 from o3jax.hf.config import config_to_hf
 from o3jax.hf.injection import injection_difference
 from o3jax.hf.names import Tensors, evidence_table, model_leaves, tensor_table
 from o3jax.hf.o3_config import EVIDENCE_WEIGHTS, O3_CONFIG, Settings, o3_config
 from o3jax.hf.weights import INDEX, SINGLE
 from o3jax.models.qwen3_vl import Qwen3VL
+
+_STYLE = {"indent": 2, "sort_keys": True}
 
 
 def export_weights(
@@ -58,9 +57,6 @@ def export_weights(
         UserError: if the folder is not empty, or the experts are square (transformers tells the two
             layouts of experts apart by their shapes).
     """
-    folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder: choose another one to export to")
     text = model.config.text
     if text.num_experts and text.hidden_size in (text.moe_intermediate_size, 2 * text.moe_intermediate_size):
         raise UserError(
@@ -72,24 +68,18 @@ def export_weights(
     evidence = model.config.evidence
     difference = injection_difference(model) if evidence and evidence.inject else None
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
-        temporary.chmod(0o755)
+    with whole_folder(folder) as temporary:
         _write_shards(leaves, tensor_table(model.config), temporary, dtype, max_shard_bytes)
-        _write_json(temporary / "config.json", config_to_hf(model.config, dtype))
+        write_json(temporary / "config.json", config_to_hf(model.config, dtype), **_STYLE)
         if evidence:
             entries = [(entry, 0) for entry in evidence_table(leaves)]
             _write_tensors(leaves, entries, temporary / EVIDENCE_WEIGHTS, dtype)
         if evidence or settings:
-            _write_json(temporary / O3_CONFIG, o3_config(settings or Settings(), evidence, difference))
-        _write_json(temporary / "generation_config.json", generation or {"do_sample": False})
+            values = o3_config(settings or Settings(), evidence, difference)
+            write_json(temporary / O3_CONFIG, values, **_STYLE)
+        write_json(temporary / "generation_config.json", generation or {"do_sample": False}, **_STYLE)
         if add_files:
             add_files(temporary)
-        os.rename(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     if difference:
         logging.getLogger(__name__).warning(
             "%s: transformers computes something else from these files, because it does not inject F into "
@@ -99,10 +89,6 @@ def export_weights(
             difference,
             O3_CONFIG,
         )
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _write_shards(
@@ -131,7 +117,7 @@ def _write_shards(
         names = _write_tensors(leaves, shard, folder / file, dtype)
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}, **_STYLE)
 
 
 def _write_tensors(

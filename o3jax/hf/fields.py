@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 from o3jax.errors import UserError
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Returns the JSON object that a file holds.
-
-    Raises:
-        UserError: if it holds none.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): restore the file") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} does not hold a JSON object: restore the file")
-    return values
 
 
 class Section:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from o3jax.errors import UserError
-from o3jax.hf.fields import Section, read_object
+from o3jax.files import read_json
+from o3jax.hf.fields import Section
 from o3jax.models.config import BOX_FRAMES, EvidenceConfig
 from o3jax.models.temporal_attention import STRATEGIES
 from o3jax.prompts.feedback import FEEDBACK
@@ -98,7 +99,7 @@ def o3_config(
 
 def _open(folder: Path) -> Section:
     path = folder / O3_CONFIG
-    return Section(read_object(path) if path.is_file() else {}, str(path))
+    return Section(read_json(path, absent={}), str(path))
 
 
 def _read(kind: type, section: Section, others: Collection[str] = ()) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from o3jax.errors import UserError
+from o3jax.files import read_json
 
 _BICUBIC = 3  # as numbered by Pillow and in the preprocessor files
 _MAX_ASPECT = 200
@@ -80,9 +80,9 @@ def read_video_config(folder: Path) -> VideoConfig:
 
 def _read_config(kind: type, folder: Path, nested: str, file_name: str) -> Any:
     # Newer transformers nests both in one file and prefers that file, as we do.
-    values = read_json(folder / "processor_config.json").get(nested)
+    values = read_json(folder / "processor_config.json", absent={}).get(nested)
     path = folder / ("processor_config.json" if values else file_name)
-    values = values or read_json(path)
+    values = values or read_json(path, absent={})
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if values.get(step) is False:
             raise UserError(f"{path}: {step} is false, which is not supported; set it to true")
@@ -99,23 +99,6 @@ def _read_config(kind: type, folder: Path, nested: str, file_name: str) -> Any:
         if key in found:
             found[key] = tuple(found[key])
     return kind(**found)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file, or {} where there is no file.
-
-    Raises:
-        UserError: if the file is not a JSON object.
-    """
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}); copy the file again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object; copy the file again")
-    return value
 
 
 def image_size(height: int, width: int, config: ImageConfig) -> tuple[int, int]:

@@ -9,7 +9,6 @@ import itertools
 import logging
 import math
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +19,6 @@ from av.video.reformatter import Colorspace
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from o3jax.errors import UserError
 from o3jax.report.answer import Answer, Box, Evidence, Located, format_time
 from o3jax.video import VideoError, VideoInfo, probe, read_video
 
@@ -343,21 +341,3 @@ class Mp4Writer:
         if kind is None:
             self._container.mux(self._stream.encode())
         self._container.close()
-
-
-@contextlib.contextmanager
-def whole_file(out_path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside `out_path`, which takes its name if the block ends well, and else goes.
-
-    Raises:
-        UserError: if the folder does not exist.
-    """
-    target = Path(out_path)
-    if not target.parent.is_dir():
-        raise UserError(f"cannot write {target}: its folder does not exist; create it first")
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

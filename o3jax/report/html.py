@@ -126,7 +126,7 @@ def write_report(
     info = probe(video_path)
     size, duration_s = (info.width, info.height), annotate.video_duration(answer, info)
     texts, colors = _TEXTS[answer.language], annotate.object_colors(answer.evidence)
-    with annotate.whole_file(out_path) as path:
+    with whole_file(out_path) as path:
         video, embedded = _embedded_video(answer, video_path, size, duration_s)
         page = _template().render(
             answer=answer,

@@ -202,9 +202,9 @@ def test_every_video_is_opened_once(folder, clip, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"[1, 2", "stgr.json is not JSON"),
-        (b"\xff[]", "stgr.json is not JSON"),
-        (b"[" * 5000, "stgr.json is not JSON"),
+        (b"[1, 2", "stgr.json is not valid JSON"),
+        (b"\xff[]", "stgr.json is not valid JSON"),
+        (b"[" * 5000, "stgr.json is not valid JSON"),
         (b'{"id": 1}', "stgr.json must hold a JSON list"),
         (b"null", "stgr.json must hold a JSON list"),
     ],

@@ -167,7 +167,7 @@ def test_an_unreadable_annotation_file_is_named(tmp_path):
     with pytest.raises(UserError, match="x.json cannot be read"):
         stgr.load_stgr(path)
     for text, words in (
-        ("[1, 2", "is not JSON"),
+        ("[1, 2", "is not valid JSON"),
         ("{}", "must hold a JSON list"),
         ("[3]", "must hold a JSON list"),
     ):
@@ -199,14 +199,14 @@ def test_a_data_set_can_be_interrupted_and_made_again(tmp_path, capfd):
     assert contents(out) == whole and not (tmp_path / "none").exists()
 
     videos = sorted((out / "videos").iterdir())
-    videos[1].rename(f"{videos[1]}.partial")  # as a killed process leaves it
+    videos[1].rename(out / "videos" / f".{videos[1].name}.part")  # as a killed process leaves it
     (out / "stgr.json").unlink()
     make_dataset(out, "val", 3)
     assert contents(out) == whole
 
     early = tmp_path / "early"
     early.mkdir()
-    (early / "dataset.json.partial").write_text('{"wor')
+    (early / ".dataset.json.part").write_text('{"wor')
     make_dataset(early, "val", 3)
     assert contents(early) == whole
 

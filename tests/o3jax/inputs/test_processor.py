@@ -564,7 +564,7 @@ def test_broken_folders_are_named(tiny_folder, tmp_path):
         load_processor(tmp_path)
     broken = shutil.copytree(tiny_folder, tmp_path / "broken")
     (broken / "preprocessor_config.json").write_text("{")
-    with pytest.raises(UserError, match="preprocessor_config.json is not readable JSON"):
+    with pytest.raises(UserError, match="preprocessor_config.json is not valid JSON"):
         load_processor(broken)
     (broken / "preprocessor_config.json").write_text('{"do_rescale": false}')
     with pytest.raises(UserError, match="do_rescale is false"):

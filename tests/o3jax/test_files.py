@@ -1,0 +1,168 @@
+"""Files: whole or not at all, JSON in one sentence, names of every length, and stores."""
+
+from __future__ import annotations
+
+import json
+
+import fsspec
+import numpy as np
+import pytest
+from etils.epath import backend
+from fsspec.implementations.memory import MemoryFileSystem
+
+from o3jax import files
+from o3jax.errors import UserError
+
+
+class Store(MemoryFileSystem):
+    """A store that holds its objects in this process."""
+
+    protocol = ("gs", "gcs")
+    store: dict = {}
+    pseudo_dirs = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.replace("gs://", "memory://"))
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """The name of an empty bucket."""
+    for scheme in Store.protocol:
+        fsspec.register_implementation(scheme, Store, clobber=True)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    monkeypatch.setattr(Store, "store", {})
+    monkeypatch.setattr(Store, "pseudo_dirs", [""])
+    return "gs://bucket"
+
+
+def broken(path):
+    """Fails in the middle of a file, or of a folder."""
+    if path.is_dir():
+        path = path / "weights"
+    path.write_text("half")
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("whole", [files.whole_file, files.whole_folder])
+@pytest.mark.parametrize("name", ["a.json", "n" * 255, "视" * 85])
+def test_what_fails_leaves_nothing(tmp_path, whole, name):
+    target = tmp_path / name
+    with pytest.raises(ZeroDivisionError), whole(target) as path:
+        assert path.parent == tmp_path and path.name.startswith(".") and path.name.endswith(files.PART)
+        broken(path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.json", "n" * 255, "视" * 85])
+def test_what_a_killed_process_left_is_taken_over(tmp_path, name):
+    files._unfinished(tmp_path / name).write_text("half")
+    files.write_text(tmp_path / name, "whole")
+    left = files._unfinished(tmp_path / "folder")
+    left.mkdir()
+    (left / "half").write_text("half")
+    with files.whole_folder(tmp_path / "folder") as folder:
+        (folder / "file").write_text("whole")
+    assert {p.name for p in tmp_path.iterdir()} == {name, "folder"}
+    assert (tmp_path / name).read_text() == "whole"
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["file"]
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+    with pytest.raises(ZeroDivisionError), files.whole_file(path) as temporary:
+        broken(temporary)
+    assert path.read_text() == "old"
+    files.write_text(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_text_json_arrays_and_lines(tmp_path):
+    files.write_text(tmp_path / "a.txt", "视频 \udcff\n")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "视频 ?\n"
+    files.write_json(tmp_path / "a.json", {"b": "视", "a": [1.5]}, indent=2, sort_keys=True)
+    assert (tmp_path / "a.json").read_bytes() == '{\n  "a": [\n    1.5\n  ],\n  "b": "视"\n}\n'.encode()
+    assert files.read_json(tmp_path / "a.json") == {"a": [1.5], "b": "视"}
+    files.write_arrays(tmp_path / "a.npz", x=np.arange(3), y="text")
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert arrays["x"].tolist() == [0, 1, 2] and arrays["y"].item() == "text"
+    files.append_text(tmp_path / "lines", "a\n")
+    files.append_text(tmp_path / "lines", "b\n")
+    assert (tmp_path / "lines").read_text() == "a\nb\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "says"),
+    [
+        (b"{", dict, "is not valid JSON"),
+        (b"\xff\xfe\xfd", dict, "is not valid JSON"),
+        (b"[" * 200_000, list, "is not valid JSON"),
+        (b"[1]", dict, "must hold a JSON object: restore the file"),
+        (b"{}", list, "must hold a JSON list: restore the file"),
+        (None, dict, "cannot be read (No such file or directory)"),
+    ],
+)
+def test_json_that_cannot_be_used_is_one_sentence(tmp_path, content, kind, says):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        files.read_json(path, kind)
+    assert str(path) in str(caught.value) and says in str(caught.value) and "\n" not in str(caught.value)
+    assert files.read_json(tmp_path / "none.json", absent={}) == {}
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    (tmp_path / "full" / "mine").mkdir(parents=True)
+    for path, says in (
+        (tmp_path / "no" / "a.txt", "its folder does not exist"),
+        (tmp_path / "full", "no ordinary file"),
+        ("/dev/null", "no ordinary file"),
+    ):
+        with pytest.raises(UserError, match=says):
+            files.write_text(path, "x")
+    with (
+        pytest.raises(UserError, match="not an empty folder: choose another"),
+        files.whole_folder(tmp_path / "full"),
+    ):
+        pytest.fail("entered")
+
+
+def test_a_store_takes_files_and_folders(bucket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files.write_text(f"{bucket}/run/a.txt", "视频\n")
+    files.append_text(files.as_path(f"{bucket}/run/a.txt"), "more\n")
+    files.append_text(files.as_path(f"{bucket}/run/b.txt"), "first\n")
+    files.write_json(f"{bucket}/run/a.json", {"a": 1})
+    run = files.as_path(bucket) / "run"
+    assert (run / "a.txt").read_text() == "视频\nmore\n" and (run / "b.txt").read_text() == "first\n"
+    assert files.read_json(run / "a.json") == {"a": 1} and files.read_json(run / "b", absent={}) == {}
+    with files.whole_folder(run / "model") as folder:
+        (folder / "part").mkdir()
+        (folder / "part" / "x").write_bytes(b"\x00")
+        (folder / "y").write_text("y")
+    assert (run / "model" / "part" / "x").read_bytes() == b"\x00" and (run / "model" / "y").exists()
+    with pytest.raises(UserError, match="not an empty folder"), files.whole_folder(run / "model"):
+        pytest.fail("entered")
+    with pytest.raises(ZeroDivisionError), files.whole_file(run / "c.txt") as path:
+        broken(path)
+    with pytest.raises(ZeroDivisionError), files.whole_folder(run / "other") as folder:
+        broken(folder)
+    assert not (run / "c.txt").exists() and not (run / "other").exists()
+    assert not list(tmp_path.iterdir())  # no folder named gs:
+    with pytest.raises(UserError, match="gs://bucket/run.*weights must be on a disk: copy it there first"):
+        files.local_path(run, "a model's weights")
+    assert json.loads((run / "a.json").read_text()) == {"a": 1}
+
+
+def test_a_store_without_its_library(monkeypatch, tmp_path):
+    def missing(scheme):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
+    with pytest.raises(UserError, match="gs://b/x cannot be reached .Please install gcsfs"):
+        files.write_text("gs://b/x", "text")
+    assert not list(tmp_path.iterdir())
