@@ -16,6 +16,7 @@ from data_pipelines.synthetic.datasets import write_video
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import make_scene, scene_seed
 from experiments.cli import shell
+from o3jax.files import write_text
 
 _OUT = flags.DEFINE_string("out", "demo", "The folder that everything is written to; emptied first.")
 _CLIP = flags.DEFINE_integer("clip", 44, "Which test clip to ask about; o3-tiny gets this one right.")

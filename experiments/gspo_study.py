@@ -21,6 +21,7 @@ from experiments.data.audit import as_record
 from experiments.evaluation.synthetic import questions_of
 from experiments.studies.runs import at, command, entry
 from o3jax.errors import UserError
+from o3jax.files import write_json
 from o3jax.rewards import overlap
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/gspo_study", "Folder of all runs.")

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from data_pipelines.formats.sample import Sample
 from data_pipelines.rows.prompts import with_text
 from o3jax.errors import UserError
+from o3jax.files import write_arrays
 from o3jax.generate.group import sample_groups
 from o3jax.generate.sampling import Sampling, StopStrings
 from o3jax.gspo.rows import UpdateShape, by_sequence, pack_groups

@@ -16,7 +16,7 @@ import tokenizers
 from jaxtyping import Int
 
 from o3jax.errors import UserError
-from o3jax.inputs.image import read_json
+from o3jax.files import read_json
 
 
 class Tokenizer:
@@ -99,8 +99,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise UserError(f"{path} cannot be read ({error}); copy the tokenizer files again") from error
     backend.no_padding()
     backend.no_truncation()
-    config = read_json(folder / "tokenizer_config.json")
-    names = read_json(folder / "special_tokens_map.json") | config
+    config = read_json(folder / "tokenizer_config.json", absent={})
+    names = read_json(folder / "special_tokens_map.json", absent={}) | config
     special = {
         name: token["content"] if isinstance(token, dict) else token
         for name, token in names.items()
@@ -117,7 +117,8 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
-    template = config.get("chat_template") or read_json(folder / "chat_template.json").get("chat_template")
+    beside = read_json(folder / "chat_template.json", absent={})
+    template = config.get("chat_template") or beside.get("chat_template")
     if isinstance(template, list):  # several, by name
         template = {one["name"]: one["template"] for one in template}.get("default")
     return template

@@ -19,6 +19,7 @@ from av.video.reformatter import Colorspace
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from o3jax.files import whole_file
 from o3jax.report.answer import Answer, Box, Evidence, Located, format_time
 from o3jax.video import VideoError, VideoInfo, probe, read_video
 

@@ -16,6 +16,7 @@ import av
 import jinja2
 from PIL import Image, ImageDraw
 
+from o3jax.files import whole_file
 from o3jax.report import annotate
 from o3jax.report.answer import (
     LABELS,
