@@ -6,7 +6,6 @@ folder is used again, and evaluated anew for another number of questions; one th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from configs.ablation_tiny import CELLS
 from experiments.cli import shell
 from experiments.studies.runs import at, command, entry
 from o3jax.errors import UserError
+from o3jax.files import read_json
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/ablation", "Folder of all runs.")
 _SOURCE = flags.DEFINE_string("source", "runs/questions_tiny/model", "The text-only model to start from.")
@@ -67,7 +67,7 @@ def run(cell: str, seed: int) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def seeds_of(cell: str) -> list[int]:

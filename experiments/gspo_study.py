@@ -21,7 +21,7 @@ from experiments.data.audit import as_record
 from experiments.evaluation.synthetic import questions_of
 from experiments.studies.runs import at, command, entry
 from o3jax.errors import UserError
-from o3jax.files import write_json
+from o3jax.files import read_json, write_json
 from o3jax.rewards import overlap
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/gspo_study", "Folder of all runs.")
@@ -48,7 +48,7 @@ def check_folder(folder: Path, source: str, num_questions: int) -> None:
         UserError: if it is that of another model, or of another number of questions.
     """
     path, asked = folder / "study.json", {"source": source, "num_questions": num_questions}
-    if path.exists() and (found := json.loads(path.read_text(encoding="utf-8"))) != asked:
+    if path.exists() and (found := read_json(path)) != asked:
         flags_of = [" ".join(f"--{name}={value}" for name, value in one.items()) for one in (found, asked)]
         raise UserError(
             f"{folder} holds a study with {flags_of[0]}, not {flags_of[1]}; name another --workdir"
@@ -64,7 +64,7 @@ def evaluate(model: str, stem: Path) -> dict[str, dict[str, Any]]:
         if not out.exists():
             command("evaluate", f"--model_path={model}", f"--num_questions={_NUM_QUESTIONS.value}",
                     f"--split={split}", f"--out={out}")  # fmt: skip
-        found[split] = json.loads(out.read_text(encoding="utf-8"))
+        found[split] = read_json(out)
     return found
 
 

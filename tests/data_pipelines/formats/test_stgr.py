@@ -428,8 +428,8 @@ def test_an_epoch_of_batches_teaches_what_the_article_s_records_say(tmp_path, vi
     config = dataclasses.replace(config, evidence=EVIDENCE)
     rows = MakeRow(processor, config, RowShape(640, 3, 16), evidence=shape)
     clips = FolderClips(read_index(tmp_path / "set"), questions=2)
-    needs = [rows.needs(clip) for clip in clips.clips]
-    planned = plan_rows(needs, ["article"] * len(needs), rows.room(), seed=0, mixture={}, epochs=1.0)
+    needs = [rows.cost(clip) for clip in clips.clips]
+    planned = plan_rows(needs, ["article"] * len(needs), rows.capacity(), seed=0, mixture={}, epochs=1.0)
     stream = Pipeline(PlannedRows(clips.clips, planned), [rows], batch_size=1, seed=0).open()
     told = {}
     for _ in planned:

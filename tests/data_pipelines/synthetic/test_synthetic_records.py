@@ -222,7 +222,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be made a folder"):
         make_dataset(tmp_path / "notes.txt", "train", 1)
     (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(UserError, match="not readable"):
+    with pytest.raises(UserError, match="dataset.json is not valid JSON"):
         make_dataset(tmp_path, "train", 1)
     assert len(list(tmp_path.iterdir())) == 2
 
