@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from o3jax.verify import confidence
+
 Box = tuple[float, float, float, float]
-
-HIGH_CONFIDENCE = 0.8
-MEDIUM_CONFIDENCE = 0.6  # below it a person should look
-
-LABELS = {
-    "en": {"high": "high", "medium": "medium", "low": "low"},
-    "zh": {"high": "高", "medium": "中", "low": "低"},
-}
 
 _CJK = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
 # No quantifier can give anything back, so that any text takes linear time.
@@ -85,14 +78,12 @@ class Answer:
     @property
     def label(self) -> str:
         """The confidence in a word: "high" (>= 0.8), "medium" (>= 0.6) or "low"."""
-        if self.confidence >= HIGH_CONFIDENCE:
-            return "high"
-        return "low" if self.needs_review else "medium"
+        return confidence.label(self.confidence)
 
     @property
     def needs_review(self) -> bool:
         """Whether a person should check the answer: the confidence is below 0.6 (or no number)."""
-        return not self.confidence >= MEDIUM_CONFIDENCE
+        return confidence.needs_review(self.confidence)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns every field, and `language`, `label` and `needs_review`, as JSON types."""
@@ -109,11 +100,6 @@ def question_language(question: str) -> str:
     return "zh" if _CJK.search(question) else "en"
 
 
-def format_confidence(confidence: float) -> str:
-    """Returns the confidence with two decimals, rounded down so that it never reads as a higher label."""
-    return f"{math.floor(confidence * 100 + 1e-9) / 100:.2f}" if math.isfinite(confidence) else "-"
-
-
 def format_answer(answer: Answer) -> str:
     """Returns the printed form: the answer, a line for each piece of evidence, the confidence.
 
@@ -121,8 +107,8 @@ def format_answer(answer: Answer) -> str:
     its answer are left out, so that nothing but text reaches a terminal.
     """
     text = "".join(c for c in answer.text if c.isprintable() or c == "\n").strip()
-    confidence = format_confidence(answer.confidence)
-    label = LABELS[answer.language][answer.label]
+    sure = confidence.format_confidence(answer.confidence)
+    sure += f" ({confidence.LABELS[answer.language][answer.label]})"
     if answer.language == "zh":
         lines = [f"答案:{text}", "证据:" if answer.evidence else "证据:无"]
         for item in answer.evidence:
@@ -132,7 +118,7 @@ def format_answer(answer: Answer) -> str:
                 where = f",边界框:{_corners(item.text.box_px)}" if item.text.box_px else ""
                 lines.append(f"  文本所述:{item.text.time_s:.1f}秒(对应第{item.text.frame}帧){where}")
         review = " 需人工核实" if answer.needs_review else ""
-        return "\n".join([*lines, f"置信度:{confidence}({label}){review}"])
+        return "\n".join([*lines, f"置信度:{sure}{review}"])
     lines = [f"Answer: {text}", "Evidence:" if answer.evidence else "Evidence: none"]
     for item in answer.evidence:
         where = f", box {_corners(item.box_px)}" if item.box_px else ""
@@ -141,7 +127,7 @@ def format_answer(answer: Answer) -> str:
             where = f", box {_corners(item.text.box_px)}" if item.text.box_px else ""
             lines.append(f"  the text says: time {item.text.time_s:.1f} s (frame {item.text.frame}){where}")
     review = " needs review" if answer.needs_review else ""
-    return "\n".join([*lines, f"Confidence: {confidence} ({label}){review}"])
+    return "\n".join([*lines, f"Confidence: {sure}{review}"])
 
 
 def _corners(box: tuple[int, int, int, int]) -> str:

@@ -19,15 +19,14 @@ from PIL import Image, ImageDraw
 from o3jax.files import whole_file
 from o3jax.report import annotate
 from o3jax.report.answer import (
-    LABELS,
     Answer,
     Box,
     Evidence,
     Located,
-    format_confidence,
     format_time,
     segments,
 )
+from o3jax.verify import confidence
 from o3jax.video import VideoError, probe, read_video
 
 VIDEO_BYTES = 15 * 2**20  # of the embedded video; base64 makes 20 MiB of it
@@ -133,8 +132,8 @@ def write_report(
             answer=answer,
             t=texts,
             language=answer.language,
-            label=LABELS[answer.language][answer.label],
-            confidence=format_confidence(answer.confidence),
+            label=confidence.LABELS[answer.language][answer.label],
+            confidence=confidence.format_confidence(answer.confidence),
             percent=min(max(answer.confidence, 0.0), 1.0),
             kind=texts["words"].get(answer.confidence_kind, answer.confidence_kind),
             items=list(_evidence_items(answer, video_path, size, duration_s)),
@@ -232,8 +231,8 @@ def _evidence_items(
             "interval": item.interval,
             "visible": texts["visible"].format(*item.interval) if item.interval else None,
             "color": colors[item.object],
-            "confidence": format_confidence(item.confidence),
-            "label": dataclasses.replace(answer, confidence=item.confidence).label,
+            "confidence": confidence.format_confidence(item.confidence),
+            "label": confidence.label(item.confidence),
             "frame_jpeg": frame_jpeg,
             "crop_jpeg": crop_jpeg,
         }

@@ -1,1 +1,1 @@
-"""Where to look and what to trust: candidate intervals from relevance over time."""
+"""How far to trust an answer: what its confidence means to a person."""
