@@ -89,6 +89,9 @@ def test_modules_and_commands_that_are_named_exist(page):
             assert "__main__" in file.read_text(encoding="utf-8"), f"{ids(page)} runs {module}: no command"
         for name in re.findall(r"^(o3jax(?:\.\w+)+)$", text):
             assert resolves(name), f"{ids(page)} names {name}, which is not there"
+        for module, names in re.findall(rf"from ((?:{'|'.join(FOLDERS)})[\w.]*) import ([\w, ]+)", text):
+            for name in names.replace(" ", "").split(","):
+                assert resolves(f"{module}.{name}"), f"{ids(page)} imports {name} from {module}"
         for target in re.findall(r"^make ([a-z][\w\-]*)", text):
             assert target in targets, f"{ids(page)} says make {target}, which is no target"
 
