@@ -57,11 +57,13 @@ def inside(name: str, *packages: str) -> bool:
 
 
 # Each package: the project's modules that it may import beside its own. LEAVES everyone may import.
-LEAVES = ("o3jax.choices", "o3jax.errors", "o3jax.files")
+LEAVES = ("o3jax.choices", "o3jax.errors", "o3jax.files", "o3jax.grounding", "o3jax.tasks")
 ALLOWED = {
     "o3jax.choices": (),
     "o3jax.errors": (),
     "o3jax.files": (),
+    "o3jax.grounding": (),
+    "o3jax.tasks": (),
     "o3jax.sharding": (),
     "o3jax.video": (),
     "o3jax.prompts": (),
@@ -95,6 +97,8 @@ LIGHT = (
     "o3jax.choices",
     "o3jax.errors",
     "o3jax.files",
+    "o3jax.grounding",
+    "o3jax.tasks",
     "o3jax.models.batch",
     "o3jax.models.config",
     "data_pipelines",

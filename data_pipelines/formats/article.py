@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 from data_pipelines.formats import published
@@ -11,7 +9,6 @@ from data_pipelines.formats.fields import (
     Record,
     RecordError,
     _candidate,
-    _load,
     _preference,
     box_of,
     check_four_numbers,
@@ -24,16 +21,9 @@ from data_pipelines.formats.fields import (
     span_of,
     within,
 )
-from data_pipelines.formats.sample import (
-    ST_TASK,
-    TEMPORAL_TASK,
-    Box,
-    Candidate,
-    Interval,
-    Mention,
-    Sample,
-)
+from data_pipelines.formats.sample import Box, Candidate, Interval, Mention, Sample
 from o3jax.prompts import coords, grammar
+from o3jax.tasks import SPATIO_TEMPORAL, TEMPORAL
 
 _EVIDENCE_FIELDS = ("answer", "timestamps", "bboxes", "reasoning", "objects", "intervals")
 
@@ -103,7 +93,7 @@ def from_article(record: Record, sample_id: str) -> Sample:
     return Sample(
         id=sample_id,
         source="article",
-        task=TEMPORAL_TASK if said.times and not said.claims else ST_TASK,
+        task=TEMPORAL if said.times and not said.claims else SPATIO_TEMPORAL,
         question=question,
         answer=answer,
         video_path=read_field(record, "video_path", str),
@@ -138,7 +128,7 @@ def _read_claims(
     answer = read_field(record, "answer", str, inside=inside).strip()
     stretch = clock_stretch(answer)
     answer, told = published.read_answer(
-        f"[{stretch[0]}, {stretch[1]}]" if stretch else answer, TEMPORAL_TASK, language
+        f"[{stretch[0]}, {stretch[1]}]" if stretch else answer, TEMPORAL, language
     )
     mentions = tuple(
         _article_mention(name, span, () if box is None else (box,))
@@ -167,12 +157,3 @@ def _article_box(value: Any, size: tuple[int, int] | None, inside: str) -> Box:
     check_four_numbers(value, field)
     published.check_pixels(value, size, field)
     return coords.convert(value, coords.Space(*size), coords.NORMALISED)
-
-
-def load_article(path: str | os.PathLike) -> list[Sample]:
-    """Returns the samples of a JSON file of the article's records, with ids "<file>-<number>".
-
-    Raises:
-        UserError: if the file is unreadable or a record is wrong; it names the file, record and field.
-    """
-    return _load(Path(path), from_article)

@@ -6,13 +6,12 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from data_pipelines.formats.sample import Box, Interval, Mention, Sample
+from data_pipelines.formats.sample import Box, Interval, Mention
 from o3jax.errors import UserError
-from o3jax.files import read_json, write_text
+from o3jax.files import write_text
 
 Record = dict[str, Any]
 
@@ -213,15 +212,3 @@ def save_records(path: str | os.PathLike, records: Sequence[Record]) -> None:
     """Writes records as a JSON list, one a line; the file appears only when it is complete."""
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
     write_text(path, f"[\n{lines}\n]\n")
-
-
-def _load(path: Path, read: Callable[[Record, str], Sample]) -> list[Sample]:
-    samples = []
-    for i, record in enumerate(read_json(path, list)):
-        if not isinstance(record, dict):
-            raise UserError(f"{path} must hold a JSON list of objects, one for each question")
-        try:
-            samples.append(read(record, f"{path.stem}-{i}"))
-        except RecordError as error:
-            raise UserError(f"{path} record {i}: {error}") from error
-    return samples

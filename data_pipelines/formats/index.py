@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 from data_pipelines.formats.article import from_article
 from data_pipelines.formats.fields import Record, RecordError, check_box
 from data_pipelines.formats.published import checked_size
-from data_pipelines.formats.sample import VISUAL_TASK, Candidate, Sample
+from data_pipelines.formats.sample import Candidate, Sample
 from data_pipelines.formats.stgr import from_stgr
 from data_pipelines.reading.guarded import GuardedReader, Limits, inside, read_image
 from o3jax.errors import UserError
 from o3jax.files import read_json
 from o3jax.prompts import coords
+from o3jax.tasks import VISUAL
 from o3jax.video import VideoInfo, probe
 from o3jax.video.files import MissingFileError
 
@@ -210,7 +211,7 @@ def _read(record: Any, name: str, form: _Format, media: _Media) -> Sample:
     sample = form.read(record, name)
     if "mentions" in record:
         form = form._replace(times="mentions", boxes="mentions")
-    elif sample.task == VISUAL_TASK:  # its mentions are those of its texts
+    elif sample.task == VISUAL:  # its mentions are those of its texts
         form = form._replace(times="answer", boxes="answer")
     if "intervals" in record:
         form = form._replace(intervals="intervals")
@@ -222,7 +223,7 @@ def _checked(sample: Sample, form: _Format, media: _Media) -> Sample:
     for field in ("question", "answer"):
         if not getattr(sample, field).strip():
             raise RecordError(field, f"field {field!r} is empty; fill it")
-    if sample.task == VISUAL_TASK:
+    if sample.task == VISUAL:
         _check_image(sample, media)
         end = None
     else:

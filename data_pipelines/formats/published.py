@@ -17,8 +17,9 @@ import re
 from typing import Literal, NamedTuple
 
 from data_pipelines.formats.fields import RecordError
-from data_pipelines.formats.sample import TEMPORAL_MCQ_TASK, TEMPORAL_TASK, VISUAL_TASK, Interval, Sample
+from data_pipelines.formats.sample import Interval, Sample
 from o3jax.prompts import coords, grammar
+from o3jax.tasks import TEMPORAL, TEMPORAL_MCQ, VISUAL
 
 Stage = Literal["sft", "rl"]
 
@@ -53,7 +54,7 @@ def roots(source: str, task: str) -> Roots:
     for start, folder in (("timerft", "timerft"), ("gqa", "gqa"), ("TVG", "tvg_r1"), ("videor1", "videor1")):
         if source.startswith(start):
             return Roots(f"videos/{folder}/", f"videos/{folder}/")
-    if task == VISUAL_TASK:
+    if task == VISUAL:
         return Roots("videos/treevgr/", "videos/treevgr/")
     raise RecordError(
         "source",
@@ -68,15 +69,11 @@ def read_answer(text: str, task: str, language: str) -> tuple[str, tuple[Interva
     Raises:
         RecordError: if it tells an interval that ends before it starts.
     """
-    if task == TEMPORAL_TASK and (pair := _pair(text.strip())):
+    if task == TEMPORAL and (pair := _pair(text.strip())):
         return grammar.render_interval(*pair, language), (pair,)
-    if (
-        task == TEMPORAL_MCQ_TASK
-        and (choice := _CHOICE.fullmatch(text.strip()))
-        and (pair := _pair(choice[2]))
-    ):
+    if task == TEMPORAL_MCQ and (choice := _CHOICE.fullmatch(text.strip())) and (pair := _pair(choice[2])):
         return f"{grammar.render_interval(*pair)}.\nCorrect Option: {choice[1]}", (pair,)
-    told = task in (TEMPORAL_TASK, TEMPORAL_MCQ_TASK)
+    told = task in (TEMPORAL, TEMPORAL_MCQ)
     return text, grammar.parse(text, coords.NORMALISED).intervals if told else ()
 
 
@@ -86,10 +83,10 @@ def write_answer(sample: Sample, stage: Stage) -> str:
         return sample.answer
     start, end = sample.intervals[0]
     pair, said = f"[{start}, {end}]", grammar.render_interval(start, end, sample.language)
-    if sample.task == TEMPORAL_TASK and sample.answer == said:
+    if sample.task == TEMPORAL and sample.answer == said:
         return pair
     option = _OPTION.fullmatch(sample.answer)
-    if sample.task == TEMPORAL_MCQ_TASK and option and option[1].rstrip(".") == said:
+    if sample.task == TEMPORAL_MCQ and option and option[1].rstrip(".") == said:
         return f"{option[2]}\n{pair}"
     return sample.answer
 

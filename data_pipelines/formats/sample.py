@@ -7,14 +7,6 @@ import dataclasses
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in [0, 1] of the displayed frame
 Interval = tuple[float, float]  # start, end in seconds from the first presented frame
 
-ST_TASK = "temporal-spatial free-form QA"
-TEMPORAL_TASK = "temporal QA"
-TEMPORAL_MCQ_TASK = "temporal QA (MCQ)"
-VISUAL_TASK = "visual QA"
-MCQ_TASK = "General video QA MCQ"
-FREE_FORM_TASK = "General video QA Free-form"
-TASKS = (ST_TASK, TEMPORAL_TASK, TEMPORAL_MCQ_TASK, VISUAL_TASK, MCQ_TASK, FREE_FORM_TASK)
-
 
 @dataclasses.dataclass(frozen=True)
 class Mention:

@@ -19,9 +19,7 @@ has those of the most preferred one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from data_pipelines.formats import published
@@ -29,7 +27,6 @@ from data_pipelines.formats.fields import (
     Record,
     RecordError,
     _candidate,
-    _load,
     _preference,
     boxes_of,
     interval_of,
@@ -40,16 +37,9 @@ from data_pipelines.formats.fields import (
     size_of,
     time_of,
 )
-from data_pipelines.formats.sample import (
-    TASKS,
-    TEMPORAL_TASK,
-    VISUAL_TASK,
-    Candidate,
-    KeyFrame,
-    Mention,
-    Sample,
-)
+from data_pipelines.formats.sample import Candidate, KeyFrame, Mention, Sample
 from o3jax.prompts import coords, grammar
+from o3jax.tasks import TASKS, TEMPORAL, VISUAL
 
 _PUBLISHED_FIELDS = (
     *("id", "source", "task", "question", "answer", "video_path", "image_path", "image_size"),
@@ -101,11 +91,11 @@ def to_published(sample: Sample, stage: published.Stage) -> Record:
     roots = published.roots(sample.source, sample.task)
     record = _published_fields(sample, roots)
     record["answer"] = _written(published.write_answer(sample, stage), sample)
-    name = "image_path" if sample.task == VISUAL_TASK else "video_path"
+    name = "image_path" if sample.task == VISUAL else "video_path"
     record[name] = _below(getattr(sample, name) or "", roots.media, name)
     if stage == "sft":
         record["reasoning_process"] = _written(sample.reasoning, sample)
-    if sample.task == VISUAL_TASK:
+    if sample.task == VISUAL:
         del record["key_frames"], record["key_items"]
     return record
 
@@ -144,7 +134,7 @@ def _below(path: str, folder: str, field: str) -> str:
 
 def _written(text: str, sample: Sample) -> str:
     """Returns a text of the sample as records have it."""
-    return published.to_pixels(text, sample.image_size) if sample.task == VISUAL_TASK else text
+    return published.to_pixels(text, sample.image_size) if sample.task == VISUAL else text
 
 
 def _mention_record(mention: Mention) -> Record:
@@ -167,7 +157,7 @@ def from_stgr(record: Record, in_published_tree: bool = False) -> Sample:
     if task not in TASKS:
         raise RecordError("task", f"field 'task' must be one of {', '.join(TASKS)}, not {task!r:.80}")
     roots = published.roots(source, task) if in_published_tree else published.OWN
-    visual = task == VISUAL_TASK
+    visual = task == VISUAL
     read_field(record, "image_path" if visual else "video_path", str)
     question = read_field(record, "question", str)
     language = language_of(record, question)
@@ -179,7 +169,7 @@ def from_stgr(record: Record, in_published_tree: bool = False) -> Sample:
         return published.from_pixels(value, size, field) if visual else value
 
     answer, told = published.read_answer(text(read_field(record, "answer", str), "answer"), task, language)
-    if in_published_tree and task.startswith(TEMPORAL_TASK) and not told:
+    if in_published_tree and task.startswith(TEMPORAL) and not told:
         raise RecordError(
             "answer",
             "field 'answer' of a temporal question needs an interval, [start, end] in seconds (behind the "
@@ -244,22 +234,13 @@ def _read_candidate(item: Any, text: Callable[[str, str], str]) -> Candidate:
     )
 
 
-def load_stgr(path: str | os.PathLike) -> list[Sample]:
-    """Returns the samples of a JSON file of published records, all of which must be right.
-
-    Raises:
-        UserError: if the file is unreadable or a record is wrong; it names the file, record and field.
-    """
-    return _load(Path(path), lambda record, _: from_stgr(record))
-
-
 def _mentions(record: Record, reasoning: str, answer: str) -> tuple[Mention, ...]:
     """Returns the mentions that key frames and their items describe, in their order.
 
     Of visual QA, those that its texts make, with boxes in 0-1: nothing reads its key items.
     """
     items = read_field(record, "key_items", dict, {})
-    if record.get("task") == VISUAL_TASK:
+    if record.get("task") == VISUAL:
         claims = [c for text in (reasoning, answer) for c in grammar.parse(text, coords.NORMALISED).claims]
         return tuple(dict.fromkeys(Mention(c.object, None, c.boxes) for c in claims))
     mentions, seen = [], set()

@@ -17,13 +17,14 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from data_pipelines.formats.sample import ST_TASK, VISUAL_TASK, KeyFrame, Sample
+from data_pipelines.formats.sample import KeyFrame, Sample
 from data_pipelines.reading.guarded import inside
 from data_pipelines.reading.media import read_frames_at, read_picture
 from data_pipelines.synthetic.scenes import FPS, Scene
 from o3jax.errors import UserError
 from o3jax.inputs import image as media
 from o3jax.inputs.processor import IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START, Medium, Processor
+from o3jax.tasks import SPATIO_TEMPORAL, VISUAL
 from o3jax.video import VideoInfo
 
 _IMAGE = VISION_START + IMAGE_PAD + VISION_END
@@ -160,7 +161,7 @@ def plan_frames(
     Raises:
         UserError: if an image's size is unknown, or the frames have a size that cannot be read.
     """
-    if samples and samples[0].task == VISUAL_TASK:
+    if samples and samples[0].task == VISUAL:
         return _plan_image(samples[0], processor, config)
     if info is None:
         raise ValueError(f"{samples[0].id} asks about a video: its VideoInfo or Scene is needed")
@@ -214,7 +215,7 @@ def _plan_images(
     told = [i / rate for i in range(len(times))] if config.timestamps == "released" else times
     shown = [Shown(Frame(time), at, _tenths(at)) for time, at in zip(times, told, strict=True)]
     task = samples[0].task
-    if task == ST_TASK and config.key_frames != "none":
+    if task == SPATIO_TEMPORAL and config.key_frames != "none":
         keys = list(dict.fromkeys(key for sample in samples for key in sample.key_frames))
         if config.key_frames == "released":
             shown = _merge_released(shown, keys, config.stage)
@@ -265,8 +266,8 @@ def _merge_released(shown: list[Shown], keys: Sequence[KeyFrame], stage: str) ->
 
 def _lines(labels: Sequence[str], seconds: int, task: str, stage: str) -> str:
     """Returns the text of the frames and, where the published prompts have it, of the video's length."""
-    no_total = stage == "sft" and task == ST_TASK
-    unit = "" if stage == "sft" and task != ST_TASK else "s"
+    no_total = stage == "sft" and task == SPATIO_TEMPORAL
+    unit = "" if stage == "sft" and task != SPATIO_TEMPORAL else "s"
     lines = [f"Frame {i} at {label}{unit}: {_IMAGE}\n" for i, label in enumerate(labels, start=1)]
     return "".join(lines) + ("" if no_total else f"The video is in total {seconds} seconds.\n")
 

@@ -9,7 +9,7 @@ import grain
 import numpy as np
 from jaxtyping import Float
 
-from data_pipelines.formats.sample import ST_TASK, Box, Sample
+from data_pipelines.formats.sample import Box, Sample
 from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.supervised import Row, RowShape
 from data_pipelines.synthetic.scenes import COLORS, SHAPES, Object, Scene, make_scene, scene_seed
@@ -17,6 +17,7 @@ from o3jax.inputs.collate import collate
 from o3jax.inputs.processor import Processor
 from o3jax.models.config import Config
 from o3jax.prompts import coords, grammar
+from o3jax.tasks import SPATIO_TEMPORAL
 
 _CLEARLY_COVERED = 0.25  # of the token's cell, or of the object where that is smaller
 _CLEARLY_FREE = 0.05
@@ -59,7 +60,7 @@ def caption(scene: Scene, pair_times: Sequence[Float[np.ndarray, " 2"]], languag
     return Sample(
         id=f"{scene.id}-caption",
         source=f"synthetic-l{scene.level}",
-        task=ST_TASK,
+        task=SPATIO_TEMPORAL,
         question={"en": "What is visible?", "zh": "能看到什么?"}[language],
         answer="; ".join(claims) or {"en": "nothing", "zh": "无"}[language],
         language=language,

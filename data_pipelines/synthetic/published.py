@@ -17,48 +17,37 @@ from PIL import Image
 from data_pipelines.formats import published, stgr
 from data_pipelines.formats.article import to_article
 from data_pipelines.formats.fields import save_records
-from data_pipelines.formats.sample import (
-    FREE_FORM_TASK,
-    MCQ_TASK,
-    ST_TASK,
-    TEMPORAL_MCQ_TASK,
-    TEMPORAL_TASK,
-    VISUAL_TASK,
-    Candidate,
-    Interval,
-    KeyFrame,
-    Mention,
-    Sample,
-)
+from data_pipelines.formats.sample import Candidate, Interval, KeyFrame, Mention, Sample
 from data_pipelines.synthetic.datasets import claim_folder, make_dataset, write_key_frames, write_video
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import Scene, make_scene, scene_seed
 from o3jax.errors import UserError
 from o3jax.prompts import coords, grammar
+from o3jax.tasks import FREE_FORM, MCQ, SPATIO_TEMPORAL, TEMPORAL, TEMPORAL_MCQ, VISUAL
 
 _STR = ("plm_rdcap", "qvhighlight", "activitynet", "coin", "didemo", "queryd")
 _TVG = ("tacos", "internvid_vtime", "QVhighlight", "ActivityNet", "didemo", "queryd", "hirest_grounding")
 _BOTH, _SFT, _RL = ("sft", "rl"), ("sft",), ("rl",)
 # Source, task, the files that have it, and the folder inside the source's own that its media lie in.
 GROUPS = (
-    *((f"STR_{name}", ST_TASK, _BOTH, "" if name == "plm_rdcap" else name) for name in _STR),
-    *((f"TVG_{name}", TEMPORAL_TASK, _SFT, "GroundedVLLM") for name in _TVG),
-    ("TreeVGR", VISUAL_TASK, _SFT, "images"),
-    ("videor1_mcq", MCQ_TASK, _BOTH, "LLaVA-Video-178K"),
-    ("videor1_free_from", FREE_FORM_TASK, _BOTH, "STAR"),  # the published spelling
-    ("videoespresso_train_video", ST_TASK, _RL, ""),
-    ("timerft", TEMPORAL_TASK, _RL, ""),
-    ("TVG_qvhighlight", TEMPORAL_MCQ_TASK, _RL, "videomind_data"),
-    ("TVG_activitynet", TEMPORAL_MCQ_TASK, _RL, "videomind_data"),
-    ("gqa", VISUAL_TASK, _RL, ""),
+    *((f"STR_{name}", SPATIO_TEMPORAL, _BOTH, "" if name == "plm_rdcap" else name) for name in _STR),
+    *((f"TVG_{name}", TEMPORAL, _SFT, "GroundedVLLM") for name in _TVG),
+    ("TreeVGR", VISUAL, _SFT, "images"),
+    ("videor1_mcq", MCQ, _BOTH, "LLaVA-Video-178K"),
+    ("videor1_free_from", FREE_FORM, _BOTH, "STAR"),  # the published spelling
+    ("videoespresso_train_video", SPATIO_TEMPORAL, _RL, ""),
+    ("timerft", TEMPORAL, _RL, ""),
+    ("TVG_qvhighlight", TEMPORAL_MCQ, _RL, "videomind_data"),
+    ("TVG_activitynet", TEMPORAL_MCQ, _RL, "videomind_data"),
+    ("gqa", VISUAL, _RL, ""),
 )
 _KINDS = {
-    ST_TASK: "where",
-    TEMPORAL_TASK: "interval",
-    TEMPORAL_MCQ_TASK: "mcq",
-    VISUAL_TASK: "where",
-    MCQ_TASK: "mcq",
-    FREE_FORM_TASK: "attribute",
+    SPATIO_TEMPORAL: "where",
+    TEMPORAL: "interval",
+    TEMPORAL_MCQ: "mcq",
+    VISUAL: "where",
+    MCQ: "mcq",
+    FREE_FORM: "attribute",
 }
 _SHORTEST = 0.2  # seconds that must be left of an interval which is moved to the end of its video
 _PICTURES_LEVEL = 3  # whose frames are wider than high
@@ -90,7 +79,7 @@ def make_published(
     samples: dict[published.Stage, list[Sample]] = {"sft": [], "rl": []}
     for index in range(count):
         source, task, stages, folder = GROUPS[index % len(GROUPS)]
-        scene = make_scene(scene_seed(split, index, seed), _PICTURES_LEVEL if task == VISUAL_TASK else level)
+        scene = make_scene(scene_seed(split, index, seed), _PICTURES_LEVEL if task == VISUAL else level)
         sample = _sample(scene, source, task, folder)
         _write_media(out, scene, sample)
         for stage in stages:
@@ -120,9 +109,9 @@ def _sample(scene: Scene, source: str, task: str, folder: str) -> Sample:
         key_frames=(),
         intervals=(),
     )
-    if task == VISUAL_TASK:
+    if task == VISUAL:
         return _about_an_image(sample, scene, asked.mentions[0], f"{base}.jpg")
-    if task == ST_TASK:
+    if task == SPATIO_TEMPORAL:
         keys = [
             KeyFrame(k.index, k.time, f"{roots.key_frames}{folder and folder + '/'}{scene.id}_{k.index}.jpg")
             for k in asked.key_frames
@@ -131,13 +120,13 @@ def _sample(scene: Scene, source: str, task: str, folder: str) -> Sample:
         return dataclasses.replace(
             sample, answer=f"the {asked.mentions[0].object}", mentions=asked.mentions, key_frames=tuple(keys)
         )
-    if task == TEMPORAL_MCQ_TASK:
+    if task == TEMPORAL_MCQ:
         interval = tuple(round(t, 1) for t in asked.intervals[0])
         answer = f"{grammar.render_interval(*interval)}.\nCorrect Option: {asked.answer}"
         return dataclasses.replace(sample, answer=answer, intervals=(interval,))
     # Only the inventory of the reasoning: these tasks have no evidence beside the answer.
     sample = dataclasses.replace(sample, reasoning=asked.reasoning.partition("<obj>")[0].strip())
-    if task == TEMPORAL_TASK:
+    if task == TEMPORAL:
         return dataclasses.replace(
             sample, intervals=grammar.parse(sample.answer, coords.NORMALISED).intervals
         )
@@ -224,7 +213,7 @@ def _moved(sample: Sample, seconds: float, preference: float) -> Candidate:
         return round(max(start - seconds, 0), 2), round(end - seconds, 2)
 
     answer = sample.answer
-    if seconds and sample.task == TEMPORAL_TASK:
+    if seconds and sample.task == TEMPORAL:
         said = grammar.parse(answer, coords.NORMALISED)
         if said.intervals:
             answer = grammar.render_interval(*stretch(said.intervals[0]), sample.language)

@@ -11,20 +11,13 @@ import itertools
 import math
 import random
 
-from data_pipelines.formats.sample import (
-    MCQ_TASK,
-    ST_TASK,
-    TEMPORAL_TASK,
-    Interval,
-    KeyFrame,
-    Mention,
-    Sample,
-)
+from data_pipelines.formats.sample import Interval, KeyFrame, Mention, Sample
 from data_pipelines.synthetic.scenes import Object, Scene
 from data_pipelines.synthetic.words import CHINESE, EVENTS, LANGUAGES, QUESTIONS, VISITS
 from o3jax.errors import UserError
 from o3jax.prompts.coords import NORMALISED, frame_index
 from o3jax.prompts.grammar import render_claim, render_interval, render_time
+from o3jax.tasks import MCQ, SPATIO_TEMPORAL, TEMPORAL
 
 _BORDER = 0.2  # seconds between an asked time and the moments at which the asked thing changes
 
@@ -59,7 +52,7 @@ def _sample(scene: Scene, kind: str, language: str) -> Sample:
     # A stream of its own for every kind: what is asked does not depend on what else is asked.
     rng = random.Random(f"{scene.level}/{scene.seed}/{kind}")
     question, answer, evidence = _ASK[kind](scene, language, rng)
-    task = {"interval": TEMPORAL_TASK, "appears": TEMPORAL_TASK, "mcq": MCQ_TASK}.get(kind, ST_TASK)
+    task = {"interval": TEMPORAL, "appears": TEMPORAL, "mcq": MCQ}.get(kind, SPATIO_TEMPORAL)
     numbers = {e.time: frame_index(e.time, scene.fps) for e in evidence}
     return Sample(
         id=f"{scene.id}-{kind}-{language}",

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from o3jax.errors import UserError
 from o3jax.prompts import coords, grammar
+from o3jax.tasks import FREE_FORM, MCQ, SPATIO_TEMPORAL, TEMPORAL, TEMPORAL_MCQ, VISUAL
 
 # The interface strings of the published Open-o3 Video code, from their common parts.
 _OPENING = (
@@ -44,27 +45,25 @@ _IN_REASONING = " in the reasoning process"
 
 # Reinforcement learning and inference.
 RL_PROMPTS = {
-    "visual QA": _IMAGE
-    + _OBJECTS.format("must")
-    + f" {_STRICT}`<obj>object_name</obj><box>bounding_box</box>'.",
-    "temporal-spatial free-form QA": _FREE_FORM + _EVIDENCE.format(_IN_REASONING) + _TEXT_ONLY,
-    "temporal QA": _PERIOD + _TIMES + f"{_STRICT} `From <t>start_time</t>s to <t>end_time</t>s'.",
-    "temporal QA (MCQ)": _PERIOD_MCQ
+    VISUAL: _IMAGE + _OBJECTS.format("must") + f" {_STRICT}`<obj>object_name</obj><box>bounding_box</box>'.",
+    SPATIO_TEMPORAL: _FREE_FORM + _EVIDENCE.format(_IN_REASONING) + _TEXT_ONLY,
+    TEMPORAL: _PERIOD + _TIMES + f"{_STRICT} `From <t>start_time</t>s to <t>end_time</t>s'.",
+    TEMPORAL_MCQ: _PERIOD_MCQ
     + _TIMES
     + f" {_STRICT} `From <t>start_time</t>s to <t>end_time</t>s.\nCorrect Option: [ONLY THE LETTER]'.",
-    "General video QA MCQ": _MCQ + _EVIDENCE.format(_IN_REASONING) + _LETTER_ONLY,
-    "General video QA Free-form": _FREE_FORM + _EVIDENCE.format(_IN_REASONING) + _TEXT_ONLY,
+    MCQ: _MCQ + _EVIDENCE.format(_IN_REASONING) + _LETTER_ONLY,
+    FREE_FORM: _FREE_FORM + _EVIDENCE.format(_IN_REASONING) + _TEXT_ONLY,
 }
 # Cold start: worded differently, and without temporal multiple choice.
 SFT_PROMPTS = {
-    "visual QA": _IMAGE + _OBJECTS.format("MUST") + " You MUST strictly follow the format.",
-    "temporal-spatial free-form QA": _FREE_FORM + _EVIDENCE.format(""),
-    "temporal QA": _PERIOD + f" {_STRICT} `From <t>start_time</t>s to <t>end_time</t>s'",
-    "General video QA MCQ": _MCQ + _LETTER_ONLY,
-    "General video QA Free-form": _FREE_FORM,
+    VISUAL: _IMAGE + _OBJECTS.format("MUST") + " You MUST strictly follow the format.",
+    SPATIO_TEMPORAL: _FREE_FORM + _EVIDENCE.format(""),
+    TEMPORAL: _PERIOD + f" {_STRICT} `From <t>start_time</t>s to <t>end_time</t>s'",
+    MCQ: _MCQ + _LETTER_ONLY,
+    FREE_FORM: _FREE_FORM,
 }
 # The published cold start puts "Question: " before the question of these tasks.
-_SFT_PREFIXED = ("temporal QA", "General video QA MCQ", "General video QA Free-form")
+_SFT_PREFIXED = (TEMPORAL, MCQ, FREE_FORM)
 
 _STYLES = {"plain": None, "open_o3": RL_PROMPTS, "open_o3_sft": SFT_PROMPTS}
 
@@ -108,7 +107,7 @@ def messages(
     if not isinstance(question, str):
         task = task or question.task
         question = question.question
-    task = task or "temporal-spatial free-form QA"
+    task = task or SPATIO_TEMPORAL
     if style not in _STYLES:
         raise UserError(f"unknown prompt style {style!r}; use one of {', '.join(_STYLES)}")
     if media not in ("video", "image"):

@@ -41,8 +41,9 @@ from o3jax.metrics.boxes import box_iou
 from o3jax.prompts import coords, grammar
 from o3jax.prompts.coords import Box, Space
 from o3jax.rewards import open_o3, records
-from o3jax.rewards.records import FREE_FORM, MCQ, ST, TEMPORAL, TEMPORAL_MCQ, Record
+from o3jax.rewards.records import Record
 from o3jax.rewards.rouge import rouge
+from o3jax.tasks import FREE_FORM, MCQ, SPATIO_TEMPORAL, TEMPORAL, TEMPORAL_MCQ
 
 TERMS = ("time", "box", "spread", "coherence", "answer", "format")
 MODES = ("capped", "literal")
@@ -142,7 +143,7 @@ def score(
     terms = {name: math.fsum(part[name] for part in parts) / len(parts) for name in parts[0]}
     answer = (records.block(completion, "answer") or "").strip()
     terms["answer"] = weights.answer * answer_term(answer, sample, written)
-    task = sample.get("task") or (ST if records.field(sample, "evidence") else FREE_FORM)
+    task = sample.get("task") or (SPATIO_TEMPORAL if records.field(sample, "evidence") else FREE_FORM)
     terms["format"] = weights.format * open_o3.format_term(completion, {"task": task}, "paper")
     return terms | {"total": math.fsum(terms.values())}
 

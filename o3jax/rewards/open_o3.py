@@ -26,8 +26,9 @@ from o3jax.metrics.boxes import box_iou, interval_iou
 from o3jax.prompts import coords, grammar
 from o3jax.prompts.coords import Box, Space
 from o3jax.rewards import records
-from o3jax.rewards.records import FREE_FORM, MCQ, ST, TEMPORAL, TEMPORAL_MCQ, VISUAL, Record
+from o3jax.rewards.records import Record
 from o3jax.rewards.rouge import rouge
+from o3jax.tasks import FREE_FORM, MCQ, SPATIO_TEMPORAL, TEMPORAL, TEMPORAL_MCQ, VISUAL
 
 TERMS = (
     *("ans_acc", "ans_tiou", "ans_viou", "thk_temporal_point", "thk_temporal_segment", "thk_spatial"),
@@ -85,7 +86,7 @@ def score(
     task = records.task_of(sample)
     think, answer = records.block(completion, "think"), records.block(completion, "answer")
     terms = dict.fromkeys(TERMS, 0.0) | answer_terms((answer or "").strip(), sample, mode, space)
-    if think is not None and task == ST:
+    if think is not None and task == SPATIO_TEMPORAL:
         written = _written(sample, space)
         times, claims = _read(think, mode, written)
         terms["thk_temporal_point"] = _near_key_frames(times, sample, step_percent)
@@ -113,7 +114,7 @@ def answer_terms(
     task, truth = records.task_of(sample), records.field(sample, "answer")
     if task == MCQ:
         return {"ans_acc": float(records.is_option(answer, records.option(truth)))}
-    if task in (ST, FREE_FORM):
+    if task in (SPATIO_TEMPORAL, FREE_FORM):
         return {"ans_acc": rouge(answer, truth, chinese=mode == "paper")}
     if task == VISUAL:
         box, wanted = records.first_box(answer), _image_box(sample, space)
@@ -144,7 +145,7 @@ def format_term(completion: str, sample: Record, mode: str = "compat") -> float:
     task = records.task_of(sample)
     if task in (TEMPORAL, TEMPORAL_MCQ):
         return 1.0 if think.count("<t>") >= 2 else 0.5
-    if task in (ST, VISUAL):
+    if task in (SPATIO_TEMPORAL, VISUAL):
         shown = all(f"<{tag}>" in think for tag in ("obj", "t", "box"))
         return 1.0 if shown or (task == VISUAL and _has_box(completion, _OBJECT[mode])) else 0.5
     return 1.0

@@ -26,7 +26,8 @@ from o3jax.prompts import grammar
 from o3jax.prompts.coords import Box, Space
 from o3jax.rewards import open_o3, records
 from o3jax.rewards.article import answer_term, stretch
-from o3jax.rewards.records import FREE_FORM, ST, Record
+from o3jax.rewards.records import Record
+from o3jax.tasks import FREE_FORM, SPATIO_TEMPORAL
 
 _MOST_CLAIMS = 64  # that are matched; more count in the divisor alone
 
@@ -63,7 +64,7 @@ def score(
         terms["interval"] = _matched(table, len(said.intervals))
     answer = (records.block(completion, "answer") or "").strip()
     terms["answer"] = answer_term(answer, sample, written)
-    task = sample.get("task") or (ST if truths else FREE_FORM)
+    task = sample.get("task") or (SPATIO_TEMPORAL if truths else FREE_FORM)
     return terms | {"format": open_o3.format_term(completion, {"task": task}, "paper")}
 
 

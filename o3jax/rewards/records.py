@@ -14,16 +14,10 @@ from typing import Any
 from o3jax.errors import UserError
 from o3jax.prompts import coords, grammar
 from o3jax.prompts.coords import Box, Space
+from o3jax.tasks import TASKS, VISUAL
 
 Record = Mapping[str, Any]
 
-ST = "temporal-spatial free-form QA"
-TEMPORAL = "temporal QA"
-TEMPORAL_MCQ = "temporal QA (MCQ)"
-VISUAL = "visual QA"
-MCQ = "General video QA MCQ"
-FREE_FORM = "General video QA Free-form"
-TASKS = (ST, TEMPORAL, TEMPORAL_MCQ, VISUAL, MCQ, FREE_FORM)
 _OPTION = "Correct Option:"
 
 

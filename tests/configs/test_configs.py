@@ -23,7 +23,7 @@ from configs import common
 from configs.ablation_tiny import CELLS
 from configs.common import given
 from data_pipelines.formats.index import Index
-from data_pipelines.formats.sample import ST_TASK, VISUAL_TASK, Sample
+from data_pipelines.formats.sample import Sample
 from data_pipelines.rows.clips import Clip, FolderClips
 from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates
 from data_pipelines.rows.frames import FramesConfig, plan_frames
@@ -46,6 +46,7 @@ from o3jax.rewards import registry
 from o3jax.sft.evidence import EvidenceWeights
 from o3jax.sft.joint import joint_counts, joint_loss
 from o3jax.sft.text import text_loss, token_counts
+from o3jax.tasks import SPATIO_TEMPORAL, VISUAL
 from o3jax.train.lora import LoRA, adapted_loss
 from o3jax.train.state import init_state
 from o3jax.video import VideoInfo
@@ -209,7 +210,7 @@ ASPECTS = [
 def test_published_frames_fit_a_row():
     c, processor = load("sft_open_o3"), load_processor(model_folder("o3-tiny"))
     processor.video_config, processor.image_config = VideoConfig(), ImageConfig()
-    sample = Sample("s", "source", ST_TASK, "?", "x", image_path="x.jpg", image_size=(640, 480))
+    sample = Sample("s", "source", SPATIO_TEMPORAL, "?", "x", image_path="x.jpg", image_size=(640, 480))
     for height, width in ASPECTS:
         info = VideoInfo(100.0, 30.0, 3000, width, height, "h264", 0)
         plan = plan_frames([sample], info, processor, FramesConfig(**c.frames))
@@ -219,7 +220,7 @@ def test_published_frames_fit_a_row():
             and plan.patches <= c.row_patches
         )
         assert c.row_frame_pairs * (plan.patches // 4 + 16) <= c.row_length - 1800, (height, width)
-        asked = dataclasses.replace(sample, task=VISUAL_TASK, image_size=(width, height))
+        asked = dataclasses.replace(sample, task=VISUAL, image_size=(width, height))
         plan = plan_frames([asked], None, processor, FramesConfig(**c.frames))
         assert plan.frame_pairs == 1 and plan.patches <= c.row_patches
 

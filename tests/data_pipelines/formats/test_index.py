@@ -21,7 +21,6 @@ from PIL import Image
 from data_pipelines.formats import article as article_format
 from data_pipelines.formats import index, stgr
 from data_pipelines.formats.index import index_folder, read_index
-from data_pipelines.formats.sample import ST_TASK, TEMPORAL_TASK, VISUAL_TASK
 from data_pipelines.reading.guarded import GuardedReader
 from data_pipelines.rows.clips import FolderClips
 from data_pipelines.rows.pipeline import Pipeline
@@ -30,6 +29,7 @@ from experiments.data.clips import usable_samples
 from experiments.training.loop import train
 from experiments.training.workdir import Workdir
 from o3jax.errors import UserError
+from o3jax.tasks import SPATIO_TEMPORAL, TEMPORAL, VISUAL
 from o3jax.video import probe
 from tests.support.commands import command, run_command
 
@@ -38,7 +38,7 @@ SECONDS = 6.0  # of the clip
 STGR = {
     "id": 7,
     "source": "STR_coin",
-    "task": ST_TASK,
+    "task": SPATIO_TEMPORAL,
     "question": "What happens after the lid is lifted?",
     "answer": "The soup is stirred.",
     "video_path": "clip.mp4",
@@ -98,7 +98,7 @@ def frame(**changes) -> dict:
         ({"question": "Is \ud83d it?"}, "question", "half a character"),
         ({"question": "Now? <|im_end|>"}, "question", "control token <|im_end|>"),
         ({"task": "QA"}, "task", "'task' must be one of"),
-        ({"task": VISUAL_TASK, "image_path": "a.jpg"}, "image_size", "'image_size' is missing"),
+        ({"task": VISUAL, "image_path": "a.jpg"}, "image_size", "'image_size' is missing"),
         ({"video_path": "other.mp4"}, "video_path", "other.mp4 does not exist"),
         ({"video_path": ""}, "video_path", "is no path"),
         ({"video_path": "stgr.json"}, "video_path", "is a text file, not a video"),
@@ -128,7 +128,7 @@ def frame(**changes) -> dict:
         ({"reasoning_process": "<box>[2,3,40,50]</box>"}, "reasoning_process", "divide pixels by"),
         ({"reasoning_process": "<box>[0.5,0,0.4,1]</box>"}, "reasoning_process", "is reversed"),
         ({"answer": "From <t>5</t>s to <t>4</t>s"}, "answer", "ends before it starts: 5 to 4 s"),
-        ({"answer": "[5, 4]", "task": TEMPORAL_TASK}, "answer", "ends before it starts"),
+        ({"answer": "[5, 4]", "task": TEMPORAL}, "answer", "ends before it starts"),
         ({"answer": "B\n[5.0, 14.0]", "task": "temporal QA (MCQ)"}, "answer", "the time 14 s"),
     ],
 )
@@ -230,7 +230,7 @@ numbers = (
     st.floats(-1, 8) | st.integers(-1, 8) | st.sampled_from([1e308, 10**400, float("inf"), float("nan")])
 )
 texts = st.text(max_size=5) | st.sampled_from(
-    ["clip.mp4", *index._PLACES, TEMPORAL_TASK, VISUAL_TASK, "idx", "time", "[5, 4]", "<t>9</t>s"]
+    ["clip.mp4", *index._PLACES, TEMPORAL, VISUAL, "idx", "time", "[5, 4]", "<t>9</t>s"]
     + ["From <t>3</t>s to <t>1</t>s", "<box>[1,2,3,4]</box>", "<|video_pad|>", "\ud800", "\0", "../clip.mp4"]
 )
 values = st.recursive(
@@ -419,7 +419,7 @@ def test_something_must_be_left(folder, tmp_path, records):
 
 
 def test_clips_hold_the_given_samples(folder):
-    write(folder, "stgr.json", [STGR, STGR | {"task": TEMPORAL_TASK}, STGR, STGR, STGR | {"answer": ""}])
+    write(folder, "stgr.json", [STGR, STGR | {"task": TEMPORAL}, STGR, STGR, STGR | {"answer": ""}])
     clips = FolderClips(read_index(folder), questions=2)
     assert [len(clips[i].samples) for i in range(len(clips))] == [2, 1, 1]
     assert {clip.video for clip in clips} == {folder / "clip.mp4"}

@@ -18,18 +18,7 @@ from data_pipelines.formats import article as article_format
 from data_pipelines.formats import published, stgr
 from data_pipelines.formats.fields import RecordError
 from data_pipelines.formats.index import data_root, index_folder, read_index
-from data_pipelines.formats.sample import (
-    FREE_FORM_TASK,
-    MCQ_TASK,
-    ST_TASK,
-    TEMPORAL_MCQ_TASK,
-    TEMPORAL_TASK,
-    VISUAL_TASK,
-    Candidate,
-    KeyFrame,
-    Mention,
-    Sample,
-)
+from data_pipelines.formats.sample import Candidate, KeyFrame, Mention, Sample
 from data_pipelines.rows.clips import FolderClips
 from data_pipelines.rows.evidence import EvidenceShape
 from data_pipelines.rows.packing import PlannedRows, plan_rows
@@ -40,6 +29,7 @@ from o3jax.errors import UserError
 from o3jax.hf import config_from_hf
 from o3jax.inputs.processor import load_processor
 from o3jax.prompts import templates
+from o3jax.tasks import FREE_FORM, MCQ, SPATIO_TEMPORAL, TEMPORAL, TEMPORAL_MCQ, VISUAL
 from o3jax.train.token_loss import IGNORE
 from tests.support.commands import run_command
 from tests.support.tiny import EVIDENCE
@@ -47,7 +37,7 @@ from tests.support.tiny import EVIDENCE
 SPATIAL = {
     "id": 7,
     "source": "STR_plm_rdcap",
-    "task": ST_TASK,
+    "task": SPATIO_TEMPORAL,
     "question": "What does the man do?",
     "answer": "He stirs the soup.",
     "video_path": "sav_1.mp4",
@@ -61,16 +51,16 @@ SPATIAL = {
 PERIOD = {
     "id": "t",
     "source": "timerft",
-    "task": TEMPORAL_TASK,
+    "task": TEMPORAL,
     "question": "When?",
     "answer": "[10.0, 20.5]",
 }
 PERIOD |= {"video_path": "x.mp4"}
-CHOICE = PERIOD | {"source": "TVG_activitynet", "task": TEMPORAL_MCQ_TASK, "answer": "B\n[3.25, 12]"}
-VISUAL = {
+CHOICE = PERIOD | {"source": "TVG_activitynet", "task": TEMPORAL_MCQ, "answer": "B\n[3.25, 12]"}
+PICTURE = {
     "id": "v",
     "source": "gqa",
-    "task": VISUAL_TASK,
+    "task": VISUAL,
     "question": "Where is the pedestrian?",
     "answer": "<obj>pedestrian</obj><box>[421, 187, 443, 239]</box>",
     "image_path": "1.jpg",
@@ -118,15 +108,15 @@ def test_temporal_answers_become_what_the_prompt_asks_for():
 
 
 def test_boxes_of_visual_questions_are_pixels_on_disk():
-    sample = read(VISUAL)
+    sample = read(PICTURE)
     assert sample.image_path == "videos/gqa/1.jpg" and sample.image_size == (640, 478)
     ((box,),) = (m.boxes for m in sample.mentions)
     # 421/640, 187/478, 443/640, 239/478
     assert box == pytest.approx((0.6578125, 0.3912134, 0.6921875, 0.5), abs=1e-6)
     # 657.8, 391.2, 692.2, 500.0 per mille
     assert "<box>[658,391,692,500]</box>" in templates.response(sample)
-    assert stgr.to_published(sample, "rl") == VISUAL
-    thought = VISUAL | {"source": "TreeVGR", "reasoning_process": "Look: <box>[0, 0, 640, 478]</box>."}
+    assert stgr.to_published(sample, "rl") == PICTURE
+    thought = PICTURE | {"source": "TreeVGR", "reasoning_process": "Look: <box>[0, 0, 640, 478]</box>."}
     sample = read(thought)
     assert sample.image_path == "videos/treevgr/1.jpg"
     assert "<think>Look: <box>[0,0,1000,1000]</box>.</think>" in templates.response(sample)
@@ -136,21 +126,26 @@ def test_boxes_of_visual_questions_are_pixels_on_disk():
 @pytest.mark.parametrize(
     ("source", "task", "media", "key_frames"),
     [
-        ("videoespresso_train_video", ST_TASK, "videos/videoespresso/videos/", "videos/videoespresso/kfs/"),
-        ("STR_plm_rdcap", ST_TASK, "videos/stgr/plm/videos/", "videos/stgr/plm/kfs/"),
+        (
+            "videoespresso_train_video",
+            SPATIO_TEMPORAL,
+            "videos/videoespresso/videos/",
+            "videos/videoespresso/kfs/",
+        ),
+        ("STR_plm_rdcap", SPATIO_TEMPORAL, "videos/stgr/plm/videos/", "videos/stgr/plm/kfs/"),
         (
             "STR_coin",
-            ST_TASK,
+            SPATIO_TEMPORAL,
             "videos/stgr/temporal_grounding/videos/",
             "videos/stgr/temporal_grounding/kfs/",
         ),
-        ("timerft", TEMPORAL_TASK, "videos/timerft/", None),
-        ("TVG_tacos", TEMPORAL_TASK, "videos/tvg_r1/", None),
-        ("TVG_qvhighlight", TEMPORAL_MCQ_TASK, "videos/tvg_r1/", None),
-        ("videor1_mcq", MCQ_TASK, "videos/videor1/", None),
-        ("videor1_free_from", FREE_FORM_TASK, "videos/videor1/", None),
-        ("gqa", VISUAL_TASK, "videos/gqa/", None),
-        ("TreeVGR", VISUAL_TASK, "videos/treevgr/", None),
+        ("timerft", TEMPORAL, "videos/timerft/", None),
+        ("TVG_tacos", TEMPORAL, "videos/tvg_r1/", None),
+        ("TVG_qvhighlight", TEMPORAL_MCQ, "videos/tvg_r1/", None),
+        ("videor1_mcq", MCQ, "videos/videor1/", None),
+        ("videor1_free_from", FREE_FORM, "videos/videor1/", None),
+        ("gqa", VISUAL, "videos/gqa/", None),
+        ("TreeVGR", VISUAL, "videos/treevgr/", None),
     ],
 )
 def test_the_root_follows_the_source(source, task, media, key_frames):
@@ -176,11 +171,11 @@ def test_the_root_follows_the_source(source, task, media, key_frames):
         (PERIOD, {"answer": "soon"}, "answer", "needs an interval"),
         (PERIOD, {"answer": "[nan, 10]"}, "answer", "needs an interval"),
         (CHOICE, {"answer": "B"}, "answer", "needs an interval"),
-        (VISUAL, {"image_size": None}, "image_size", "'image_size' is missing"),
-        (VISUAL, {"image_path": None}, "image_path", "'image_path' is missing"),
-        (VISUAL, {"answer": "<box>[0.1, 0.2, 0.5, 0.9]</box>"}, "answer", "multiply by 640 and 478"),
-        (VISUAL, {"answer": "<box>[600, 2, 650, 9]</box>"}, "answer", "outside of image_size [640, 478]"),
-        (VISUAL, {"answer": "<box>[60, 2, 50, 9]</box>"}, "answer", "reversed"),
+        (PICTURE, {"image_size": None}, "image_size", "'image_size' is missing"),
+        (PICTURE, {"image_path": None}, "image_path", "'image_path' is missing"),
+        (PICTURE, {"answer": "<box>[0.1, 0.2, 0.5, 0.9]</box>"}, "answer", "multiply by 640 and 478"),
+        (PICTURE, {"answer": "<box>[600, 2, 650, 9]</box>"}, "answer", "outside of image_size [640, 478]"),
+        (PICTURE, {"answer": "<box>[60, 2, 50, 9]</box>"}, "answer", "reversed"),
     ],
 )
 def test_a_published_record_that_breaks_a_rule_is_refused(record, change, field, words):
@@ -202,7 +197,7 @@ def publishable(draw):
     roots = published.roots(source, task)
     common = {"id": draw(words), "source": source, "task": task, "question": draw(words)}
     common["reasoning"] = draw(words)
-    if task == VISUAL_TASK:
+    if task == VISUAL:
         width, height = draw(st.tuples(st.integers(2, 5000), st.integers(2, 5000)))
         corners = draw(st.tuples(st.integers(0, width - 2), st.integers(0, height - 2)))
         box = [*corners, width, height]
@@ -212,18 +207,18 @@ def publishable(draw):
         record |= {"answer": text, "image_path": "a.jpg", "image_size": [width, height]}
         return read(record)
     common["video_path"] = roots.media + draw(words)
-    if task == ST_TASK:
+    if task == SPATIO_TEMPORAL:
         times = draw(st.lists(tenths, min_size=1, max_size=4, unique=True))
         frames = tuple(KeyFrame(round(25 * t), t, roots.key_frames + f"{t}.jpg") for t in times)
         mentions = tuple(
             Mention(draw(words), t, ((0.1, 0.2, 0.3, 0.4),) * draw(st.integers(1, 2))) for t in times
         )
         return Sample(**common, answer=draw(words), key_frames=frames, mentions=mentions)
-    if task in (MCQ_TASK, FREE_FORM_TASK):
+    if task in (MCQ, FREE_FORM):
         return Sample(**common, answer=draw(words))
     start, end = pair = draw(pairs)
     answer = f"From <t>{start}</t>s to <t>{end}</t>s"
-    if task == TEMPORAL_MCQ_TASK:
+    if task == TEMPORAL_MCQ:
         answer += f".\nCorrect Option: {draw(st.sampled_from('ABCD'))}"
     return Sample(**common, answer=answer, intervals=(pair,))
 
@@ -259,7 +254,7 @@ def test_our_own_record_holds_everything(frames, paths, candidates, mentions):
     frames = frames + [KeyFrame(1, 1.0, "kfs/" + path) for path in paths]
     frames += [KeyFrame(2, 2.0, path) for path in paths]
     evidence = {"key_frames": tuple(frames), "candidates": tuple(candidates), "mentions": tuple(mentions)}
-    sample = Sample("1", "mine", ST_TASK, "q", "a", "v.mp4", **evidence)
+    sample = Sample("1", "mine", SPATIO_TEMPORAL, "q", "a", "v.mp4", **evidence)
     assert stgr.from_stgr(json.loads(json.dumps(stgr.to_stgr(sample)))) == sample
 
 
@@ -298,7 +293,7 @@ def test_other_timestamps_are_refused(spelled):
 @pytest.mark.parametrize("answer", ["[201, 205]", "00:03:21-00:03:25", "From <t>201.0</t>s to <t>205.0</t>s"])
 def test_an_answer_that_is_an_interval_makes_a_temporal_question(answer):
     sample = article_format.from_article(ARTICLE | {"answer": answer}, "1")
-    assert (sample.task, sample.intervals) == (TEMPORAL_TASK, ((201.0, 205.0),))
+    assert (sample.task, sample.intervals) == (TEMPORAL, ((201.0, 205.0),))
     assert sample.answer == "From <t>201.0</t>s to <t>205.0</t>s"
 
 
@@ -365,7 +360,7 @@ def folder(tmp_path_factory) -> Path:
         index = read_index(out / "json_data" / f"STGR-{name}.json")
         told = [dataclasses.replace(one, duration=None) for one in index.samples]  # by the files alone
         assert (told, index.rejects, index.root) == (made[stage], [], out)
-        assert all((one.duration is None) == (one.task == VISUAL_TASK) for one in index.samples)
+        assert all((one.duration is None) == (one.task == VISUAL) for one in index.samples)
         assert {s.video_path for s in index.samples} - {None} == set(index.media)
     return out
 
@@ -377,10 +372,10 @@ def test_the_made_files_hold_every_published_source(folder):
         records = json.loads((folder / "json_data" / f"STGR-{name}.json").read_text())
         tasks[name] = {r["source"]: r["task"] for r in records}
         assert all(("reasoning_process" in r) == (name == "SFT") for r in records)
-        assert all(bool(r.get("key_frames")) == (r["task"] == ST_TASK) for r in records)
+        assert all(bool(r.get("key_frames")) == (r["task"] == SPATIO_TEMPORAL) for r in records)
     assert len(tasks["SFT"]) == 6 + 7 + 1 + 2 and len(tasks["RL"]) == 7 + 1 + 2 + 1 + 2
-    assert set(tasks["SFT"].values()) == {ST_TASK, TEMPORAL_TASK, VISUAL_TASK, MCQ_TASK, FREE_FORM_TASK}
-    assert set(tasks["RL"].values()) == set(tasks["SFT"].values()) | {TEMPORAL_MCQ_TASK}
+    assert set(tasks["SFT"].values()) == {SPATIO_TEMPORAL, TEMPORAL, VISUAL, MCQ, FREE_FORM}
+    assert set(tasks["RL"].values()) == set(tasks["SFT"].values()) | {TEMPORAL_MCQ}
     assert index_folder(folder) == index_folder(folder / "json_data" / "STGR-SFT.json")
 
 
@@ -474,9 +469,9 @@ def copy(folder, tmp_path):
 @pytest.mark.parametrize(
     ("task", "file", "field"),
     [
-        (ST_TASK, "videos/stgr/plm/videos/*.mp4", "video_path"),
-        (ST_TASK, "videos/stgr/plm/kfs/*.jpg", "key_frames"),
-        (VISUAL_TASK, "videos/treevgr/images/*.jpg", "image_path"),
+        (SPATIO_TEMPORAL, "videos/stgr/plm/videos/*.mp4", "video_path"),
+        (SPATIO_TEMPORAL, "videos/stgr/plm/kfs/*.jpg", "key_frames"),
+        (VISUAL, "videos/treevgr/images/*.jpg", "image_path"),
     ],
 )
 def test_media_that_are_missing_or_broken(copy, task, file, field):
@@ -494,13 +489,13 @@ def test_media_that_are_missing_or_broken(copy, task, file, field):
 @pytest.mark.parametrize(
     ("task", "change", "field", "words"),
     [
-        (VISUAL_TASK, {"image_size": [192, 256]}, "image_size", "the image is 256 pixels wide and 192 high"),
-        (VISUAL_TASK, {"answer": "at <t>3</t>s"}, "answer", "an image has no time"),
-        (VISUAL_TASK, {"image_path": "../x.jpg"}, "image_path", "goes up with '..'"),
-        (TEMPORAL_TASK, {"answer": "[5.0, 14.0]"}, "answer", "the time 14 s"),
-        (TEMPORAL_TASK, {"answer": "[3, 3]"}, "answer", "without length"),
-        (TEMPORAL_TASK, {"source": "nobody's"}, "source", "nothing published"),
-        (ST_TASK, {"video_path": "/etc/passwd"}, "video_path", "does not exist"),
+        (VISUAL, {"image_size": [192, 256]}, "image_size", "the image is 256 pixels wide and 192 high"),
+        (VISUAL, {"answer": "at <t>3</t>s"}, "answer", "an image has no time"),
+        (VISUAL, {"image_path": "../x.jpg"}, "image_path", "goes up with '..'"),
+        (TEMPORAL, {"answer": "[5.0, 14.0]"}, "answer", "the time 14 s"),
+        (TEMPORAL, {"answer": "[3, 3]"}, "answer", "without length"),
+        (TEMPORAL, {"source": "nobody's"}, "source", "nothing published"),
+        (SPATIO_TEMPORAL, {"video_path": "/etc/passwd"}, "video_path", "does not exist"),
     ],
 )
 def test_a_published_record_is_judged_against_its_media(copy, task, change, field, words):

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from data_pipelines.formats import tfds as tfds_builders
 from data_pipelines.formats.index import index_folder
-from data_pipelines.formats.sample import ST_TASK, VISUAL_TASK, Candidate, KeyFrame, Mention, Sample
+from data_pipelines.formats.sample import Candidate, KeyFrame, Mention, Sample
 from data_pipelines.synthetic.datasets import make_dataset
 from o3jax.errors import UserError
+from o3jax.tasks import SPATIO_TEMPORAL, VISUAL
 from o3jax.video import probe
 from tests.support.commands import run_command
 
@@ -26,7 +27,7 @@ BOX = (0.1, 0.2, 0.30000000000000004, 1.0)
 FULL = Sample(
     id="st-1",
     source="STR_coin",
-    task=ST_TASK,
+    task=SPATIO_TEMPORAL,
     question='What does "the man" do?\n揭开盖子之后',
     answer="He stirs.",
     video_path="videos/a.mp4",
@@ -43,7 +44,7 @@ FULL = Sample(
     kind="interval",
 )
 PICTURE = Sample(
-    "vg-1", "gqa", VISUAL_TASK, "Where?", "there", image_path="a.jpg", image_size=(640, 480), duration=None
+    "vg-1", "gqa", VISUAL, "Where?", "there", image_path="a.jpg", image_size=(640, 480), duration=None
 )
 
 
@@ -232,7 +233,7 @@ def test_a_built_folder_from_elsewhere_is_not_trusted(made, tmp_path, monkeypatc
 def test_candidates_are_audited_from_a_built_folder(made, tmp_path, capfd):
     claim = "<obj>x</obj><box>[0.1,0.1,0.2,0.2]</box>at<t>1.0</t>s"
     one, two, three = (
-        dataclasses.replace(sample, task=ST_TASK, candidates=candidates)
+        dataclasses.replace(sample, task=SPATIO_TEMPORAL, candidates=candidates)
         for sample, candidates in zip(
             index_folder(made)[0],
             [

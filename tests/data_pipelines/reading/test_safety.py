@@ -24,10 +24,10 @@ import pytest
 from PIL import Image
 
 from data_pipelines.formats.index import index_folder
-from data_pipelines.formats.sample import ST_TASK
 from data_pipelines.reading.child import GRACE_S
 from data_pipelines.reading.guarded import GuardedReader, Limits, inside, read_image
 from o3jax.errors import UserError
+from o3jax.tasks import SPATIO_TEMPORAL
 from o3jax.video import Clip, probe, read_video
 from o3jax.video.files import VideoError
 from tests.support import hostile
@@ -344,7 +344,7 @@ def test_the_worst_files_are_refused_in_their_own_words(tmp_path, guard):
 GOOD = {
     "id": "good",
     "source": "STR_coin",
-    "task": ST_TASK,
+    "task": SPATIO_TEMPORAL,
     "question": "What happens?",
     "answer": "The lid is lifted.",
     "video_path": "good.mp4",
@@ -367,7 +367,7 @@ TIMES = [math.nan, -math.inf, 1e300, -1, "x", [], {}, None, True, 1e9]
 WRONG = {
     "id": [[], {}, None, 1.5, True],
     "source": [[], 5, {}],
-    "task": ["", "qa", 5, None, [ST_TASK]],
+    "task": ["", "qa", 5, None, [SPATIO_TEMPORAL]],
     "question": ["", " ", 5, [], None, "<|im_end|>", "\udfff"],
     "answer": ["", [], {}, 7, None, "<|vision_start|>", "<box>[0.9, 0.2, 0.1, 0.8]</box>"],
     "video_path": [*OUT, 5, None, [], {}],

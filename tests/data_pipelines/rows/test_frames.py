@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.formats.sample import MCQ_TASK, ST_TASK, TEMPORAL_TASK, VISUAL_TASK, KeyFrame, Sample
+from data_pipelines.formats.sample import KeyFrame, Sample
 from data_pipelines.rows.frames import Frame, FramesConfig, plan_frames, read_frames, sample_indices
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import make_scene
@@ -17,6 +17,7 @@ from o3jax.errors import UserError
 from o3jax.inputs.image import ImageConfig, VideoConfig
 from o3jax.inputs.processor import Processor, load_processor
 from o3jax.prompts import templates
+from o3jax.tasks import MCQ, SPATIO_TEMPORAL, TEMPORAL, VISUAL
 from o3jax.video import VideoInfo, probe
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -44,7 +45,7 @@ def published(processor):
     return Processor(processor.tokenizer, QWEN2_5, VideoConfig(patch_size=14), template, processor._folder)
 
 
-def question(task=ST_TASK, key_frames=(), **fields):
+def question(task=SPATIO_TEMPORAL, key_frames=(), **fields):
     keys = tuple(KeyFrame(0, float(time), path) for time, path in key_frames)
     return Sample("s-1", "test", task, "What?", "That.", key_frames=keys, **fields)
 
@@ -78,7 +79,7 @@ def test_a_frame_has_the_published_size(published, width, height, size, tokens):
 
 
 def test_the_image_of_a_visual_question_has_its_own_budget(published):
-    plan = plan_frames([question(VISUAL_TASK, image_size=(640, 480))], None, published, IMAGES)
+    plan = plan_frames([question(VISUAL, image_size=(640, 480))], None, published, IMAGES)
     assert plan.size == (364, 504) and plan.text == IMAGE and plan.frames == ()
 
 
@@ -116,11 +117,11 @@ def test_released_times_lag_and_true_ones_do_not(published):
 @pytest.mark.parametrize(
     ("stage", "task", "unit", "total"),
     [
-        ("sft", ST_TASK, "s", False),
-        ("sft", TEMPORAL_TASK, "", True),
-        ("sft", MCQ_TASK, "", True),
-        ("rl", ST_TASK, "s", True),
-        ("rl", TEMPORAL_TASK, "s", True),
+        ("sft", SPATIO_TEMPORAL, "s", False),
+        ("sft", TEMPORAL, "", True),
+        ("sft", MCQ, "", True),
+        ("rl", SPATIO_TEMPORAL, "s", True),
+        ("rl", TEMPORAL, "s", True),
     ],
 )
 def test_the_wording_depends_on_task_and_stage(published, stage, task, unit, total):
@@ -170,7 +171,7 @@ def test_released_code_drops_late_key_frames_and_those_behind_them(published):
 
 
 def test_key_frames_belong_to_spatio_temporal_questions_only(published):
-    other = question(MCQ_TASK, key_frames=KEYS)
+    other = question(MCQ, key_frames=KEYS)
     assert len(plan_frames([other], video(16), published, IMAGES).frames) == 16
     assert len(keyed(published, "sft", "none").frames) == 16
 
@@ -179,7 +180,7 @@ def test_questions_of_one_video_show_each_key_frame_once(published):
     pair = [question(key_frames=KEYS[:2]), question(key_frames=KEYS[1:])]
     assert len(plan_frames(pair, video(16), published, IMAGES).frames) == 16 + 3
     with pytest.raises(ValueError, match="one task"):
-        plan_frames([pair[0], question(MCQ_TASK)], video(16), published, IMAGES)
+        plan_frames([pair[0], question(MCQ)], video(16), published, IMAGES)
 
 
 # --- pixels ---
@@ -236,7 +237,7 @@ def test_a_scene_draws_its_key_frames(processor):
     scene = make_scene(8)
     (asked, *_) = make_samples(scene)
     config = FramesConfig(layout="images", key_frames="true")
-    asked = dataclasses.replace(asked, task=ST_TASK)
+    asked = dataclasses.replace(asked, task=SPATIO_TEMPORAL)
     plan = plan_frames([asked], scene, processor, config)
     assert any(frame.path for frame in plan.frames)
     found = read_frames(plan, scene, Here(), processor)
@@ -247,29 +248,29 @@ def test_the_image_of_a_visual_question(processor, tmp_path):
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (48, 64, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
-    plan = plan_frames([question(VISUAL_TASK, image_size=(64, 48))], None, processor, FramesConfig())
+    plan = plan_frames([question(VISUAL, image_size=(64, 48))], None, processor, FramesConfig())
     (medium,) = read_frames(plan, tmp_path / "a.png", Here(), processor)
     expected = processor.read_image(picture)
     assert medium.grid == expected.grid and np.array_equal(medium.patches, expected.patches)
     with pytest.raises(UserError, match="image_size"):
-        plan_frames([question(VISUAL_TASK)], None, processor, FramesConfig())
+        plan_frames([question(VISUAL)], None, processor, FramesConfig())
 
 
 # --- tokens ---
 
 
-@pytest.mark.parametrize("task", [ST_TASK, TEMPORAL_TASK])
+@pytest.mark.parametrize("task", [SPATIO_TEMPORAL, TEMPORAL])
 def test_the_prompt_has_the_tokens_of_its_images(processor, task):
     asked = question(task, key_frames=KEYS)
     plan = plan_frames([asked], video(16), processor, IMAGES)
     prompt = processor.apply_chat_template(templates.messages(asked, "open_o3_sft"))
     ids = np.array(processor.tokenizer(plan.expand(prompt, processor))["input_ids"])
-    count = 16 + 3 * (task == ST_TASK)
+    count = 16 + 3 * (task == SPATIO_TEMPORAL)
     assert (ids == processor.image_token_id).sum() == count * 8 * 15  # tokens of 32 pixels, 256 x 480
     assert (ids == processor.video_token_id).sum() == 0
     text = processor.tokenizer.decode(ids[ids != processor.image_token_id])
-    assert "Frame 2 at 1.1s" in text if task == ST_TASK else "Frame 2 at 1.1: " in text
-    assert ("Question: What?" in text) == (task != ST_TASK)
+    assert "Frame 2 at 1.1s" in text if task == SPATIO_TEMPORAL else "Frame 2 at 1.1: " in text
+    assert ("Question: What?" in text) == (task != SPATIO_TEMPORAL)
     with pytest.raises(UserError, match="once"):
         plan.expand("nothing here", processor)
 

@@ -8,12 +8,12 @@ import re
 import numpy as np
 import pytest
 
-from data_pipelines.formats.sample import ST_TASK, TEMPORAL_TASK
 from data_pipelines.synthetic import scenes as synthetic
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import make_scene, scene_seed
 from o3jax.errors import UserError
 from o3jax.prompts import coords, grammar
+from o3jax.tasks import SPATIO_TEMPORAL, TEMPORAL
 from tests.support.worlds import scenes
 
 COLORS_ZH = {"红": "red", "绿": "green", "蓝": "blue", "黄": "yellow", "紫": "purple", "橙": "orange"}
@@ -195,10 +195,10 @@ def test_reasoning_lists_the_scene_and_states_the_evidence(level):
                 pytest.approx((round(a, 1), round(b, 1))) for a, b in sample.intervals
             )
             assert sample.task == {
-                "interval": TEMPORAL_TASK,
-                "appears": TEMPORAL_TASK,
+                "interval": TEMPORAL,
+                "appears": TEMPORAL,
                 "mcq": "General video QA MCQ",
-            }.get(sample.kind, ST_TASK)
+            }.get(sample.kind, SPATIO_TEMPORAL)
 
 
 def test_wrong_arguments_name_the_remedy():

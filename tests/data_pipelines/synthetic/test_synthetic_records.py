@@ -13,12 +13,14 @@ from PIL import Image
 
 from data_pipelines.formats import article as article_format
 from data_pipelines.formats import fields, stgr
-from data_pipelines.formats.sample import ST_TASK, TASKS, VISUAL_TASK, Mention, Sample
+from data_pipelines.formats.sample import Mention, Sample
 from data_pipelines.synthetic.datasets import make_dataset
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import make_scene
 from o3jax.errors import UserError
+from o3jax.tasks import SPATIO_TEMPORAL, TASKS, VISUAL
 from tests.support.paths import ROOT
+from tests.support.records import load_article, load_stgr
 from tests.support.worlds import scenes
 
 unit = st.floats(0, 1)
@@ -78,7 +80,7 @@ def published():
     return {
         "id": 7,
         "source": "STR_coin",
-        "task": ST_TASK,
+        "task": SPATIO_TEMPORAL,
         "question": "What happens after the lid is lifted?",
         "answer": "The soup is stirred.",
         "video_path": "coin/abc.mp4",
@@ -99,7 +101,7 @@ def test_a_published_record_without_our_fields_is_read():
         Mention("spoon", 9.2, ((0.4, 0.5, 0.55, 0.7),)),
     )
     assert stgr.from_stgr(published() | {"question": "锅盖之后发生什么?"}).language == "zh"
-    record = published() | {"task": VISUAL_TASK, "image_path": "1.jpg", "image_size": [640, 480]}
+    record = published() | {"task": VISUAL, "image_path": "1.jpg", "image_size": [640, 480]}
     del record["key_frames"], record["video_path"]
     record["reasoning_process"] = "The <obj>man</obj><box>[160, 120, 320, 240]</box> lifts it."
     sample = stgr.from_stgr(record)
@@ -134,7 +136,7 @@ def test_a_wrong_field_is_named(change, words, tmp_path):
     path = tmp_path / "stgr.json"
     fields.save_records(path, [published(), published() | change])
     with pytest.raises(UserError, match=f"stgr.json record 1.*{words}"):
-        stgr.load_stgr(path)
+        load_stgr(path)
 
 
 @pytest.mark.parametrize(
@@ -154,18 +156,18 @@ def test_a_wrong_field_of_the_article_is_named(change, words, tmp_path):
     record |= {"timestamps": [1], "bboxes": [[0, 0, 0.5, 1]]}
     path = tmp_path / "annotations.json"
     fields.save_records(path, [record])
-    (sample,) = article_format.load_article(path)
-    assert (sample.id, sample.task, sample.source) == ("annotations-0", ST_TASK, "article")
+    (sample,) = load_article(path)
+    assert (sample.id, sample.task, sample.source) == ("annotations-0", SPATIO_TEMPORAL, "article")
     assert sample.mentions == (Mention("object", 1.0, ((0.0, 0.0, 0.5, 1.0),)),)
     fields.save_records(path, [record, record | change])
     with pytest.raises(UserError, match=f"annotations.json record 1.*{words}"):
-        article_format.load_article(path)
+        load_article(path)
 
 
 def test_an_unreadable_annotation_file_is_named(tmp_path):
     path = tmp_path / "x.json"
     with pytest.raises(UserError, match="x.json cannot be read"):
-        stgr.load_stgr(path)
+        load_stgr(path)
     for text, words in (
         ("[1, 2", "is not valid JSON"),
         ("{}", "must hold a JSON list"),
@@ -173,7 +175,7 @@ def test_an_unreadable_annotation_file_is_named(tmp_path):
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=f"x.json {words}"):
-            stgr.load_stgr(path)
+            load_stgr(path)
 
 
 def test_a_data_set_can_be_interrupted_and_made_again(tmp_path, capfd):
@@ -181,8 +183,8 @@ def test_a_data_set_can_be_interrupted_and_made_again(tmp_path, capfd):
     samples = make_dataset(out, "val", 3)
     assert capfd.readouterr() == ("", "")
     whole = contents(out)
-    assert len(samples) == 6 and stgr.load_stgr(out / "stgr.json") == samples
-    article = article_format.load_article(out / "annotations.json")
+    assert len(samples) == 6 and load_stgr(out / "stgr.json") == samples
+    article = load_article(out / "annotations.json")
     assert [(s.question, s.answer, s.mentions) for s in article] == [
         (s.question, s.answer, s.mentions) for s in samples
     ]
@@ -235,7 +237,7 @@ def test_the_command_makes_a_data_set_and_refuses_with_one_sentence(tmp_path):
     done = run("make", "--out", str(tmp_path / "set"), "--split", "test", "--count", "1")
     assert done.returncode == 0, done.stderr
     assert "1 clips, 2 questions" in " ".join(done.stdout.split())
-    assert len(stgr.load_stgr(tmp_path / "set" / "stgr.json")) == 2
+    assert len(load_stgr(tmp_path / "set" / "stgr.json")) == 2
     refused = run("make", "--out", str(tmp_path / "other"), "--level", "9")
     assert refused.returncode == 2 and not (tmp_path / "other").exists()
     assert "level must be one of 1, 2, 3, not 9" in refused.stderr and "Traceback" not in refused.stderr

@@ -9,18 +9,20 @@ import pytest
 from data_pipelines.formats import article as article_format
 from data_pipelines.formats import stgr
 from data_pipelines.formats import tfds as tfds_builders
-from data_pipelines.formats.sample import ST_TASK, TEMPORAL_TASK, Candidate, KeyFrame, Mention, Sample
+from data_pipelines.formats.sample import Candidate, KeyFrame, Mention, Sample
 from experiments.data import audit as data_audit
 from o3jax.errors import UserError
 from o3jax.prompts import grammar
 from o3jax.rewards import article, registry
+from o3jax.tasks import SPATIO_TEMPORAL, TEMPORAL
 
 CLAIM = "<obj>lid</obj><box>[0.1,0.2,0.5,0.8]</box>at<t>5.0</t>s"
 
 
 def sample(*candidates: Candidate, **fields) -> Sample:
     return Sample(
-        **{"id": "a", "source": "s", "task": ST_TASK, "question": "What?", "answer": "The lid."} | fields,
+        **{"id": "a", "source": "s", "task": SPATIO_TEMPORAL, "question": "What?", "answer": "The lid."}
+        | fields,
         mentions=(Mention("lid", 5.0, ((0.1, 0.2, 0.5, 0.8), (0.0, 0.0, 1.0, 1.0))), Mention("man", 2.0)),
         key_frames=(KeyFrame(125, 5.0, None),),
         duration=6.0,
@@ -48,7 +50,7 @@ def test_a_candidate_is_printed_as_a_model_would():
 def test_a_reward_reads_the_record_and_its_evidence():
     record = data_audit.as_record(sample())
     assert {name: record[name] for name in ("task", "answer", "duration")} == {
-        "task": ST_TASK,
+        "task": SPATIO_TEMPORAL,
         "answer": "The lid.",
         "duration": 6.0,
     }
@@ -110,7 +112,7 @@ def test_the_table_counts_and_the_disagreements_are_listed(monkeypatch, capsys):
 
 def test_a_reward_of_terms_and_the_task_are_used(monkeypatch):
     monkeypatch.setitem(registry.REWARDS, "length", lambda text, record: {"total": len(text), "other": 9})
-    temporal = sample(Candidate("a longer answer", 1.0), Candidate("short", 0.0), task=TEMPORAL_TASK)
+    temporal = sample(Candidate("a longer answer", 1.0), Candidate("short", 0.0), task=TEMPORAL)
     (pair,) = data_audit.pairs([temporal], "length")
     assert pair.better_score - pair.worse_score == len("a longer answer") - len("short")
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import o3jax
-from data_pipelines.formats.sample import ST_TASK, Mention, Sample
+from data_pipelines.formats.sample import Mention, Sample
 from data_pipelines.rows.clips import Clip, SyntheticClips
 from data_pipelines.rows.supervised import MakeRow
 from o3jax.generate.sampler import Generated
@@ -22,6 +22,7 @@ from o3jax.inputs.processor import load_processor
 from o3jax.models.qwen3_vl import with_evidence
 from o3jax.prompts import grammar
 from o3jax.prompts.feedback import Proposal, made_up, with_proposals
+from o3jax.tasks import SPATIO_TEMPORAL
 from o3jax.video import VideoInfo
 from tests.o3jax.inference.test_respond import prompt_of
 from tests.o3jax.sft.test_joint import EVIDENCE, ROW, SHAPE
@@ -101,7 +102,7 @@ def test_what_a_row_makes_up_may_lie_anywhere_in_the_video(video_model):
     evidence = {"mentions": (Mention("car", 4.0),), "intervals": ((2.0, 6.0),)}
     ends = []
     for name in map(str, range(40)):
-        sample = Sample(name, "test", ST_TASK, "When?", "x", duration=8.0, **evidence)
+        sample = Sample(name, "test", SPATIO_TEMPORAL, "When?", "x", duration=8.0, **evidence)
         (prompt,) = rows.write(Clip((sample,), Path("v.mp4"), info=info)).prompts
         made = made_up([Proposal(4.0, (2.0, 6.0), None)], name, 8.0)
         text = processor.decode(prompt, skip_special_tokens=False)

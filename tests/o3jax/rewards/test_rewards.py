@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.formats.sample import TASKS
 from o3jax.errors import UserError
 from o3jax.rewards import registry
 from o3jax.rewards.open_o3 import format_term
+from o3jax.tasks import TASKS
 
-ST, TEMPORAL, TEMPORAL_MCQ, VISUAL, MCQ, FREE = TASKS
+SPATIO_TEMPORAL, TEMPORAL, TEMPORAL_MCQ, VISUAL, MCQ, FREE = TASKS
 CLAIM = "<obj>man</obj><box>[1,2,3,4]</box>at<t>5.0</t>s"
 
 
@@ -22,10 +22,10 @@ CLAIM = "<obj>man</obj><box>[1,2,3,4]</box>at<t>5.0</t>s"
     [
         ("", "A", MCQ, 1.0),
         ("it is", "A man", FREE, 1.0),
-        (CLAIM, "A man", ST, 1.0),
-        ("it is", "A man", ST, 0.5),
-        ("<obj>man</obj> at <t>5</t>s", "A man", ST, 0.5),  # no box
-        ("<obj>man at <t>5</t>s", "A man", ST, 0.0),
+        (CLAIM, "A man", SPATIO_TEMPORAL, 1.0),
+        ("it is", "A man", SPATIO_TEMPORAL, 0.5),
+        ("<obj>man</obj> at <t>5</t>s", "A man", SPATIO_TEMPORAL, 0.5),  # no box
+        ("<obj>man at <t>5</t>s", "A man", SPATIO_TEMPORAL, 0.0),
         ("<t>5</t>s to <t>6</t>s", "From <t>5</t>s to <t>6</t>s", TEMPORAL, 1.0),
         ("<t>5</t>s", "From <t>5</t>s to <t>6</t>s", TEMPORAL, 0.5),  # those of the answer do not count
         ("<t>5</t>s <t>6</t>s", "A", TEMPORAL_MCQ, 1.0),
@@ -33,8 +33,8 @@ CLAIM = "<obj>man</obj><box>[1,2,3,4]</box>at<t>5.0</t>s"
         ("", "<obj>dog</obj><box>[1, 2, 3, 4]</box>", VISUAL, 1.0),
         ("", "<obj>big dog</obj><box>[1, 2, 3, 4]</box>", VISUAL, 0.5),  # as the published pattern has it
         ("", "<obj>dog</obj><box>[1, 2,\n3, 4]</box>", VISUAL, 0.5),
-        ("", "<obj>dog</obj>", ST, 0.5),  # tags in the answer are not judged
-        ("", "<obj>dog", ST, 0.5),
+        ("", "<obj>dog</obj>", SPATIO_TEMPORAL, 0.5),  # tags in the answer are not judged
+        ("", "<obj>dog", SPATIO_TEMPORAL, 0.5),
     ],
 )
 def test_the_published_format(think, answer, task, score):

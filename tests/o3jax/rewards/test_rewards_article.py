@@ -235,7 +235,7 @@ def test_heights_count_in_widths():
     assert article.score(claims, sample | {"image_size": [1600, 900]})["coherence"] == 0.5  # 0.45 widths
 
 
-ST, TEMPORAL, TEMPORAL_MCQ = "temporal-spatial free-form QA", "temporal QA", "temporal QA (MCQ)"
+SPATIO_TEMPORAL, TEMPORAL, TEMPORAL_MCQ = "temporal-spatial free-form QA", "temporal QA", "temporal QA (MCQ)"
 FROM = "From <t>10.0</t>s to <t>20.0</t>s"
 
 
@@ -246,10 +246,10 @@ FROM = "From <t>10.0</t>s to <t>20.0</t>s"
         ("he lifts  the lid.", ANSWER, None, 1.0),
         ("", ANSWER, None, 0.0),
         # ROUGE-1 is 2 * 3/4 * 3/4 / (3/4 + 3/4) = 3/4, ROUGE-2 is 2/3 likewise, ROUGE-L 3/4.
-        ("He lifts the pot", ANSWER, ST, (3 / 4 + 2 / 3 + 3 / 4) / 3),
-        ("red", "red", ST, 1.0),
+        ("He lifts the pot", ANSWER, SPATIO_TEMPORAL, (3 / 4 + 2 / 3 + 3 / 4) / 3),
+        ("red", "red", SPATIO_TEMPORAL, 1.0),
         ("red", "red", "General video QA Free-form", 1.0),
-        ("红色圆形", "红色方形", ST, (3 / 4 + 1 / 3 + 3 / 4) / 3),
+        ("红色圆形", "红色方形", SPATIO_TEMPORAL, (3 / 4 + 1 / 3 + 3 / 4) / 3),
         ("(B)", "B", None, 1.0),
         ("B because", "B", None, 0.0),
         ("B.", "B", "General video QA MCQ", 1.0),
@@ -258,8 +258,13 @@ FROM = "From <t>10.0</t>s to <t>20.0</t>s"
         (f"{FROM}.\nCorrect Option: C", "B\n[10.0, 20.0]", TEMPORAL_MCQ, 0.5),
         ("At <t>4.0</t>s", "At <t>3.0</t>s", TEMPORAL, math.exp(-0.5)),
         ("soon", "At <t>3.0</t>s", TEMPORAL, 0.0),
-        ("<obj>dog</obj><box>[0,0,500,500]</box>", "<obj>dog</obj><box>[0,0,1.0,0.5]</box>", ST, 0.5),
-        ("a dog", "<obj>dog</obj><box>[0,0,1.0,0.5]</box>", ST, 0.0),
+        (
+            "<obj>dog</obj><box>[0,0,500,500]</box>",
+            "<obj>dog</obj><box>[0,0,1.0,0.5]</box>",
+            SPATIO_TEMPORAL,
+            0.5,
+        ),
+        ("a dog", "<obj>dog</obj><box>[0,0,1.0,0.5]</box>", SPATIO_TEMPORAL, 0.0),
     ],
 )
 def test_answers(answer, truth, task, worth):

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from o3jax.rewards import article, open_o3, overlap
-from o3jax.rewards.records import ST, TEMPORAL_MCQ, VISUAL
 from o3jax.rewards.rouge import MAX_CHARACTERS, MAX_WORDS, rouge
+from o3jax.tasks import SPATIO_TEMPORAL, TEMPORAL_MCQ, VISUAL
 from tests.o3jax.rewards.test_rewards_properties import ANSWER, RECORDS
 
 
@@ -74,7 +74,7 @@ def hostile(size: int) -> Iterator[str]:
             yield frame.replace("{}", unit * (size // len(unit) // frame.count("{}")))
 
 
-@pytest.mark.parametrize("task", [ST, VISUAL, TEMPORAL_MCQ])
+@pytest.mark.parametrize("task", [SPATIO_TEMPORAL, VISUAL, TEMPORAL_MCQ])
 @pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS)
 def test_twice_the_text_takes_at_most_twice_the_steps(reward, task):
     """Counted, not timed; what runs inside one step is linear by itself (find, split, json)."""
@@ -90,7 +90,7 @@ def test_four_times_the_text_takes_about_four_times_as_long(reward):
     pattern for claims years."""
 
     def seconds(text: str) -> float:
-        record, start = RECORDS[TEMPORAL_MCQ if "<t>" in text else ST], time.process_time()
+        record, start = RECORDS[TEMPORAL_MCQ if "<t>" in text else SPATIO_TEMPORAL], time.process_time()
         reward(text, record)
         return time.process_time() - start
 

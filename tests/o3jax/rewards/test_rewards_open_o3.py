@@ -7,11 +7,11 @@ import pytest
 from o3jax.errors import UserError
 from o3jax.prompts import coords
 from o3jax.rewards import open_o3
-from o3jax.rewards.records import FREE_FORM, MCQ, ST, TEMPORAL, TEMPORAL_MCQ, VISUAL
 from o3jax.rewards.rouge import rouge
+from o3jax.tasks import FREE_FORM, MCQ, SPATIO_TEMPORAL, TEMPORAL, TEMPORAL_MCQ, VISUAL
 
 SPATIAL = {
-    "task": ST,
+    "task": SPATIO_TEMPORAL,
     "answer": "He stirs the soup.",
     "image_size": [400, 200],
     "key_frames": [{"idx": 125, "time": 5.0}, {"idx": 230, "time": 9.2}],
@@ -27,7 +27,7 @@ VISUAL_RECORD = {
     "image_size_refine": [500, 100],
 }
 RECORDS = {
-    ST: SPATIAL,
+    SPATIO_TEMPORAL: SPATIAL,
     VISUAL: VISUAL_RECORD,
     MCQ: {"task": MCQ, "answer": "B"},
     FREE_FORM: {"task": FREE_FORM, "answer": "He stirs the soup."},
@@ -93,16 +93,16 @@ def test_intervals(answer, compat, paper):
 )
 def test_the_gaussian_narrows(step, worth):
     """Two seconds from the nearest key frame, and together with one that is right."""
-    alone = score(ST, "<t>3</t>s", step_percent=step)
+    alone = score(SPATIO_TEMPORAL, "<t>3</t>s", step_percent=step)
     assert alone["thk_temporal_point"] == pytest.approx(worth, abs=1e-6)
-    both = score(ST, "<t>9.2</t>s then <t>11.2</t>s", step_percent=step)
+    both = score(SPATIO_TEMPORAL, "<t>9.2</t>s then <t>11.2</t>s", step_percent=step)
     assert both["thk_temporal_point"] == pytest.approx((1 + worth) / 2, abs=1e-6)
 
 
 def test_times_that_are_no_numbers():
     """In compat 1.2.3 empties the list; the grammar of the paper's mode leaves out that one alone."""
-    for task, term in ((ST, "thk_temporal_point"), (TEMPORAL, "thk_temporal_segment")):
-        time = 5.0 if task == ST else 15.0
+    for task, term in ((SPATIO_TEMPORAL, "thk_temporal_point"), (TEMPORAL, "thk_temporal_segment")):
+        time = 5.0 if task == SPATIO_TEMPORAL else 15.0
         assert score(task, f"<t>{time}</t>s <t>1.2.3</t>s")[term] == 0
         assert score(task, f"<t>{time}</t>s <t>1.2.3</t>s", mode="paper")[term] == 1
         assert score(task, f"<t>{time}</t>s <t>soon</t>s <t>-1</t>s")[term] == 1  # not seen at all
@@ -156,8 +156,8 @@ POTS = "<obj>pots</obj><box>[0,0,100,100]</box>"
     ],
 )
 def test_claims(think, compat, paper):
-    assert score(ST, think)["thk_spatial"] == pytest.approx(compat)
-    assert score(ST, think, mode="paper")["thk_spatial"] == pytest.approx(paper)
+    assert score(SPATIO_TEMPORAL, think)["thk_spatial"] == pytest.approx(compat)
+    assert score(SPATIO_TEMPORAL, think, mode="paper")["thk_spatial"] == pytest.approx(paper)
     for mode in open_o3.MODES:
         unanswered = open_o3.score(f"<think>{think}</think>", SPATIAL, mode=mode)
         assert unanswered["thk_spatial"] == unanswered["ans_acc"] == unanswered["format"] == 0
@@ -192,7 +192,7 @@ def test_boxes_may_be_written_in_another_space():
 
 
 def test_answers_in_words():
-    assert score(ST, answer="he stirs the soup")["ans_acc"] == 1
+    assert score(SPATIO_TEMPORAL, answer="he stirs the soup")["ans_acc"] == 1
     assert score(FREE_FORM, answer="He stirred soups")["ans_acc"] == pytest.approx(
         (6 / 7 + 2 / 5 + 6 / 7) / 3
     )

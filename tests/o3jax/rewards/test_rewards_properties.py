@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from o3jax.prompts import coords, grammar
 from o3jax.rewards import article, open_o3, overlap
-from o3jax.rewards.records import FREE_FORM, MCQ, ST, TASKS, TEMPORAL, TEMPORAL_MCQ, VISUAL
+from o3jax.tasks import FREE_FORM, MCQ, SPATIO_TEMPORAL, TASKS, TEMPORAL, TEMPORAL_MCQ, VISUAL
 
 BOX, OTHER, FULL = (0.2, 0.2, 0.5, 0.6), (0.6, 0.1, 0.9, 0.4), (0.0, 0.0, 1.0, 1.0)
 ANSWER = "He lifts the lid"
 TRUTHS = {MCQ: "B", TEMPORAL: "[10.0, 20.0]", TEMPORAL_MCQ: "B\n[10.0, 20.0]"}
-TRUTHS |= {VISUAL: "<obj>dog</obj><box>[10, 10, 50, 60]</box>", ST: ANSWER, FREE_FORM: ANSWER}
+TRUTHS |= {VISUAL: "<obj>dog</obj><box>[10, 10, 50, 60]</box>", SPATIO_TEMPORAL: ANSWER, FREE_FORM: ANSWER}
 RECORDS = {
     task: {
         "task": task,
@@ -144,7 +144,7 @@ def test_nearer_in_time_is_never_worse(time, off, share):
     )
     for mode in open_o3.MODES:
         near_terms, far_terms = (
-            open_o3.score(text, RECORDS[ST] | ONE_FRAME, mode=mode) for text in (said, less)
+            open_o3.score(text, RECORDS[SPATIO_TEMPORAL] | ONE_FRAME, mode=mode) for text in (said, less)
         )
         assert near_terms["thk_temporal_point"] >= far_terms["thk_temporal_point"] - 1e-9
         if mode == "paper":  # in compat, late is no error
@@ -166,7 +166,7 @@ def test_nearer_in_place_is_never_worse(dx, dy, share):
     ious = [
         open_o3.score(
             grammar.render(f"<obj>man</obj><box>{list(item['box'])}</box>at<t>10</t>s", ANSWER),
-            RECORDS[ST],
+            RECORDS[SPATIO_TEMPORAL],
             space=coords.NORMALISED,
         )["thk_spatial"]
         for item in (near, far)
@@ -209,7 +209,7 @@ def test_honest_evidence_beats_cheats(truths, off, seed):
 
 
 def test_a_wrong_answer_of_right_form_beats_an_empty_one_and_spam_gains_nothing():
-    sample = RECORDS[ST]
+    sample = RECORDS[SPATIO_TEMPORAL]
     wrong = grammar.render("<obj>man</obj><box>[0,0,100,100]</box>at<t>90</t>s", "A dog barks")
     empty = grammar.render("", "")
     assert article.score(empty, sample)["total"] < article.score(wrong, sample)["total"]

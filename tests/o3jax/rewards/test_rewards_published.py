@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
 from o3jax.rewards import open_o3
-from o3jax.rewards.records import FREE_FORM, MCQ, ST, TASKS, TEMPORAL, TEMPORAL_MCQ, VISUAL
+from o3jax.tasks import FREE_FORM, MCQ, SPATIO_TEMPORAL, TASKS, TEMPORAL, TEMPORAL_MCQ, VISUAL
 from tests.o3jax.rewards.test_rewards_open_o3 import HALF, MAN, RECORDS, SPATIAL, claim
 
 
@@ -42,7 +42,7 @@ def published(text: str, task: str, step: float) -> dict[str, float]:
     wanted_box = [50, 20, 100, 40]
     if task == MCQ:
         terms["ans_acc"] = answer.strip() in ("B", "B.", "(B)", "[B]")
-    if task in (FREE_FORM, ST):
+    if task in (FREE_FORM, SPATIO_TEMPORAL):
         terms["ans_acc"] = library_rouge(answer)
     if task in (TEMPORAL, TEMPORAL_MCQ):
         if match := re.search(r"<t>(\d+\.?\d*)</t>s to <t>(\d+\.?\d*)</t>s", answer):
@@ -62,11 +62,11 @@ def published(text: str, task: str, step: float) -> dict[str, float]:
         times = []
     if task in (TEMPORAL, TEMPORAL_MCQ) and times:
         terms["thk_temporal_segment"] = sum(10 <= t <= 20 for t in times) / len(times)
-    if task == ST and times:
+    if task == SPATIO_TEMPORAL and times:
         sigma = 4 * (1 - step) if step < 0.75 else 1
         near = [min(abs(t - 5.0), abs(t - 9.2)) for t in times]
         terms["thk_temporal_point"] = sum(math.exp(-(d**2) / (2 * sigma**2)) for d in near) / len(near)
-    if task == ST and "<answer>" in text and "</answer>" in text.split("<answer>", 1)[1]:
+    if task == SPATIO_TEMPORAL and "<answer>" in text and "</answer>" in text.split("<answer>", 1)[1]:
         terms["thk_spatial"] = published_claims(think)
     terms["format"] = published_format(text, task)
     return {name: float(value) for name, value in terms.items()}
