@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import json
 import os
 import secrets
 import tempfile
@@ -17,10 +18,10 @@ import jinja2
 from PIL import Image, ImageDraw
 
 from o3jax.files import whole_file
+from o3jax.metrics.boxes import box_iou
 from o3jax.report import annotate
 from o3jax.report.answer import (
     Answer,
-    Box,
     Evidence,
     Located,
     format_time,
@@ -36,80 +37,8 @@ _CROP_MARGIN = 0.15  # of the box's size, on each side
 # (least bits per second, longest side, frames per second) of a reduced copy; the first that fits is taken
 _COPIES = ((500_000, 854, 25.0), (150_000, 480, 12.5), (0, 320, 5.0))
 
-_TEXTS = {
-    "en": {
-        "question": "Question",
-        "confidence": "Confidence",
-        "review": "Low confidence: this answer needs review by a person.",
-        "video": "Video",
-        "unplayable": "This browser cannot play the embedded video; the pictures show the evidence.",
-        "evidence": "Evidence",
-        "no_evidence": "The answer names no evidence.",
-        "frame_alt": "Frame at",
-        "reasoning": "Reasoning",
-        "decoded": "What was read",
-        "raw": "Generated text",
-        "second": " s",
-        "frame": "frame {}",
-        "original": "The embedded video is the original file.",
-        "copy": "The embedded video is a reduced copy ({width}×{height}, {fps:g} frames per second, "
-        "no sound), so that this page stays below 20 MB and plays in any browser.",
-        "outside": "not in the video",
-        "words": {},
-        "facts": ("File", "Picture", "Length", "Frame numbers", "Status", "Notes", "Model"),
-        "at": "at {:g} per second",
-        "decoder": "Decoder",
-        "stated": "Text",
-        "apart": "{} apart",
-        "overlap": "box IoU {:.2f}",
-        "visible": "visible {:.1f}–{:.1f} s",
-        "legend": {
-            "solid": "evidence decoder",
-            "dashed": "what the text states",
-            "bar": "visible, by the decoder",
-            "area": "relevance to the question (0–1)",
-            "band": "searched",
-        },
-        "curve": "Relevance to the question over time, highest {:.2f} at {}",
-        "searched": "searched {}",
-    },
-    "zh": {
-        "question": "问题",
-        "confidence": "置信度",
-        "review": "置信度低，需人工核实。",
-        "video": "视频",
-        "unplayable": "此浏览器无法播放内嵌视频，证据见图片。",
-        "evidence": "证据",
-        "no_evidence": "该回答没有给出证据。",
-        "frame_alt": "画面",
-        "reasoning": "推理过程",
-        "decoded": "读取情况",
-        "raw": "生成的原文",
-        "second": "秒",
-        "frame": "第{}帧",
-        "original": "内嵌视频为原始文件。",
-        "copy": "内嵌视频为压缩副本（{width}×{height}，每秒{fps:g}帧，无声音），"
-        "使本页小于20 MB，可在任何浏览器中播放。",
-        "outside": "不在视频中",
-        "words": {"mean token probability": "词元平均概率", "complete": "完整", "partial": "不完整"},
-        "facts": ("文件", "画面", "时长", "帧号", "状态", "说明", "模型"),
-        "at": "按每秒{:g}帧计",
-        "decoder": "解码器",
-        "stated": "文本",
-        "apart": "相差{}",
-        "overlap": "框IoU {:.2f}",
-        "visible": "{:.1f}–{:.1f}秒可见",
-        "legend": {
-            "solid": "证据解码器",
-            "dashed": "文本所述",
-            "bar": "解码器判断的可见时段",
-            "area": "与问题的相关度（0–1）",
-            "band": "搜索范围",
-        },
-        "curve": "与问题的相关度随时间的变化，在{1}最高，为{0:.2f}",
-        "searched": "搜索范围：{}",
-    },
-}
+# What the page says, by language.
+_TEXTS = json.loads((Path(__file__).parent / "texts.json").read_text(encoding="utf-8"))
 
 
 def write_report(
@@ -264,7 +193,7 @@ def _rows(
     yield "dashed", texts["stated"], _unbroken(parts)
     parts = [texts["apart"].format(f"{abs(item.time_s - item.text.time_s):.2f}{second}")]
     if item.box and item.text.box:
-        parts.append(texts["overlap"].format(_iou(item.box, item.text.box)))
+        parts.append(texts["overlap"].format(box_iou(item.box, item.text.box)))
     yield "", "", _unbroken(parts)
 
 
@@ -274,14 +203,6 @@ def _unbroken(parts: Iterable[str]) -> str:
 
 def _corners(where: Evidence | Located) -> list[str]:
     return ["[{}, {}, {}, {}] px".format(*where.box_px)] if where.box_px else []
-
-
-def _iou(a: Box, b: Box) -> float:
-    """Returns the intersection over union of two boxes."""
-    width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
-    shared = max(0.0, width) * max(0.0, height)
-    union = sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (a, b)) - shared
-    return shared / union if union > 0 else 0.0
 
 
 def _curve(answer: Answer, duration_s: float) -> dict[str, str] | None:

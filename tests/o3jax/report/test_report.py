@@ -10,13 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from o3jax.metrics.boxes import box_iou
 from o3jax.report import (
     Answer,
     Evidence,
     annotate,
     format_answer,
-    html,
     question_language,
 )
 from o3jax.report.answer import Located, Segment, plain_text, segments
@@ -213,12 +211,6 @@ def test_relevance_curve() -> None:
 
 
 sides = st.tuples(*[st.integers(0, 20)] * 4).map(lambda b: tuple(v / 20 for v in b))
-
-
-@given(sides, sides)
-def test_overlap_is_the_benchmarks(a: tuple, b: tuple) -> None:
-    a, b = ((*map(min, c[:2], c[2:]), *map(max, c[:2], c[2:])) for c in (a, b))
-    assert html._iou(a, b) == pytest.approx(box_iou(a, b))
 
 
 def test_display_size() -> None:
