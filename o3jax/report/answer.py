@@ -108,7 +108,7 @@ def format_answer(answer: Answer) -> str:
     """
     text = "".join(c for c in answer.text if c.isprintable() or c == "\n").strip()
     sure = confidence.format_confidence(answer.confidence)
-    sure += f" ({confidence.LABELS[answer.language][answer.label]})"
+    label = confidence.LABELS[answer.language][answer.label]
     if answer.language == "zh":
         lines = [f"答案:{text}", "证据:" if answer.evidence else "证据:无"]
         for item in answer.evidence:
@@ -118,7 +118,7 @@ def format_answer(answer: Answer) -> str:
                 where = f",边界框:{_corners(item.text.box_px)}" if item.text.box_px else ""
                 lines.append(f"  文本所述:{item.text.time_s:.1f}秒(对应第{item.text.frame}帧){where}")
         review = " 需人工核实" if answer.needs_review else ""
-        return "\n".join([*lines, f"置信度:{sure}{review}"])
+        return "\n".join([*lines, f"置信度:{sure}({label}){review}"])
     lines = [f"Answer: {text}", "Evidence:" if answer.evidence else "Evidence: none"]
     for item in answer.evidence:
         where = f", box {_corners(item.box_px)}" if item.box_px else ""
@@ -127,7 +127,7 @@ def format_answer(answer: Answer) -> str:
             where = f", box {_corners(item.text.box_px)}" if item.text.box_px else ""
             lines.append(f"  the text says: time {item.text.time_s:.1f} s (frame {item.text.frame}){where}")
     review = " needs review" if answer.needs_review else ""
-    return "\n".join([*lines, f"Confidence: {sure}{review}"])
+    return "\n".join([*lines, f"Confidence: {sure} ({label}){review}"])
 
 
 def _corners(box: tuple[int, int, int, int]) -> str:
