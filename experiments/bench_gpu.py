@@ -10,6 +10,7 @@ so; what was not run is "not measured".
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -35,7 +36,7 @@ from o3jax.generate.cache import prefill
 from o3jax.generate.sampler import greedy
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.inputs.collate import collate
-from o3jax.models.qwen3_vl import VISION_KEYS
+from o3jax.models.batch import Batch, SupervisedBatch, take
 from o3jax.models.text import for_decoding
 from o3jax.sft.text import text_loss, token_counts
 from o3jax.sharding import make_mesh, replicate_scalars
@@ -103,11 +104,12 @@ def run_ours(size: Size, folder: Path, logits_file: Path) -> dict[str, Any]:
     return results
 
 
-def batch_on_device(inputs: Inputs, size: Size) -> dict[str, jax.Array]:
+def batch_on_device(inputs: Inputs, size: Size) -> Batch:
     """Returns our batch for what a processor returned."""
     batch = collate(inputs, size.config)
-    if "patches" in batch:
-        batch["patches"] = batch["patches"].astype(jnp.dtype(size.dtype))
+    if batch.patches is not None:
+        values = batch.patches.values.astype(jnp.dtype(size.dtype))
+        batch = dataclasses.replace(batch, patches=dataclasses.replace(batch.patches, values=values))
     return jax.device_put(batch)
 
 
@@ -146,10 +148,9 @@ def measure_inference(size: Size, folder: Path, logits_file: Path, results: dict
         return {"seconds": median_seconds(finished(run, model, batch), size.repeats)}
 
     def vision() -> dict[str, float]:
-        batch = batch_on_device(inputs["vision"], size)
-        run = jax.jit(lambda model, *arrays: model.vision(*arrays))
-        arrays = [batch[key] for key in VISION_KEYS]
-        return {"seconds": median_seconds(finished(run, model, *arrays), size.repeats)}
+        patches = batch_on_device(inputs["vision"], size).patches
+        run = jax.jit(lambda model, patches: model.vision(patches))
+        return {"seconds": median_seconds(finished(run, model, patches), size.repeats)}
 
     attempt(results, "forward", forward)
     attempt(results, "vision", vision)
@@ -190,11 +191,9 @@ def measure_training(size: Size, folder: Path, results: dict[str, Any]) -> None:
         state = replicate_scalars(init_state(model, optimizer), mesh)
         del model
         inputs = inputs_of(size)["prompt"]
-        batch = batch_on_device(inputs, size)
-        del batch["next_position"]
         labels = text_labels(size.config, inputs["input_ids"])
-        batch["labels"] = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=-100).astype(jnp.int32)
-        batch = {key: value[None] for key, value in batch.items()}
+        labels = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=-100).astype(jnp.int32)
+        batch = take(SupervisedBatch(batch_on_device(inputs, size), labels), None)
 
         def once() -> None:
             nonlocal state

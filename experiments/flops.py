@@ -19,13 +19,23 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from configs import sft_article
 from experiments.bench.gpu_table import EIGHT_B
 from experiments.cli import shell
+from o3jax.models.batch import (
+    Batch,
+    DenseStream,
+    EvidenceTargets,
+    EvidenceTruth,
+    Patches,
+    Questions,
+    Search,
+    SupervisedBatch,
+    TextRow,
+    VisualPlaces,
+)
 from o3jax.models.config import Config, EvidenceConfig
 from o3jax.models.qwen3_vl import abstract_model, chunk_size
 from o3jax.sft.evidence import EvidenceWeights
 from o3jax.sft.joint import joint_loss
 from o3jax.sft.text import text_loss
-
-Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
 def flops(fn: Any, *args: Any) -> int:
@@ -59,60 +69,45 @@ def _inner(params: dict[str, Any]) -> list[Jaxpr]:
     return found
 
 
-def text_shapes(config: Config, c: Any) -> Shapes:
-    """Returns the arrays of one row of a training config, without evidence."""
-    vision, T, P, S = config.vision, c.row_frame_pairs, c.row_patches, c.row_length
-
-    def ints(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((1, *shape), jnp.int32)
-
-    def floats(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-
-    return {
-        **{
-            name: ints(S)
-            for name in ("input_ids", "segment_ids", "continuation_ids", "visual_index", "labels")
-        },
-        "positions": ints(3, S),
-        "patches": jax.ShapeDtypeStruct((1, T, P, vision.patch_dim), jnp.uint8),
-        "patch_length": ints(T),
-        "patch_coords": ints(T, P, 2),
-        "pos_index": ints(T, P, 4),
-        "pos_weight": floats(T, P, 4),
-    }
-
-
-def evidence_shapes(config: Config, c: Any) -> Shapes:
-    """Returns the arrays that the evidence modules read beside them."""
+def row_shapes(config: Config, c: Any) -> SupervisedBatch:
+    """Returns the shapes of one row of a training config, evidence included."""
     e, vision = c.evidence_shape, config.vision
-    T, P, Q, M, K, unit = e.frame_pairs, e.patches, e.questions, e.mentions, e.boxes, vision.merge_unit
+    S, T, Q, M, K = c.row_length, e.frame_pairs, e.questions, e.mentions, e.boxes
+    tokens = e.patches // vision.merge_unit
 
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((1, *shape), dtype)
 
     ints, floats, flags = (functools.partial(array, dtype) for dtype in (jnp.int32, jnp.float32, bool))
-    return {
-        "dense_patches": array(jnp.uint8, T, P, vision.patch_dim),
-        "dense_length": ints(T),
-        "dense_coords": ints(T, P, 2),
-        "dense_pos_index": ints(T, P, 4),
-        "dense_pos_weight": floats(T, P, 4),
-        "dense_times": floats(T),
-        "dense_cells": floats(P // unit, 2),
-        "dense_grid": ints(2),
-        "visual_times": floats(c.row_frame_pairs),
-        "visual_centres": floats(c.row_frame_pairs, c.row_patches // unit, 2),
-        "question_ids": ints(Q, e.question_length),
-        "mention_index": ints(Q, M),
-        **{f"relevance_{name}": flags(Q, T) for name in ("inside", "known")},
-        "true_candidates": flags(Q, T),
-        **{f"target_{name}": flags(Q, M) for name in ("has_time", "has_interval", "judged")},
-        "target_has_box": flags(Q, M, K),
-        "target_time": floats(Q, M),
-        "target_interval": floats(Q, M, 2),
-        "target_boxes": floats(Q, M, K, 4),
-    }
+
+    def patches(T: int, P: int) -> Patches:
+        return Patches(
+            values=array(jnp.uint8, T, P, vision.patch_dim),
+            length=ints(T),
+            coords=ints(T, P, 2),
+            pos_index=ints(T, P, 4),
+            pos_weight=floats(T, P, 4),
+        )
+
+    centres = floats(c.row_frame_pairs, c.row_patches // vision.merge_unit, 2)
+    inputs = Batch(
+        TextRow(ints(S), ints(S), ints(3, S), ints(S), continuation_ids=ints(S)),
+        patches=patches(c.row_frame_pairs, c.row_patches),
+        dense=DenseStream(floats(T), floats(tokens, 2), patches=patches(T, e.patches)),
+        places=VisualPlaces(floats(c.row_frame_pairs), centres),
+        questions=Questions(ints(Q, e.question_length), ints(Q, M)),
+    )
+    mentions = EvidenceTargets(
+        time=floats(Q, M),
+        has_time=flags(Q, M),
+        interval=floats(Q, M, 2),
+        has_interval=flags(Q, M),
+        boxes=floats(Q, M, K, 4),
+        has_box=flags(Q, M, K),
+        judged=flags(Q, M),
+    )
+    search = Search(*[flags(Q, T)] * 3)
+    return SupervisedBatch(inputs, ints(S), EvidenceTruth(mentions, floats(Q, e.intervals, 2), search))
 
 
 def study(config: Config, c: Any) -> dict[str, int]:
@@ -124,7 +119,7 @@ def study(config: Config, c: Any) -> dict[str, int]:
     """
     whole = dataclasses.replace(config, evidence=EvidenceConfig(**c.evidence))
     plain, model = abstract_model(config), abstract_model(whole)
-    row, more = text_shapes(config, c), evidence_shapes(config, c)
+    row = row_shapes(config, c)
 
     def step(loss: Any) -> Any:
         return lambda model, batch: jax.grad(lambda m: loss(m, batch))(model)
@@ -140,14 +135,14 @@ def study(config: Config, c: Any) -> dict[str, int]:
         return text_loss(model, batch, {"text": 1.0}, remat=c.remat)[0]
 
     def tower(model: Any, batch: Any) -> Any:
-        names = ("patches", "length", "coords", "pos_index", "pos_weight")
-        return model.vision(*[batch[f"dense_{name}"] for name in names])[0]
+        return model.vision(batch.inputs.dense.patches)[0]
 
     def temporal(model: Any, tokens: Any, batch: Any) -> Any:
         def total(encoder: Any) -> Any:
-            valid = batch["dense_length"] > 0
+            dense = batch.inputs.dense
+            valid = dense.length > 0
             chunk = chunk_size(valid.shape[1])
-            features = encoder(tokens, batch["dense_times"], valid, chunk=chunk, remat=c.remat)
+            features = encoder(tokens, dense.times, valid, chunk=chunk, remat=c.remat)
             return features.astype(jnp.float32).sum()
 
         return jax.grad(total)(model.evidence.temporal)
@@ -158,9 +153,9 @@ def study(config: Config, c: Any) -> dict[str, int]:
     )
     out = {
         "text": flops(step(text), plain, row),
-        "joint": flops(step(joint), model, row | more),
-        "dense tower": flops(tower, model, more),
-        "temporal encoder": flops(temporal, model, tokens, more),
+        "joint": flops(step(joint), model, row),
+        "dense tower": flops(tower, model, row),
+        "temporal encoder": flops(temporal, model, tokens, row),
     }
     out["heads"] = out["joint"] - out["text"] - out["dense tower"] - out["temporal encoder"]
     return out

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -30,9 +30,10 @@ from experiments.training.workdir import Workdir
 from o3jax.hf.export import export_weights
 from o3jax.inputs.image import ImageConfig, VideoConfig
 from o3jax.inputs.processor import Processor, load_processor
+from o3jax.models.batch import Patches
 from o3jax.models.config import Config, TextConfig, VisionConfig
 from o3jax.models.layers import Initializer
-from o3jax.models.qwen3_vl import VISION_KEYS, Qwen3VL
+from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.models.vision import VisionTower
 from o3jax.prompts import templates
 from o3jax.prompts.tiny_tokenizer import build_tokenizer
@@ -96,13 +97,13 @@ def make_model(processor: Processor, config: ConfigDict) -> Qwen3VL:
     return model
 
 
-def rescaled(tower: VisionTower, batch: Mapping[str, np.ndarray]) -> VisionTower:
+def rescaled(tower: VisionTower, patches: Patches) -> VisionTower:
     """Returns the tower with its outputs scaled to `_FEATURE_RMS` on a batch.
 
     The head reads features of any size, and they grow while it is trained. But in the decoder's
     residual stream large features drown what the layers add, so a frame would not learn its time.
     """
-    tokens, taps = tower(*[batch[key] for key in VISION_KEYS])
+    tokens, taps = tower(patches)
     for merger, features in ((tower.merger, tokens[None]), (tower.deepstack_mergers, taps)):
         factor = _FEATURE_RMS / jnp.sqrt(jnp.mean(jnp.square(features), axis=(1, 2, 3)))
         factor = factor if features is taps else factor[0]
@@ -136,7 +137,7 @@ def main(argv: Sequence[str]) -> None:
         state = train(state, step, pipeline, prepare, workdir, config)
     if int(state.step) < config.max_steps:
         return
-    model.vision = rescaled(state.model.tower, next(pipeline.open()))
+    model.vision = rescaled(state.model.tower, next(pipeline.open()).patches)
     token = processor.tokenizer.convert_tokens_to_ids
     folder = workdir.path / "model"
     shutil.rmtree(folder, ignore_errors=True)

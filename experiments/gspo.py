@@ -12,7 +12,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from data_pipelines.rows.clips import Clip, SyntheticClips
 from data_pipelines.rows.evidence import EvidenceShape
 from data_pipelines.rows.frames import FramesConfig
 from data_pipelines.rows.pipeline import Pipeline
-from data_pipelines.rows.prompts import MakePrompt, Minibatches
+from data_pipelines.rows.prompts import MakePrompt, Minibatch, Minibatches
 from data_pipelines.rows.supervised import RowShape
 from experiments.cli import shell
 from experiments.data.audit import as_record
@@ -62,6 +62,7 @@ from o3jax.hf.config import config_from_hf
 from o3jax.hf.weights import load_weights
 from o3jax.inference.respond import encode_visuals
 from o3jax.inputs.processor import Processor, load_processor
+from o3jax.models.batch import PromptBatch, stack
 from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.rewards import registry
 from o3jax.sharding import use_mesh
@@ -88,24 +89,24 @@ class Iterations:
     rows: MakePrompt
     clips: Sequence[Clip]
     reference: Any  # the model before training, where the loss has a KL to it
-    held_out: Mapping[str, np.ndarray] | None  # prompts of the evaluation, and their clips
+    held_out: PromptBatch | None  # prompts of the evaluation, and their clips
     asked: Sequence[Clip]
     rollout: Rollout | None = None
 
-    def __call__(self, state: TrainState, item: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
+    def __call__(self, state: TrainState, item: Minibatch) -> tuple[TrainState, Metrics]:
         """Returns the state after an optimizer step, and what there is to log of it."""
-        number, count = item["minibatch"], self.config.minibatches_per_rollout
+        number, count = item.number, self.config.minibatches_per_rollout
         iteration = int(state.step) // count
         if number == 0:
             if self.held_out is not None and iteration % self.config.eval_every == 0:
                 self.evaluate(state)
-            self.rollout = self._roll_out(state, iteration, item["prompts"])
+            self.rollout = self._roll_out(state, iteration, item.prompts)
             self.rollout.save(self._saved(iteration))
             self._clear(iteration)
         elif self.rollout is None:
-            prompts = item["prompts"]
+            prompts = item.prompts
             if not self.config.lr_multipliers.vision:
-                prompts = with_features(prompts, encode_visuals(decoder(self._policy(state)), prompts))
+                prompts = with_features(prompts, encode_visuals(decoder(self._policy(state)), prompts.inputs))
             self.rollout = Rollout.load(self._saved(iteration), prompts)
         watch = Stopwatch()
         batch = self.updates.minibatch(self.rollout, self._part(number))
@@ -138,10 +139,10 @@ class Iterations:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in line.items())
         print(f"held out: {shown}", flush=True)
 
-    def _roll_out(self, state: TrainState, iteration: int, prompts: Mapping[str, np.ndarray]) -> Rollout:
+    def _roll_out(self, state: TrainState, iteration: int, prompts: PromptBatch) -> Rollout:
         config, watch = self.config, Stopwatch()
         policy = self._policy(state)
-        clips = [self.clips[n] if n >= 0 else None for n in prompts["prompt_number"].tolist()]
+        clips = [self.clips[n] if n >= 0 else None for n in prompts.number.tolist()]
         samples = [clip and clip.samples[0] for clip in clips]
         key = jax.random.fold_in(jax.random.key(config.seed), iteration)
         sampled = self._sample(policy, prompts, clips, key, config.group_size, Sampling(**config.sampling))
@@ -189,7 +190,7 @@ class Iterations:
     def _sample(
         self,
         policy: Qwen3VL,
-        prompts: Mapping[str, np.ndarray],
+        prompts: PromptBatch,
         clips: Sequence[Clip | None],
         key: jax.Array,
         group_size: int,
@@ -273,7 +274,7 @@ def _by_task(samples: Sequence[Sample | None], rewards: np.ndarray) -> dict[str,
     }
 
 
-def held_out(config: ConfigDict, rows: MakePrompt) -> tuple[dict[str, np.ndarray] | None, list[Clip]]:
+def held_out(config: ConfigDict, rows: MakePrompt) -> tuple[PromptBatch | None, list[Clip]]:
     """Returns prompts of the synthetic world's validation split, with their clips; none if that is off."""
     if not config.eval_every:
         return None, []
@@ -282,8 +283,7 @@ def held_out(config: ConfigDict, rows: MakePrompt) -> tuple[dict[str, np.ndarray
         raise UserError("config.eval_every is for synthetic clips: set it to 0, and use experiments.evaluate")
     clips = SyntheticClips("val", int(level), 1, 0)
     chosen = [clips[index] for index in range(config.eval_prompts)]
-    made = [rows.map(clip) for clip in chosen]
-    return {k: np.stack([row[k] for row in made]) for k in made[0]}, chosen
+    return stack([rows.map(clip) for clip in chosen]), chosen
 
 
 def check(config: ConfigDict) -> None:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
 from configs.common import given
@@ -33,6 +32,7 @@ from o3jax.hf.fields import Section
 from o3jax.hf.o3_config import evidence_config
 from o3jax.hf.weights import load_weights
 from o3jax.inputs.processor import load_processor
+from o3jax.models.batch import SupervisedBatch
 from o3jax.models.config import BOX_FRAMES, EvidenceConfig
 from o3jax.models.qwen3_vl import with_evidence
 from o3jax.prompts.tokenizer import number_tokens
@@ -77,12 +77,12 @@ def check_text_alone(have: EvidenceConfig | None, **rules: str | None) -> None:
                 f"config.{name} is '{rule}', but config.evidence is None, which trains the text alone: "
                 f"describe the modules in config.evidence, or leave out config.{name}"
             )
-    if have and (have.feedback == "prompt" or have.inject):
-        what = "reads its evidence modules' proposals" if have.feedback == "prompt" else "has F injected"
+    if have and have.feedback == "prompt":
         raise UserError(
-            f"the model's text {what}, but config.evidence is None, which would train it without: take a "
-            "config that describes the modules, such as configs/sft_tiny.py (to train the text alone, with "
-            "config.loss.evidence_weight=0 and config.lr_multipliers.evidence=0)"
+            "the model's text reads its evidence modules' proposals, but config.evidence is None, which "
+            "would train it without: take a config that describes the modules, such as configs/sft_tiny.py "
+            "(to train the text alone, with config.loss.evidence_weight=0 and "
+            "config.lr_multipliers.evidence=0)"
         )
 
 
@@ -162,8 +162,9 @@ def main(argv: Sequence[str]) -> None:
         count = joint_counts
     state, step = make_trainer(config, model, mesh, loss, count, evidence=joint)
 
-    def prepare(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    def prepare(batch: SupervisedBatch) -> SupervisedBatch:
         batch = features(batch) if features else batch
+        batch = dataclasses.replace(batch, failures=None)
         return micro_batches(batch, steps=config.gradient_accumulation_steps, mesh=mesh)
 
     with use_mesh(mesh):

@@ -25,8 +25,9 @@ from o3jax.hf.weights import load_weights
 from o3jax.inference.respond import Request, Response, pad_inputs, respond
 from o3jax.inputs.dense import dense_wanted
 from o3jax.inputs.processor import Processor, load_processor
+from o3jax.models.batch import Batch
 from o3jax.models.config import Config
-from o3jax.models.qwen3_vl import Batch, Qwen3VL
+from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.models.text import for_decoding, for_training
 from o3jax.prompts import coords, grammar, templates
 from o3jax.prompts.mentions import claim_numbers
@@ -222,7 +223,7 @@ class Model:
             box_step=self.settings.box_step,
         )
 
-    def _batch(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _batch(self, inputs: Mapping[str, np.ndarray]) -> Batch:
         unknown = sorted(set(inputs) - _INPUT_KEYS)
         if unknown or "input_ids" not in inputs:
             what = f"unknown input '{unknown[0]}'" if unknown else "input_ids is missing"
@@ -327,7 +328,7 @@ def export_hf(model: Model, folder: str | os.PathLike[str], *, dtype: Any = None
     """Writes the model as a folder that transformers loads: weights, configuration, processor files.
 
     Evidence modules lie beside them in o3_evidence.safetensors and o3_config.json, which transformers
-    does not read; if they change the visual tokens, a warning says by how much its logits differ.
+    does not read.
 
     Args:
         folder: must not exist, or be empty.

@@ -16,21 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from data_pipelines.reading.frame_cache import ArrayCache, Arrays, code_version, json_default
+from o3jax.models.batch import Features, MissingFeatures, Patches, SupervisedBatch
 from o3jax.models.config import VisionConfig
-
-# A row's features, and which array tells of what clip each of their frame groups is.
-STREAMS = {"visual_features": "visual_clip", "dense_tokens": "dense_clip"}
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureCache:
     """The features of clips.
 
-    An entry is `visual_features` of the clip's frame groups, [n, tokens, 1 + taps, D], and where there is a
-    dense stream `dense_tokens` [m, tokens, D] and the times [m] of its pairs.
+    An entry is the features of the clip's frame pairs in the language stream, [n, tokens, 1 + taps, D], and
+    where there is a dense stream those of its pairs, [m, tokens, D], and their times [m].
 
     Attributes:
       cache: where they are.
@@ -57,38 +54,29 @@ class FeatureCache:
         key = hashlib.sha256(text.encode()).hexdigest()
         return key, self.cache.get(key)
 
-    def rows(
-        self,
-        c: VisionConfig,
-        row: dict[str, np.ndarray],
-        keys: Sequence[str],
-        kept: Sequence[Arrays | None],
-        clips: int,
-    ) -> dict[str, np.ndarray]:
-        """Returns the features of a row, zeros where they are to be made, and `feature_key` [clips, 64].
+    def fill(
+        self, c: VisionConfig, row: SupervisedBatch, missing: MissingFeatures, kept: Sequence[Arrays | None]
+    ) -> SupervisedBatch:
+        """Returns a row with its features beside its patches, zeros where they are to be made.
 
         Args:
-            row: the arrays of its pixels.
-            keys: of each clip's entry that is to be made; empty where none is.
-            kept: the entries that there are.
-            clips: that a row has room for.
+            missing: what is to be made.
+            kept: of each clip the entry, if there is one.
         """
-        frame_pairs, patches = row["patches"].shape[:2]
-        sizes = {
-            "visual_features": (frame_pairs, patches // c.merge_unit, 1 + len(c.deepstack_visual_indexes))
-        }
-        if "dense_patches" in row:
-            frame_pairs, patches = row["dense_patches"].shape[:2]
-            sizes["dense_tokens"] = (frame_pairs, patches // c.merge_unit)
-        out = {name: np.zeros((*size, c.out_hidden_size), self.dtype) for name, size in sizes.items()}
-        out["feature_key"] = np.zeros((clips, 64), np.uint8)
-        for number, (key, entry) in enumerate(zip(keys, kept, strict=True)):
-            out["feature_key"][number, : len(key)] = np.frombuffer(key.encode(), np.uint8)
-            for name, features in zip(sizes, entry or (), strict=False):
-                out[name][groups_of(row, name, number), : features.shape[1]] = features
-        return out
 
+        def empty(patches: Patches, *depth: int) -> Features:
+            frame_pairs, size, _ = patches.values.shape
+            shape = (frame_pairs, size // c.merge_unit, *depth, c.out_hidden_size)
+            return Features(np.zeros(shape, self.dtype), patches.length)
 
-def groups_of(row: dict[str, np.ndarray], stream: str, number: int) -> Int[np.ndarray, " n"]:
-    """Returns which frame groups of a row are of its clip `number`, counted from 0."""
-    return np.flatnonzero(row[STREAMS[stream]] == number + 1)
+        inputs, dense = row.inputs, row.inputs.dense
+        visual = empty(inputs.patches, 1 + len(c.deepstack_visual_indexes))
+        streams = [(visual, missing.clip)]
+        if dense is not None:
+            dense = dataclasses.replace(dense, features=empty(dense.patches))
+            streams.append((dense.features, dense.clip))
+        for number, entry in enumerate(kept, start=1):
+            for (into, clip), features in zip(streams, entry or (), strict=False):
+                into.values[clip == number, : features.shape[1]] = features
+        inputs = dataclasses.replace(inputs, features=visual, dense=dense)
+        return dataclasses.replace(row, inputs=inputs, missing=missing)

@@ -1,7 +1,7 @@
 """What the evidence modules are trained on: the dense stream of a clip and the targets of its questions.
 
 pointed_times     samples -> when the frames are that their boxes are read from
-targets           samples, and which annotation each `</obj>` means -> arrays beside those of the row
+truth_of          samples, and which annotation each `</obj>` means -> what is true of a row's questions
 OpenCandidates    true intervals and times -> the groups that the decoder may search, jittered anew each time
 """
 
@@ -18,10 +18,10 @@ from jaxtyping import Float
 from data_pipelines.formats.sample import Interval, Mention, Sample
 from o3jax.errors import UserError
 from o3jax.inputs.dense import interval_mask
+from o3jax.models.batch import EvidenceTargets, EvidenceTruth, Search, SupervisedBatch
 from o3jax.prompts import grammar
 from o3jax.prompts.mentions import claim_numbers, match_mentions
 
-Row = dict[str, np.ndarray]
 _NEAR_S = 0.1  # how far a frame in training may be from the true time
 
 
@@ -87,44 +87,42 @@ def pointed_times(samples: Sequence[Sample], frames: Float[np.ndarray, " n"]) ->
     return np.array(times)
 
 
-def targets(
+def truth_of(
     samples: Sequence[Sample], mentions: Sequence[Sequence[Mention | None]], shape: EvidenceShape
-) -> Row:
-    """Returns `target_*`, the fields of `o3jax.sft.evidence.EvidenceTargets` [Q, M, ...], and intervals.
-
-    `true_intervals` [Q, I, 2], seconds, NaN where there is none.
+) -> EvidenceTruth:
+    """Returns what is true of the questions of a row, without a batch axis.
 
     Raises:
         UserError: if a sample has more of something than the shape has room for.
     """
     Q, M, K = shape.questions, shape.mentions, shape.boxes
-    out = {
-        "target_time": np.zeros((Q, M), np.float32),
-        "target_has_time": np.zeros((Q, M), bool),
-        "target_interval": np.zeros((Q, M, 2), np.float32),
-        "target_has_interval": np.zeros((Q, M), bool),
-        "target_boxes": np.zeros((Q, M, K, 4), np.float32),
-        "target_has_box": np.zeros((Q, M, K), bool),
-        "target_judged": np.zeros((Q, M), bool),
-        "true_intervals": np.full((Q, shape.intervals, 2), np.nan, np.float32),
-    }
+    out = EvidenceTargets(
+        time=np.zeros((Q, M), np.float32),
+        has_time=np.zeros((Q, M), bool),
+        interval=np.zeros((Q, M, 2), np.float32),
+        has_interval=np.zeros((Q, M), bool),
+        boxes=np.zeros((Q, M, K, 4), np.float32),
+        has_box=np.zeros((Q, M, K), bool),
+        judged=np.zeros((Q, M), bool),
+    )
+    intervals = np.full((Q, shape.intervals, 2), np.nan, np.float32)
     for q, (sample, row) in enumerate(zip(samples, mentions, strict=True)):
         check_capacity(sample, len(sample.intervals), shape.intervals, "intervals", "intervals")
         for i, interval in enumerate(sample.intervals):
-            out["true_intervals"][q, i] = interval
+            intervals[q, i] = interval
         for m, mention in enumerate(row):
             if mention is None:
                 continue
             check_capacity(sample, len(mention.boxes), K, "boxes at one mention", "boxes")
             if mention.time is not None:
-                out["target_time"][q, m], out["target_has_time"][q, m] = mention.time, True
+                out.time[q, m], out.has_time[q, m] = mention.time, True
             interval = interval_of(sample, mention)
             if interval is not None:
-                out["target_interval"][q, m], out["target_has_interval"][q, m] = interval, True
+                out.interval[q, m], out.has_interval[q, m] = interval, True
             for k, box in enumerate(mention.boxes):
-                out["target_boxes"][q, m, k], out["target_has_box"][q, m, k] = box, True
-            out["target_judged"][q, m] = mention.time is not None or bool(mention.boxes)
-    return out
+                out.boxes[q, m, k], out.has_box[q, m, k] = box, True
+            out.judged[q, m] = mention.time is not None or bool(mention.boxes)
+    return EvidenceTruth(out, intervals)
 
 
 def check_capacity(sample: Sample, count: int, capacity: int, what: str, field: str) -> None:
@@ -138,33 +136,29 @@ def check_capacity(sample: Sample, count: int, capacity: int, what: str, field: 
 
 @dataclasses.dataclass(frozen=True)
 class OpenCandidates(grain.transforms.RandomMap):
-    """Row with `true_intervals` -> row with `relevance_*` and `true_candidates` in their place.
+    """Row -> row with `evidence.search`.
 
-    `relevance_inside` [Q, T] are the groups in a true interval, `relevance_known` [Q, T] the groups of
-    questions whose intervals are known; `true_candidates` [Q, T] the groups that the decoder may search:
-    the true intervals, and the times of its mentions, which may lie outside, opened by up to `jitter_s` at
-    each side; or all where no interval is known; of a question's own clip alone.
+    The decoder may search the pairs in the true intervals, and at the times of the question's mentions, which
+    may lie outside, opened by up to `jitter_s` at each side; or all where no interval is known; of a
+    question's own clip alone.
     """
 
     jitter_s: float = 0.5
 
-    def random_map(self, row: Row, rng: np.random.Generator) -> Row:
-        valid = row["dense_length"] > 0
-        inside = np.zeros((len(row["true_intervals"]), len(valid)), bool)
+    def random_map(self, row: SupervisedBatch, rng: np.random.Generator) -> SupervisedBatch:
+        dense, truth = row.inputs.dense, row.evidence
+        valid = dense.length > 0
+        inside = np.zeros((len(truth.intervals), len(valid)), bool)
         opened, known = inside.copy(), inside.copy()
-        for q, (intervals, clip) in enumerate(zip(row["true_intervals"], row["question_clip"], strict=True)):
-            own = valid & (row["dense_clip"] == clip)
-            times = row["dense_times"][own]
+        for q, (intervals, clip) in enumerate(zip(truth.intervals, row.inputs.questions.clip, strict=True)):
+            own = valid & (dense.clip == clip)
+            times = dense.times[own]
             intervals = intervals[~np.isnan(intervals[:, 0])]
-            moments = row["target_time"][q][row["target_has_time"][q]]
+            moments = truth.mentions.time[q][truth.mentions.has_time[q]]
             searched = np.concatenate([intervals, np.stack([moments, moments], -1)])
             moved = searched + rng.uniform(0, self.jitter_s, searched.shape) * [-1, 1]
             inside[q, own] = interval_mask(intervals, times)
             opened[q, own] = interval_mask(moved, times) if len(intervals) else True
             known[q, own] = len(intervals) > 0
-        out = {key: value for key, value in row.items() if key != "true_intervals"}
-        return out | {
-            "relevance_inside": inside,
-            "relevance_known": known,
-            "true_candidates": opened,
-        }
+        truth = dataclasses.replace(truth, search=Search(inside, known, opened))
+        return dataclasses.replace(row, evidence=truth)

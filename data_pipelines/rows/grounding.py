@@ -11,10 +11,11 @@ from jaxtyping import Float
 
 from data_pipelines.formats.sample import Box, Sample
 from data_pipelines.rows.clips import Clip
-from data_pipelines.rows.supervised import Row, RowShape
+from data_pipelines.rows.supervised import RowShape
 from data_pipelines.synthetic.scenes import COLORS, SHAPES, Object, Scene, make_scene, scene_seed
 from o3jax.inputs.collate import collate
 from o3jax.inputs.processor import Processor
+from o3jax.models.batch import GroundingBatch, take
 from o3jax.models.config import Config
 from o3jax.prompts import coords, grammar
 from o3jax.tasks import SPATIO_TEMPORAL
@@ -79,8 +80,8 @@ class MakeGroundingRow(grain.transforms.Map):
     config: Config
     shape: RowShape
 
-    def map(self, clip: Clip) -> Row:
-        """Returns one row; the targets are per language token, groups concatenated."""
+    def map(self, clip: Clip) -> GroundingBatch:
+        """Returns one row, without a batch axis."""
         frames, metadata = clip.frames(self.processor)
         medium = self.processor.read_video(frames, metadata)
         t, h, w = medium.grid
@@ -91,19 +92,19 @@ class MakeGroundingRow(grain.transforms.Map):
             "video_grid_thw": np.array([medium.grid]),
         }
         sizes = {"frame_pairs": self.shape.frame_pairs, "patches": self.shape.patches}
-        row = {key: value[0] for key, value in collate(inputs, self.config, **sizes).items()}
-        for key in ("input_ids", "segment_ids", "positions", "visual_index", "next_position"):
-            del row[key]
+        patches = take(collate(inputs, self.config, **sizes).patches, 0)
         merge = self.config.vision.spatial_merge_size
         times = metadata["frames_indices"] / metadata["fps"]
-        return row | token_targets(clip.video, times, (h // merge, w // merge))
+        return GroundingBatch(patches, **token_targets(clip.video, times, (h // merge, w // merge)))
 
 
-def token_targets(scene: Scene, times_s: Float[np.ndarray, " n"], cells: tuple[int, int]) -> Row:
+def token_targets(
+    scene: Scene, times_s: Float[np.ndarray, " n"], cells: tuple[int, int]
+) -> dict[str, np.ndarray]:
     """Returns what covers each cell of each frame pair: the object with the largest overlap, if any.
 
-    Arrays [tokens, ...] with tokens = n / 2 * rows * columns: `object` (1 covered, 0 free, -1 in
-    between), `present` in each frame, `box` (mean over the frames that show it), `color`, `shape`.
+    By the names of `GroundingBatch`'s fields, with tokens = n / 2 * rows * columns; a box is the mean over
+    the frames that show the object.
     """
     rows, columns = cells
     top, left = np.meshgrid(np.arange(rows) / rows, np.arange(columns) / columns, indexing="ij")

@@ -7,13 +7,38 @@ for its number. So workers and hosts may change, and to resume is to slice.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
+import numpy as np
 from absl import flags
 
+from o3jax.models.batch import TYPES, flatten, unflatten
+
 Transform = grain.transforms.Map | grain.transforms.RandomMap
+
+
+class _Named(grain.transforms.Map):
+    """Row -> its arrays by name: between processes the library shares arrays in dictionaries, not in ours."""
+
+    def map(self, row: Any) -> dict[str, np.ndarray]:
+        return flatten(row, type(row).__name__)
+
+
+class Batches(Iterator[Any]):
+    """Batches of the types of `o3jax.models.batch`, from the arrays that the library hands over."""
+
+    def __init__(self, arrays: grain.DatasetIterator):
+        self._arrays = arrays
+
+    def __next__(self) -> Any:
+        arrays = next(self._arrays)
+        name = next(iter(arrays)).partition(".")[0]
+        return unflatten(next(kind for kind in TYPES if kind.__name__ == name), arrays, name)
+
+    def close(self) -> None:
+        self._arrays.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +47,12 @@ class Pipeline:
 
     Attributes:
       rows: what the first transform takes, by the row's number.
-      transforms: make a row of arrays, one after the other.
+      transforms: make a row, one of the types of `o3jax.models.batch`, one after the other.
       batch_size: rows of a batch, over all hosts.
       seed: of what is random in a row.
       num_workers: processes that make batches; 0 makes them in a thread of this one.
       process_index, process_count: this host, and how many share each batch, row by row.
-      facts: what decides which row has which number, by name; kept in checkpoints and compared.
+      data_fingerprint: what decides which row has which number, by name; kept in checkpoints and compared.
     """
 
     rows: Sequence[Any]
@@ -39,11 +64,11 @@ class Pipeline:
     process_count: int = 1
     data_fingerprint: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
 
-    def open(self, position: int = 0) -> grain.DatasetIterator:
+    def open(self, position: int = 0) -> Batches:
         """Returns an iterator over the batches from row `position` on; arrays have a leading batch axis."""
         if self.batch_size % self.process_count:
             raise ValueError(f"{self.process_count} hosts cannot share a batch of {self.batch_size} rows")
-        data = grain.MapDataset.source(self.rows).seed(self.seed).apply(list(self.transforms))
+        data = grain.MapDataset.source(self.rows).seed(self.seed).apply([*self.transforms, _Named()])
         data = data[position + self.process_index :: self.process_count]
         data = data.batch(self.batch_size // self.process_count, drop_remainder=True)
         # The library buffers 500 elements by default: 500 batches of video would fill the memory.
@@ -55,4 +80,4 @@ class Pipeline:
             stream = stream.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=self.num_workers, per_worker_buffer_size=2)
             )
-        return iter(stream)
+        return Batches(iter(stream))

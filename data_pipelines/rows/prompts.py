@@ -13,26 +13,21 @@ from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.evidence import check_capacity
 from data_pipelines.rows.frames import decode_frames, plan_frames
 from data_pipelines.rows.pipeline import Pipeline
-from data_pipelines.rows.supervised import FAILURE_KEYS, MakeRow, Row, Written
+from data_pipelines.rows.supervised import MakeRow, Written
 from o3jax.errors import UserError
 from o3jax.inputs.dense import Source
+from o3jax.models.batch import Batch, Failures, PromptBatch, Questions, map_arrays
 
 
 class MakePrompt(MakeRow):
-    """Clip -> prompt row: what `MakeRow` makes of it, without the response.
-
-    Beside the model's arrays there are `next_position`, where a response goes on, `prompt_start`, the slot
-    of the first token behind the last frame, and `prompt_number`, the clip's.
-    """
+    """Clip -> prompt row: what `MakeRow` makes of it, without the response."""
 
     def write(self, clip: Clip) -> Written:
         """Returns the tokens of a clip's prompt, without decoding."""
         return dataclasses.replace(super().write(clip), responses=[[]], pointed=np.zeros(0))
 
-    def map(self, clips: Clip | Sequence[Clip]) -> Row:
-        """Returns the row of a clip.
-
-        A clip that cannot be read has zeros instead of frames; its number is -1 in `prompt_number`.
+    def map(self, clips: Clip | Sequence[Clip]) -> PromptBatch:
+        """Returns the row of a clip; with zeros instead of frames where it cannot be read.
 
         Raises:
             UserError: if the clip does not fit the row shape, or has not one question.
@@ -45,18 +40,19 @@ class MakePrompt(MakeRow):
         written = self.write(clip)
         self._check([clip], [written])
         read = self._read(clip, written)
-        row, ((end,),) = self._text([written], [read])
-        del row["labels"]
-        row["continuation_ids"][:] = 0
-        row["next_position"] = np.int32(row["positions"][:, end - 1].max() + 1)
-        row["prompt_start"] = np.int32(len(written.prefix))
-        row["prompt_number"] = np.int32(-1 if read.error else clip.number)
-        row |= self._failures([clip], [read.error])
+        text, patches, _, ((end,),) = self._text([written], [read])
+        text.continuation_ids[:] = 0
+        text = dataclasses.replace(text, next_position=np.int32(text.positions[:, end - 1].max() + 1))
+        inputs = Batch(text, patches=patches)
         if self.evidence is not None:
-            row |= self._streams([written], [read]) | self._questions(
-                [clip], [written], [read.error], [[end]]
-            )
-        return row
+            dense, places = self._streams([written], [read])
+            inputs = dataclasses.replace(inputs, dense=dense, places=places, questions=self._asked(clip))
+        return PromptBatch(
+            inputs,
+            start=np.int32(len(written.prefix)),
+            number=np.int32(-1 if read.error else clip.number),
+            failures=self._failures([clip], [read.error]),
+        )
 
     def source(self, clip: Clip) -> Source | None:
         """Returns what boxes about a clip are read from beside the prompt's frames; None for these alone."""
@@ -80,55 +76,54 @@ class MakePrompt(MakeRow):
     def _question(self, sample: Sample) -> str:
         return sample.question  # the model's own proposals follow later, see `with_text`
 
-    def _questions(
-        self,
-        clips: Sequence[Clip],
-        written: Sequence[Written],
-        errors: Sequence[str],
-        starts: Sequence[Sequence[int]],
-    ) -> Row:
+    def _asked(self, clip: Clip) -> Questions:
         """Returns what is asked; nothing is annotated."""
-        (clip,), capacity = clips, self.evidence.question_length
+        capacity = self.evidence.question_length
         asked = self.processor.tokenizer(clip.samples[0].question)["input_ids"]
         check_capacity(clip.samples[0], len(asked), capacity, "tokens in its question", "question_length")
         ids = np.full((1, capacity), -1, np.int32)
         ids[0, : len(asked)] = asked
-        return {"question_ids": ids, "question_clip": np.ones(1, np.int32)}
+        return Questions(ids, clip=np.ones(1, np.int32))
 
 
-def with_text(prompts: Row, texts: Sequence[Sequence[int]]) -> Row:
+def with_text(prompts: PromptBatch, texts: Sequence[Sequence[int]]) -> PromptBatch:
     """Returns a batch of prompt rows with other tokens behind the last frame.
 
     Raises:
         UserError: if there is no room for them.
     """
-    names = ("input_ids", "positions", "segment_ids", "next_position")
-    changed = {name: prompts[name].copy() for name in names}
-    size = changed["input_ids"].shape[1]
-    for row, ids in enumerate(texts):
-        start = int(prompts["prompt_start"][row])
-        end, first = start + len(ids), prompts["positions"][row, :, start - 1].max() + 1
+    text = map_arrays(np.copy, prompts.inputs.text)
+    size = text.input_ids.shape[1]
+    for row, (ids, start) in enumerate(zip(texts, prompts.start.tolist(), strict=True)):
+        end, first = start + len(ids), text.positions[row, :, start - 1].max() + 1
         if end > size:
             raise UserError(
                 f"a prompt with the model's proposals has {end} tokens, more than the {size} of a row: "
                 "raise config.row_length"
             )
-        for name in ("input_ids", "segment_ids"):
-            changed[name][row, start:] = 0
-        changed["positions"][row, :, start:] = 0
-        changed["input_ids"][row, start:end] = ids
-        changed["segment_ids"][row, start:end] = 1
-        changed["positions"][row, :, start:end] = first + np.arange(len(ids))
-        changed["next_position"][row] = first + len(ids)
-    return prompts | changed
+        text.input_ids[row, start:] = text.segment_ids[row, start:] = 0
+        text.positions[row, :, start:] = 0
+        text.input_ids[row, start:end] = ids
+        text.segment_ids[row, start:end] = 1
+        text.positions[row, :, start:end] = first + np.arange(len(ids))
+        text.next_position[row] = first + len(ids)
+    return dataclasses.replace(prompts, inputs=dataclasses.replace(prompts.inputs, text=text))
+
+
+@dataclasses.dataclass(frozen=True)
+class Minibatch:
+    """What an optimizer step of an iteration begins with."""
+
+    number: int  # in the iteration
+    prompts: PromptBatch  # of the whole iteration
+    failures: Failures | None  # of the iteration, with its first minibatch
 
 
 @dataclasses.dataclass(frozen=True)
 class Minibatches:
     """Prompts of an iteration -> one item per optimizer step, `minibatches` of them.
 
-    Each item is {"minibatch": its number, "prompts": the batch of the whole iteration}, the first also with
-    what the ledger reads. A position inside an iteration starts with its prompts, at the same minibatch.
+    A position inside an iteration starts with its prompts, at the same minibatch.
     """
 
     prompts: Pipeline
@@ -142,15 +137,15 @@ class Minibatches:
     def data_fingerprint(self) -> Mapping[str, str | int]:
         return self.prompts.data_fingerprint
 
-    def open(self, position: int = 0) -> Iterator[Row]:
+    def open(self, position: int = 0) -> Iterator[Minibatch]:
         """Returns an iterator from prompt `position` on."""
         done = position % self.prompts.batch_size
         iterator, first = self.prompts.open(position - done), done // self.batch_size
         try:
             for batch in iterator:
-                failures = {key: batch.pop(key) for key in FAILURE_KEYS}
+                prompts = dataclasses.replace(batch, failures=None)
                 for number in range(first, self.minibatches):
-                    yield {"minibatch": number, "prompts": batch} | ({} if number else failures)
+                    yield Minibatch(number, prompts, None if number else batch.failures)
                 first = 0
         finally:
             iterator.close()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import grain
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from data_pipelines.formats.sample import Sample
 from data_pipelines.reading.feature_cache import FeatureCache
@@ -26,7 +26,7 @@ from data_pipelines.rows.evidence import (
     interval_of,
     mentions_of,
     pointed_times,
-    targets,
+    truth_of,
 )
 from data_pipelines.rows.frames import FramePlan, FramesConfig, decode_frames, plan_frames, read_frames
 from data_pipelines.rows.packing import RowCapacity, RowCost
@@ -34,16 +34,28 @@ from o3jax.errors import UserError
 from o3jax.inputs.collate import collate
 from o3jax.inputs.dense import dense_stream, pointed_frames, visual_places
 from o3jax.inputs.processor import Medium, Processor
+from o3jax.models.batch import (
+    Batch,
+    DenseStream,
+    EvidenceTruth,
+    Failures,
+    MissingFeatures,
+    Patches,
+    Questions,
+    SupervisedBatch,
+    TextRow,
+    VisualPlaces,
+    map_arrays,
+    put,
+    take,
+)
 from o3jax.models.config import Config
 from o3jax.prompts import templates
 from o3jax.prompts.feedback import Proposal, made_up, with_proposals
 from o3jax.prompts.mentions import mention_positions
 
 IGNORE = -100
-Row = dict[str, np.ndarray]
 _ERROR_BYTES = 300
-# Of a row, what only the host reads: which clips it holds, and why one of them could not be read.
-FAILURE_KEYS = ("clip_number", "clip_error")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,17 +169,14 @@ class MakeRow(grain.transforms.Map):
             s.length, s.frame_pairs, e.questions if e else None, e.frame_pairs if e else None, s.clips
         )
 
-    def map(self, clips: Clip | Sequence[Clip]) -> Row:
-        """Returns the row of one or more clips: the model's arrays without a batch axis, and `labels`.
+    def map(self, clips: Clip | Sequence[Clip]) -> SupervisedBatch:
+        """Returns the row of one or more clips, without a batch axis.
 
-        `labels[s]` is the token that position s must predict: inside responses only, or, as in the
-        published cold start, every token but padding and the video's. Branches then differ in what
-        follows the video, where one position predicts the first token of all: it has a label only if
-        they begin alike. With an evidence shape there are also the dense stream and what
-        `data_pipelines.rows.evidence.targets` returns.
+        There are labels inside responses only, or, as in the published cold start, on every token but padding
+        and the video's. Continuations then differ in what follows the video, where one position predicts the
+        first token of all: it has a label only if they begin alike.
 
         A clip that cannot be read keeps its place: zeros instead of frames, and nothing to learn.
-        `clip_number` [clips] and `clip_error` (UTF-8) are for the ledger, see LEDGER_KEYS.
 
         Raises:
             UserError: if the clips do not fit the row shape.
@@ -177,26 +186,30 @@ class MakeRow(grain.transforms.Map):
         self._check(clips, written)
         read = [self._read(clip, one) for clip, one in zip(clips, written, strict=True)]
         errors = [one.error for one in read]
-        row, starts = self._text(written, read)
-        row |= self._failures(clips, errors)
+        text, patches, labels, starts = self._text(written, read)
+        inputs, truth = Batch(text, patches=patches), None
         if self.evidence is not None:
-            row |= self._streams(written, read) | self._questions(clips, written, errors, starts)
-            self._add_pointed(row, written, read)
-        if self.features is not None:
-            clip_of = np.repeat(np.arange(len(written)) + 1, [one.frame_pairs for one in written])
-            row.setdefault("visual_clip", np.pad(clip_of, (0, self.shape.frame_pairs - len(clip_of))))
-            keys, kept = [one.key for one in read], [one.features for one in read]
-            row |= self.features.rows(self.config.vision, row, keys, kept, self.shape.clips)
-        return row
+            dense, places = self._streams(written, read)
+            questions, truth = self._questions(clips, written, errors, starts)
+            self._add_pointed(patches, places, written, read)
+            inputs = dataclasses.replace(inputs, dense=dense, places=places, questions=questions)
+        row = SupervisedBatch(inputs, labels, truth, self._failures(clips, errors))
+        if self.features is None:
+            return row
+        clip_of = np.repeat(np.arange(len(written)) + 1, [one.frame_pairs for one in written])
+        clip_of = np.pad(clip_of, (0, self.shape.frame_pairs - len(clip_of)))
+        keys, kept = [one.key for one in read], [one.features for one in read]
+        return self.features.fill(
+            self.config.vision,
+            row,
+            MissingFeatures(_bytes(keys, self.shape.clips, 64), inputs.places.clip if truth else clip_of),
+            kept,
+        )
 
-    def _failures(self, clips: Sequence[Clip], errors: Sequence[str]) -> Row:
-        """Returns what LEDGER_KEYS name."""
+    def _failures(self, clips: Sequence[Clip], errors: Sequence[str]) -> Failures:
         numbers = np.full(self.shape.clips, -1, np.int32)
-        told = np.zeros((self.shape.clips, _ERROR_BYTES), np.uint8)
-        for at, (clip, error) in enumerate(zip(clips, errors, strict=True)):
-            numbers[at], text = clip.number, error.encode()[:_ERROR_BYTES]
-            told[at, : len(text)] = np.frombuffer(text, np.uint8)
-        return dict(zip(FAILURE_KEYS, (numbers, told), strict=True))
+        numbers[: len(clips)] = [clip.number for clip in clips]
+        return Failures(numbers, _bytes(errors, self.shape.clips, _ERROR_BYTES))
 
     def _check(self, clips: Sequence[Clip], written: Sequence[Written]) -> None:
         total = sum(one.length for one in written)
@@ -257,8 +270,10 @@ class MakeRow(grain.transforms.Map):
         asked = plan.frames, plan.size, plan.media, written.pointed, dense, self.reader.limits
         return self.features.find([clip.video, *pictures], *asked)
 
-    def _text(self, written: Sequence[Written], read: Sequence[Read]) -> tuple[Row, list[list[int]]]:
-        """Returns the arrays of the language model, and of each clip the first slots of its responses."""
+    def _text(
+        self, written: Sequence[Written], read: Sequence[Read]
+    ) -> tuple[TextRow, Patches, Int[np.ndarray, " S"], list[list[int]]]:
+        """Returns text, patches and labels, and of each clip the first slots of its responses."""
         shape = self.shape
         joined = np.concatenate([np.array(one.prefix, np.int32) for one in written])
         inputs: dict[str, np.ndarray] = {"input_ids": joined[None]}
@@ -271,21 +286,24 @@ class MakeRow(grain.transforms.Map):
                 inputs[values] = np.concatenate([medium.patches for medium in media])
                 inputs[grids] = np.array([medium.grid for medium in media])
         flat = collate(inputs, self.config, frame_pairs=shape.frame_pairs, patches=shape.patches)
-        flat = {key: value[0] for key, value in flat.items()}
-        positions, visual = flat.pop("positions"), flat.pop("visual_index")
-        row = {k: v for k, v in flat.items() if k not in ("input_ids", "segment_ids", "next_position")}
-        for key, fill in (("input_ids", 0), ("segment_ids", 0), ("continuation_ids", 0), ("labels", IGNORE)):
-            row[key] = np.full(shape.length, fill, np.int32)
-        row["positions"] = np.zeros((3, shape.length), np.int32)
-        row["visual_index"] = np.full(shape.length, -1, np.int32)
+        flat = take(flat, 0)
+        positions, visual = flat.text.positions, flat.text.visual_index
+        row = TextRow(
+            input_ids=np.zeros(shape.length, np.int32),
+            segment_ids=np.zeros(shape.length, np.int32),
+            positions=np.zeros((3, shape.length), np.int32),
+            visual_index=np.full(shape.length, -1, np.int32),
+            continuation_ids=np.zeros(shape.length, np.int32),
+        )
+        labels = np.full(shape.length, IGNORE, np.int32)
         at, source, starts = 0, 0, []
         for segment, (one, pixels) in enumerate(zip(written, read, strict=True), start=1):
             begin, split = at, at + len(one.prefix)
             here, there = slice(at, split), slice(source, source + len(one.prefix))
-            row["input_ids"][here] = one.prefix
-            row["positions"][:, here] = positions[:, there] - positions[:, [source]]
-            row["visual_index"][here] = visual[there]
-            first = row["positions"][0, split - 1] + 1
+            row.input_ids[here] = one.prefix
+            row.positions[:, here] = positions[:, there] - positions[:, [source]]
+            row.visual_index[here] = visual[there]
+            first = row.positions[0, split - 1] + 1
             at, source = split, there.stop
             starts.append([])
             for continuation, (prompt, response) in enumerate(
@@ -293,23 +311,23 @@ class MakeRow(grain.transforms.Map):
             ):
                 tokens = np.array(prompt + response, np.int32)
                 stop, answer = at + len(tokens), at + len(prompt)
-                row["input_ids"][at:stop] = tokens
-                row["continuation_ids"][at:stop] = continuation
-                row["positions"][:, at:stop] = first + np.arange(len(tokens))
+                row.input_ids[at:stop] = tokens
+                row.continuation_ids[at:stop] = continuation
+                row.positions[:, at:stop] = first + np.arange(len(tokens))
                 labelled = at if self.full_text else answer - 1
-                row["labels"][labelled : stop - 1] = tokens[labelled + 1 - at :]
+                labels[labelled : stop - 1] = tokens[labelled + 1 - at :]
                 starts[-1].append(answer)
                 at = stop
-            row["segment_ids"][begin:at] = segment
+            row.segment_ids[begin:at] = segment
             if self.full_text:
                 following = np.array(one.prefix[1:])
                 pads = np.isin(following, (self.config.video_token_id, self.config.image_token_id))
-                row["labels"][begin : split - 1] = np.where(pads, IGNORE, following)
+                labels[begin : split - 1] = np.where(pads, IGNORE, following)
                 if len(begun := {prompt[0] for prompt in one.prompts}) == 1:
-                    row["labels"][split - 1] = begun.pop()
+                    labels[split - 1] = begun.pop()
             if pixels.error:
-                row["labels"][begin:at] = IGNORE
-        return row, starts
+                labels[begin:at] = IGNORE
+        return row, flat.patches, labels, starts
 
     def _question(self, sample: Sample) -> str:
         """Returns what the language model is asked: with proposals, where it will be given them."""
@@ -322,7 +340,7 @@ class MakeRow(grain.transforms.Map):
         ]
         return with_proposals(sample.question, made_up(truth, sample.id, sample.duration), self.box_step)
 
-    def _streams(self, written: Sequence[Written], read: Sequence[Read]) -> Row:
+    def _streams(self, written: Sequence[Written], read: Sequence[Read]) -> tuple[DenseStream, VisualPlaces]:
         """Returns the dense stream of all clips, and when and where their visual tokens are."""
         p, shape, c = self.processor, self.evidence, self.config
         window = c.evidence.window_s
@@ -330,28 +348,26 @@ class MakeRow(grain.transforms.Map):
             raise UserError(
                 "clips cannot share a row if evidence.window_s has no end: set config.clips_per_row=1"
             )
-        merge, patches, parts, clock = c.vision.spatial_merge_size, self.shape.patches, [], 0.0
+        merge, patches, clock = c.vision.spatial_merge_size, self.shape.patches, 0.0
+        streams, places = [], []
         for number, (one, pixels) in enumerate(zip(written, read, strict=True), start=1):
-            part = dense_stream(*pixels.dense, p.video_config, c.vision, patches=shape.patches)
+            dense = dense_stream(*pixels.dense, p.video_config, c.vision, patches=shape.patches)
             times = [(frame.time_s,) for frame in one.frames.frames] or [(0.0,)]
-            places = [
+            shown = [
                 visual_places(m.times_s or t, m.grid, merge, frame_pairs=m.grid[0], patches=patches)
                 for m, t in zip(one.frames.media, times, strict=False)
             ]
-            part |= {key: np.concatenate([place[key] for place in places]) for key in places[0]}
-            for stream in ("dense", "visual"):
-                part[f"{stream}_clip"] = np.full(len(part[f"{stream}_times"]), number, np.int32)
-                part[f"{stream}_clock"] = part[f"{stream}_times"] + np.float32(clock)
-            clock = max(part["dense_clock"].max(), part["visual_clock"].max()) + window + 1
-            parts.append(part)
-        row = {key: parts[0].pop(key) for key in ("dense_cells", "dense_grid")}
-        for part in parts[1:]:
-            if (part.pop("dense_grid") != row["dense_grid"]).any():
-                raise ValueError("clips of one row must have dense frames of one size")
-        for key in parts[0]:
-            size = self.shape.frame_pairs if key.startswith("visual") else shape.frame_pairs
-            row[key] = _padded(np.concatenate([part[key] for part in parts]), size)
-        return row
+            for parts, part in ((streams, dense), (places, map_arrays(_joined, *shown))):
+                at = np.full(len(part.times), number, np.int32)
+                parts.append(dataclasses.replace(part, clip=at, clock=part.times + np.float32(clock)))
+            clock = max(streams[-1].clock.max(), places[-1].clock.max()) + window + 1
+        cells = streams[0].cells
+        if any((one.cells != cells).any() for one in streams):
+            raise ValueError("clips of one row must have dense frames of one size")
+        pairs = [dataclasses.replace(one, cells=None) for one in streams]  # cells are of all of them
+        dense = map_arrays(lambda *arrays: _padded(_joined(*arrays), shape.frame_pairs), *pairs)
+        shown = map_arrays(lambda *arrays: _padded(_joined(*arrays), self.shape.frame_pairs), *places)
+        return dataclasses.replace(dense, cells=cells), shown
 
     def _pointed(self, clip: Clip) -> Float[np.ndarray, " m"]:
         """Returns the times of the clip's frames that boxes are read from, beside those that a text shows."""
@@ -360,29 +376,23 @@ class MakeRow(grain.transforms.Map):
         times, _ = clip.dense_plan(self.config.evidence, self.processor.video_config.factor)
         return pointed_times(clip.samples, times)
 
-    def _add_pointed(self, row: Row, written: Sequence[Written], read: Sequence[Read]) -> None:
+    def _add_pointed(
+        self, patches: Patches, places: VisualPlaces, written: Sequence[Written], read: Sequence[Read]
+    ) -> None:
         """Writes the frames that boxes are read from behind the groups that the texts show."""
         video, vision = self.processor.video_config, self.config.vision
         at = sum(one.frames.frame_pairs for one in written)
         for number, (one, pixels) in enumerate(zip(written, read, strict=True), start=1):
             if not (count := len(one.pointed)):
                 continue
-            added = pointed_frames(
-                pixels.pointed,
-                one.pointed,
-                one.frames.size,
-                video,
-                vision,
-                frame_pairs=count,
-                patches=self.shape.patches,
-            )
+            sizes = {"frame_pairs": count, "patches": self.shape.patches}
+            added = pointed_frames(pixels.pointed, one.pointed, one.frames.size, video, vision, **sizes)
             here = slice(at, at + count)
-            for key in ("patches", "patch_length", "patch_coords", "pos_index", "pos_weight"):
-                row[key][here] = added["pointed_" + key.removeprefix("patch_")]
-            first = np.argmax(row["visual_clip"] == number)
-            row["visual_times"][here], row["visual_centres"][here] = one.pointed, added["pointed_cells"]
-            row["visual_clock"][here] = one.pointed + (row["visual_clock"] - row["visual_times"])[first]
-            row["visual_clip"][here] = number
+            put(patches, here, added.patches)
+            first = np.argmax(places.clip == number)
+            places.times[here], places.centres[here] = one.pointed, added.cells
+            places.clock[here] = one.pointed + (places.clock - places.times)[first]
+            places.clip[here] = number
             at += count
 
     def _questions(
@@ -391,14 +401,14 @@ class MakeRow(grain.transforms.Map):
         written: Sequence[Written],
         errors: Sequence[str],
         starts: Sequence[Sequence[int]],
-    ) -> Row:
+    ) -> tuple[Questions, EvidenceTruth]:
         """Returns what is asked, where the mentions are, and what is true (nothing after an error)."""
         p, shape = self.processor, self.evidence
-        row = {
-            "question_ids": np.full((shape.questions, shape.question_length), -1, np.int32),
-            "mention_index": np.full((shape.questions, shape.mentions), -1, np.int32),
-            "question_clip": np.zeros(shape.questions, np.int32),
-        }
+        row = Questions(
+            ids=np.full((shape.questions, shape.question_length), -1, np.int32),
+            mention_index=np.full((shape.questions, shape.mentions), -1, np.int32),
+            clip=np.zeros(shape.questions, np.int32),
+        )
         samples, mentions = [], []
         for number, (clip, one, error, begins) in enumerate(
             zip(clips, written, errors, starts, strict=True), start=1
@@ -413,14 +423,14 @@ class MakeRow(grain.transforms.Map):
                     (len(found), shape.mentions, "mentions", "mentions"),
                 ):
                     check_capacity(sample, count, capacity, what, field)
-                row["question_ids"][q, : len(asked)] = asked
-                row["mention_index"][q, : len(found)] = start + np.array(found, np.int32)
-                row["question_clip"][q] = number
+                row.ids[q, : len(asked)] = asked
+                row.mention_index[q, : len(found)] = start + np.array(found, np.int32)
+                row.clip[q] = number
                 response = templates.response(sample, self.box_step)
                 known = [None] * len(found) if error else mentions_of(sample, response, len(found))
                 samples.append(dataclasses.replace(sample, intervals=()) if error else sample)
                 mentions.append(known)
-        return row | targets(samples, mentions, shape)
+        return row, truth_of(samples, mentions, shape)
 
 
 def _padded(x: np.ndarray, size: int) -> np.ndarray:
@@ -430,3 +440,16 @@ def _padded(x: np.ndarray, size: int) -> np.ndarray:
             "raise config.evidence_shape.frame_pairs"
         )
     return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))
+
+
+def _joined(*arrays: np.ndarray) -> np.ndarray:
+    return np.concatenate(arrays)
+
+
+def _bytes(texts: Sequence[str], rows: int, size: int) -> UInt8[np.ndarray, "rows size"]:
+    """Returns texts as UTF-8, each cut or filled with zeros."""
+    out = np.zeros((rows, size), np.uint8)
+    for at, text in enumerate(texts):
+        encoded = text.encode()[:size]
+        out[at, : len(encoded)] = np.frombuffer(encoded, np.uint8)
+    return out

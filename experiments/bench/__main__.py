@@ -30,9 +30,10 @@ from o3jax.errors import UserError
 from o3jax.generate.sampler import greedy
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.inputs.collate import collate
+from o3jax.models.batch import SupervisedBatch, take
 from o3jax.models.config import Config
 from o3jax.models.layers import Initializer
-from o3jax.models.qwen3_vl import VISION_KEYS, Qwen3VL
+from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.models.text import for_decoding
 from o3jax.sft.text import text_loss, token_counts
 from o3jax.sharding import make_mesh, replicate_scalars
@@ -57,7 +58,7 @@ class Ours:
         self.decoder.text.layers = for_decoding(self.decoder.text.layers)
         # Stacked layers make a far smaller program; unstacked ones are what generation needs.
         self._forward = jax.jit(lambda model, batch: model(batch))
-        self._vision = jax.jit(lambda model, *arrays: model.vision(*arrays)[0])
+        self._vision = jax.jit(lambda model, patches: model.vision(patches)[0])
 
     def forward(self, inputs: Inputs) -> np.ndarray:
         """Returns logits [B, S, V]."""
@@ -65,8 +66,7 @@ class Ours:
 
     def vision(self, inputs: Inputs) -> np.ndarray:
         """Returns the language tokens of all frames [tokens, D]."""
-        batch = collate(inputs, self.config)
-        tokens = np.asarray(self._vision(self.model, *[batch[key] for key in VISION_KEYS]))
+        tokens = np.asarray(self._vision(self.model, collate(inputs, self.config).patches))
         return tokens.reshape(-1, tokens.shape[-1])
 
     def generate(self, inputs: Inputs, new_tokens: int) -> np.ndarray:
@@ -87,11 +87,10 @@ class Ours:
 
         def run(inputs: Inputs, labels: np.ndarray) -> float:
             nonlocal state
-            batch = collate(inputs, self.config)
             ignored = np.full_like(labels[:, :1], -100)
-            batch["labels"] = np.concatenate([labels[:, 1:], ignored], 1).astype(np.int32)
-            del batch["next_position"]
-            state, metrics = step(state, {key: value[None] for key, value in batch.items()})
+            shifted = np.concatenate([labels[:, 1:], ignored], 1).astype(np.int32)
+            batch = SupervisedBatch(collate(inputs, self.config), shifted)
+            state, metrics = step(state, take(batch, None))
             return float(metrics["loss"])
 
         return run
@@ -218,10 +217,8 @@ def measure_compilation(rounds: int) -> dict[str, Any]:
     optimizer = make_optimizer(learning_rate("constant", 1e-4, 1), max_grad_norm=1.0, weight_decay=0.0)
 
     def compile_step(config: Config) -> float:
-        inputs = prompt(config, 128, frame_pairs=1)
-        batch = collate(inputs, config)
-        batch["labels"] = batch["input_ids"]
-        batch = {key: value[None] for key, value in batch.items() if key != "next_position"}
+        inputs = collate(prompt(config, 128, frame_pairs=1), config)
+        batch = take(SupervisedBatch(inputs, inputs.text.input_ids), None)
         state = jax.eval_shape(lambda: init_state(Qwen3VL(config, Initializer(jax.random.key(0))), optimizer))
         jax.clear_caches()
         step = make_train_step(text_loss, optimizer, token_counts)

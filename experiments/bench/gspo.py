@@ -17,6 +17,7 @@ it computes logits at the response alone. The sides take turns, and compilation 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
@@ -39,12 +40,13 @@ from o3jax.errors import UserError
 from o3jax.generate.cache import extend, prefill
 from o3jax.generate.group import sample_groups
 from o3jax.gspo.loss import group_advantages
-from o3jax.gspo.rows import UpdateShape, by_sequence, pack_groups
+from o3jax.gspo.rows import UpdateBatch, UpdateShape, pack_groups
 from o3jax.gspo.update import gspo_objective, response_logprobs, sequence_counts
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.inputs.collate import collate
+from o3jax.models.batch import map_arrays, take
 from o3jax.models.config import Config
-from o3jax.models.qwen3_vl import Batch, Qwen3VL
+from o3jax.models.qwen3_vl import Qwen3VL
 
 # Tokens of the prompt, responses, rounds at most: a round of the last case takes minutes.
 CASES = ((1200, 4, 3), (1200, 8, 3), (4000, 4, 1), (4000, 8, 1))
@@ -81,7 +83,7 @@ class Ours:
         prompts, copies = collate(inputs, self.config), 1 if self.shared else group
         out = sample_groups(
             decoder(self.model),
-            {name: np.repeat(array, copies, axis=0) for name, array in prompts.items()},
+            map_arrays(lambda array: np.repeat(array, copies, axis=0), prompts),
             jax.random.key(seed),
             group_size=group // copies,
             max_new_tokens=length,
@@ -90,14 +92,15 @@ class Ours:
         )
         return out.tokens.reshape(group, length)
 
-    def pack(self, inputs: Inputs, tokens: Tokens) -> dict[str, np.ndarray]:
+    def pack(self, inputs: Inputs, tokens: Tokens) -> UpdateBatch:
         """Returns the update's rows: one, or one per response."""
         prompts = collate(inputs, self.config)
-        size, together = prompts["input_ids"].shape[1], len(tokens) if self.shared else 1
+        size, together = prompts.text.input_ids.shape[1], len(tokens) if self.shared else 1
+        _, frame_pairs, patches, _ = prompts.patches.values.shape
         shape = UpdateShape(
             length=size + together * tokens.shape[1],
-            frame_pairs=prompts["patches"].shape[1],
-            patches=prompts["patches"].shape[2],
+            frame_pairs=frame_pairs,
+            patches=patches,
             sequences=together,
             response=tokens.shape[1],
         )
@@ -109,8 +112,8 @@ class Ours:
 
     def gradient(self, inputs: Inputs, tokens: Tokens, old: Scores, advantages: Advantages) -> float:
         batch = self.pack(inputs, tokens)
-        batch["advantages"] = by_sequence(batch, advantages[None])
-        batch["logp_old"] = by_sequence(batch, old[None])
+        advantages, old = (batch.by_sequence(values[None]) for values in (advantages, old))
+        batch = dataclasses.replace(batch, advantages=advantages, logp_old=old)
         counts = sequence_counts(batch)
         total = None
         for row in _rows(batch):
@@ -123,7 +126,7 @@ _logprobs = jax.jit(response_logprobs)
 
 
 @jax.jit
-def _gradient(model: Qwen3VL, row: Batch, counts: Mapping[str, Any]) -> Qwen3VL:
+def _gradient(model: Qwen3VL, row: UpdateBatch, counts: Mapping[str, Any]) -> Qwen3VL:
     def loss(model: Qwen3VL) -> jax.Array:
         return gspo_objective(model, row, counts, clip_low=CLIP[0], clip_high=CLIP[1])[0]
 
@@ -135,11 +138,9 @@ def _sum(total: Qwen3VL, one: Qwen3VL) -> Qwen3VL:
     return jax.tree.map(jnp.add, total, one)
 
 
-def _rows(batch: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+def _rows(batch: UpdateBatch) -> list[UpdateBatch]:
     """Returns each row as a batch: they are processed one after the other, as micro-batches are."""
-    return [
-        {name: array[at : at + 1] for name, array in batch.items()} for at in range(len(batch["input_ids"]))
-    ]
+    return [take(batch, slice(at, at + 1)) for at in range(len(batch.sequence))]
 
 
 class Loop:
@@ -250,8 +251,9 @@ def bound(ours: Ours, inputs: Inputs, group: int, length: int) -> dict[str, int]
     """Returns the operations of a step of ours, by phase, as `experiments.flops` counts them."""
     model, decoding = (jax.eval_shape(lambda m: m, m) for m in (ours.model, decoder(ours.model)))
     prompts, batch = collate(inputs, ours.config), ours.pack(inputs, np.ones((group, length), np.int32))
-    copies, rows = 1 if ours.shared else group, len(batch["input_ids"])
-    batch = _rows(batch | {"advantages": batch["sequence"][..., 0], "logp_old": batch["response_ids"]})[0]
+    copies, rows = 1 if ours.shared else group, len(batch.sequence)
+    batch = dataclasses.replace(batch, advantages=batch.sequence[..., 0], logp_old=batch.response_ids)
+    batch = _rows(batch)[0]
     counts = sequence_counts(batch)
     # Every sample reads the whole of its prompt and room for its response at every step, shared or not.
     _, cache = jax.eval_shape(functools.partial(prefill, new_tokens=length), decoding, prompts)

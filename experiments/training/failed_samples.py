@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.rows.supervised import FAILURE_KEYS
 from experiments.training.hosts import gathered, is_first_host
 from experiments.training.metrics_log import _step_of
 from o3jax.files import write_text
+from o3jax.models.batch import Failures
 
 
 class FailedSamples:
@@ -27,11 +27,13 @@ class FailedSamples:
             write_text(path, "".join(line + "\n" for line in kept))
         self.path, self.clips, self.failed, self._names = path, clips, len(kept), names
 
-    def take(self, step: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the batch without what only the ledger reads, which is written down."""
-        if not all(key in batch for key in FAILURE_KEYS):
-            return batch
-        numbers, errors = (gathered(batch[key].reshape(-1, *batch[key].shape[2:])) for key in FAILURE_KEYS)
+    def take(self, step: int, failures: Failures | None) -> None:
+        """Writes down what could not be read of a batch."""
+        if failures is None:
+            return
+        numbers, errors = (
+            gathered(array.reshape(-1, *array.shape[2:])) for array in (failures.number, failures.error)
+        )
         self.clips += int((numbers >= 0).sum())
         bad = np.flatnonzero(errors[:, 0])
         if len(bad) and is_first_host():
@@ -41,7 +43,6 @@ class FailedSamples:
                     line = {"step": step, "id": self._names(int(numbers[at])), "error": error}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self.failed += len(bad)
-        return {key: value for key, value in batch.items() if key not in FAILURE_KEYS}
 
     def note(self) -> str:
         return f"failed {self.failed}" if self.failed else ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -12,20 +13,19 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from data_pipelines.reading.feature_cache import STREAMS, FeatureCache, groups_of
+from data_pipelines.reading.feature_cache import FeatureCache
 from data_pipelines.reading.frame_cache import ArrayCache
 from data_pipelines.rows.clips import Clip, FolderClips
 from o3jax.errors import UserError
 from o3jax.inputs import collate, dense
 from o3jax.models import layers, qwen3_vl, rope, vision
 from o3jax.models.attention import kernels as attention
-from o3jax.models.qwen3_vl import DENSE_KEYS, VISION_KEYS, Batch, Qwen3VL, dense_tokens, visual_features
+from o3jax.models.batch import Features, Patches, SupervisedBatch, map_arrays, take
+from o3jax.models.qwen3_vl import Qwen3VL, dense_tokens, visual_features
 from o3jax.models.vision import VisionTower
 
-_KEYS = dict(zip(STREAMS, (VISION_KEYS, DENSE_KEYS), strict=True))
 
-
-class Features:
+class FeatureMaker:
     """The tower as it computes, and the cache of what it makes.
 
     Each clip is computed for itself, so that its features do not depend on what shares its row.
@@ -35,44 +35,46 @@ class Features:
         self.tower = jax.tree.map(lambda a: jnp.array(a, dtype), tower)  # training gives its own away
         self.cache = FeatureCache(cache, _fingerprint(self.tower, shape), dtype)
 
-    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the batch with features in place of pixels; those that are missing are made and kept."""
-        made = {name: np.array(batch[name]) for name in STREAMS if name in batch}
-        for row, number in np.argwhere(batch["feature_key"].any(-1)):
-            arrays, entry = {key: array[row] for key, array in batch.items()}, []
-            for name, out in made.items():
-                at = groups_of(arrays, name, number)
-                features = self._make(name, {key: arrays[key][at] for key in _KEYS[name]})
+    def __call__(self, batch: SupervisedBatch) -> SupervisedBatch:
+        """Returns the batch with features in place of patches; those that are missing are made and kept."""
+        inputs, dense, missing = batch.inputs, batch.inputs.dense, batch.missing
+        streams = [(_visual, inputs.patches, inputs.features, missing.clip)]
+        if dense is not None:
+            streams.append((_dense, dense.patches, dense.features, dense.clip))
+        made = [np.array(features.values) for _, _, features, _ in streams]
+        for row, number in np.argwhere(missing.key.any(-1)):
+            entry = []
+            for (encode, patches, _, clip), out in zip(streams, made, strict=True):
+                at = np.flatnonzero(clip[row] == number + 1)
+                features = self._make(encode, take(take(patches, row), at))
                 out[row, at, : features.shape[1]] = features
                 entry.append(features)
-            if "dense_tokens" in made:
-                entry.append(arrays["dense_times"][at])
-            self.cache.cache.put(arrays["feature_key"][number].tobytes().decode(), tuple(entry))
-        used = {"feature_key"}.union(*(_KEYS[name] for name in made)) - {"patch_length", "dense_length"}
-        return {key: array for key, array in batch.items() if key not in used} | made
+            if dense is not None:
+                entry.append(dense.times[row, at])
+            self.cache.cache.put(missing.key[row, number].tobytes().decode(), tuple(entry))
+        visual, *others = (Features(out, one[2].length) for out, one in zip(made, streams, strict=True))
+        if dense is not None:
+            dense = dataclasses.replace(dense, patches=None, features=others[0])
+        inputs = dataclasses.replace(inputs, patches=None, features=visual, dense=dense)
+        return dataclasses.replace(batch, inputs=inputs, missing=None)
 
-    def _make(self, stream: str, frame_pairs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Returns the features of some frame groups, as many tokens of each as the largest has."""
-        lengths = next(array for key, array in frame_pairs.items() if key.endswith("length"))
-        count, most = len(lengths), lengths.max() // self.tower.config.merge_unit
+    def _make(self, encode: Callable[[VisionTower, Patches], Array], patches: Patches) -> np.ndarray:
+        """Returns the features of some frame pairs, as many tokens of each as the largest has."""
+        count, most = len(patches.length), patches.length.max() // self.tower.config.merge_unit
         pad = collate.bucket(count) - count
-        padded = {
-            key: np.pad(array, [(0, pad)] + [(0, 0)] * (array.ndim - 1))[None]
-            for key, array in frame_pairs.items()
-        }
-        encode_visuals = _visual if stream == "visual_features" else _dense
-        return np.asarray(encode_visuals(self.tower, padded))[0, :count, :most]
+        padded = map_arrays(lambda a: np.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1))[None], patches)
+        return np.asarray(encode(self.tower, padded))[0, :count, :most]
 
 
 @jax.jit
-def _visual(tower: VisionTower, batch: Batch) -> Float[Array, "B T P K D"]:
-    tokens, taps = tower(*[batch[key] for key in VISION_KEYS])
-    return visual_features(tokens, taps, batch["patch_length"].shape[1])
+def _visual(tower: VisionTower, patches: Patches) -> Float[Array, "B T P K D"]:
+    tokens, taps = tower(patches)
+    return visual_features(tokens, taps, patches.length.shape[1])
 
 
 @jax.jit
-def _dense(tower: VisionTower, batch: Batch) -> Float[Array, "B T P D"]:
-    return dense_tokens(tower, batch)
+def _dense(tower: VisionTower, patches: Patches) -> Float[Array, "B T P D"]:
+    return dense_tokens(tower, patches)
 
 
 def _fingerprint(tower: VisionTower, shape: Sequence[int]) -> str:
@@ -87,7 +89,7 @@ def _fingerprint(tower: VisionTower, shape: Sequence[int]) -> str:
     return digest.hexdigest()
 
 
-def open_features(config: ConfigDict, model: Qwen3VL, clips: Sequence[Clip]) -> Features | None:
+def open_features(config: ConfigDict, model: Qwen3VL, clips: Sequence[Clip]) -> FeatureMaker | None:
     """Returns what makes and keeps features, where the config names a folder for them.
 
     Raises:
@@ -109,4 +111,4 @@ def open_features(config: ConfigDict, model: Qwen3VL, clips: Sequence[Clip]) -> 
         raise UserError("config.feature_cache works on one host: leave it empty")
     cache = ArrayCache(config.feature_cache, int(config.feature_cache_gib * 2**30))
     patches = config.row_patches, config.evidence_shape.patches
-    return Features(model.vision, cache, config.compute_dtype, *patches)
+    return FeatureMaker(model.vision, cache, config.compute_dtype, *patches)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import einops
 import jax
@@ -13,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from o3jax.errors import UserError
+from o3jax.models.batch import Tree
 from o3jax.sharding import batch_sharding, make_mesh
 
 
@@ -42,11 +42,15 @@ def open_mesh(config: ConfigDict) -> Mesh:
     return make_mesh(jax.devices()[:needed], **config.mesh)
 
 
-def micro_batches(batch: Mapping[str, np.ndarray], steps: int, mesh: Mesh) -> dict[str, jax.Array]:
+def micro_batches(batch: Tree, steps: int, mesh: Mesh) -> Tree:
     """Returns the batch with a leading axis of micro-batches, each spread over the mesh's data axes.
 
     Of several hosts each gives its own rows.
     """
     sharding = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
-    split = {key: einops.rearrange(a, "(a b) ... -> a b ...", a=steps) for key, a in batch.items()}
-    return {key: jax.make_array_from_process_local_data(sharding, a) for key, a in split.items()}
+
+    def place(array: np.ndarray) -> jax.Array:
+        split = einops.rearrange(array, "(a b) ... -> a b ...", a=steps)
+        return jax.make_array_from_process_local_data(sharding, split)
+
+    return jax.tree.map(place, batch)

@@ -21,7 +21,7 @@ from experiments.training.workdir import Position, Workdir
 from o3jax.errors import UserError
 from o3jax.train.state import Metrics, TrainState
 
-StepFn = Callable[[TrainState, Mapping[str, np.ndarray]], tuple[TrainState, Metrics]]
+StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 @dataclasses.dataclass
@@ -42,7 +42,7 @@ def train(
     state: TrainState,
     step_fn: StepFn,
     pipeline: Pipeline,
-    prepare: Callable[[Any], Mapping[str, np.ndarray]],
+    prepare: Callable[[Any], Any],
     workdir: Workdir,
     config: ConfigDict,
     note: str = "",
@@ -84,7 +84,8 @@ def train(
 
     try:
         while step < last and not stopping:
-            batch = failures.take(step + 1, clock.next(iterator))
+            batch = clock.next(iterator)
+            failures.take(step + 1, getattr(batch, "failures", None))
             try:
                 state, metrics = step_fn(state, prepare(batch))
             except UserError:  # raised on the host, before the state was given away

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +23,26 @@ from o3jax.errors import UserError
 from o3jax.files import write_arrays
 from o3jax.generate.group import sample_groups
 from o3jax.generate.sampling import Sampling, StopStrings
-from o3jax.gspo.rows import UpdateShape, by_sequence, pack_groups
+from o3jax.gspo.rows import UpdateBatch, UpdateShape, pack_groups
 from o3jax.gspo.update import response_logprobs
 from o3jax.inference.respond import AddFrames, add_frames_at, encode_visuals, estimate, proposals, search
 from o3jax.inputs.collate import bucket
 from o3jax.inputs.dense import Source
 from o3jax.inputs.processor import Processor
+from o3jax.models.batch import Batch, Features, PromptBatch, TextRow, flatten, take, unflatten
 from o3jax.models.config import Config
-from o3jax.models.qwen3_vl import VISION_KEYS, Batch, Qwen3VL, VisualFeatures, visual_features
+from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures, visual_features
 from o3jax.models.text import for_decoding
 from o3jax.prompts import grammar
 from o3jax.prompts.feedback import with_proposals
 from o3jax.prompts.mentions import claim_numbers, mention_positions
-
-# Of the prompts' arrays, what the model's proposals change.
-_TEXT = ("input_ids", "positions", "segment_ids", "next_position")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
     """G completions of each of B prompts, and the prompts as the model read them."""
 
-    prompts: dict[str, np.ndarray]  # where the tower is frozen `with_features`
+    prompts: PromptBatch  # where the tower is frozen `with_features`
     visuals: (
         VisualFeatures | None
     )  # what `encode_visuals` made of their pixels; not saved, nor is `add_frames`
@@ -74,7 +72,7 @@ def sample(
     model: Qwen3VL,
     processor: Processor,
     config: ConfigDict,
-    prompts: Mapping[str, np.ndarray],
+    prompts: PromptBatch,
     samples: Sequence[Sample | None],
     sources: Sequence[Source | None],
     key: jax.Array,
@@ -90,19 +88,19 @@ def sample(
         samples: what the prompts ask, None where the clip could not be read.
         sources: what boxes are read from, of `MakePrompt.source`.
     """
-    prompts = dict(prompts)
-    visuals: VisualFeatures = encode_visuals(model, prompts)
+    visuals: VisualFeatures = encode_visuals(model, prompts.inputs)
     if not config.lr_multipliers.vision:
         prompts = with_features(prompts, visuals)  # the tower need not run again
     add_frames = (
         functools.partial(add_frames_at, model, processor, visuals, sources) if any(sources) else None
     )
     if model.config.evidence is not None and model.config.evidence.feedback == "prompt":
-        found = proposals(model, prompts, visuals, search(model, prompts, visuals), add_frames)
+        inputs = prompts.inputs
+        found = proposals(model, inputs, visuals, search(model, inputs, visuals), add_frames)
         prompts = with_text(prompts, _asked(processor, prompts, samples, found, config.box_step))
     out = sample_groups(
         model,
-        prompts,
+        prompts.inputs,
         key,
         group_size=group_size,
         max_new_tokens=config.max_completion_length,
@@ -116,32 +114,32 @@ def sample(
     return Sampled(prompts, visuals, add_frames, out.tokens, out.logprobs, out.length, out.finished)
 
 
-def with_features(prompts: Mapping[str, np.ndarray], visuals: VisualFeatures) -> dict[str, np.ndarray]:
+def with_features(prompts: PromptBatch, visuals: VisualFeatures) -> PromptBatch:
     """Returns prompt rows that carry what a frozen tower made of them, in place of their patches."""
-    groups = prompts["patch_length"].shape[1]
-    features = visual_features(visuals.tokens, visuals.taps, groups)
-    left = {name: array for name, array in prompts.items() if name not in VISION_KEYS}
-    return left | {"patch_length": prompts["patch_length"], "visual_features": np.asarray(features)}
+    length = prompts.inputs.patches.length
+    values = np.asarray(visual_features(visuals.tokens, visuals.taps, length.shape[1]))
+    inputs = dataclasses.replace(prompts.inputs, patches=None, features=Features(values, length))
+    return dataclasses.replace(prompts, inputs=inputs)
 
 
 def _asked(
     processor: Processor,
-    prompts: Mapping[str, np.ndarray],
+    prompts: PromptBatch,
     samples: Sequence[Sample | None],
     found: Sequence[Sequence[Any]],
     box_step: int,
 ) -> list[list[int]]:
     """Returns the tokens behind each prompt's last frame, with the proposals after the question."""
-    texts = []
+    text, texts = prompts.inputs.text, []
     for row, (one, mine) in enumerate(zip(samples, found, strict=True)):
-        start, end = int(prompts["prompt_start"][row]), int((prompts["segment_ids"][row] > 0).sum())
-        ids = prompts["input_ids"][row, start:end].tolist()
+        start, end = int(prompts.start[row]), int((text.segment_ids[row] > 0).sum())
+        ids = text.input_ids[row, start:end].tolist()
         if one is not None:
             tokenizer = processor.tokenizer
-            text = tokenizer.decode(ids, skip_special_tokens=False)
+            asked = tokenizer.decode(ids, skip_special_tokens=False)
             # As its tokens say it: a tokenizer may write a character in another way (NFC).
             question = tokenizer.decode(tokenizer(one.question)["input_ids"], skip_special_tokens=False)
-            before, found_it, after = text.rpartition(question)
+            before, found_it, after = asked.rpartition(question)
             if not found_it:
                 raise UserError(f"{one.id}: its question is not in its prompt as the tokenizer writes it")
             ids = tokenizer(before + with_proposals(question, mine, box_step) + after)["input_ids"]
@@ -162,7 +160,7 @@ class Rollout:
     def save(self, path: Path) -> None:
         """Writes all but the prompts' pixels or features, which are read or made again."""
         s = self.sampled
-        arrays = {f"prompt_{name}": s.prompts[name] for name in _TEXT}
+        arrays = flatten(s.prompts.inputs.text, "text")
         arrays |= {"tokens": s.tokens, "logprobs": s.logprobs, "length": s.length, "finished": s.finished}
         arrays |= {"advantages": self.advantages, "logp_old": self.logp_old}
         if self.logp_ref is not None:
@@ -170,14 +168,16 @@ class Rollout:
         write_arrays(path, metrics=json.dumps(self.metrics), **arrays)
 
     @classmethod
-    def load(cls, path: Path, prompts: Mapping[str, np.ndarray]) -> Rollout:
+    def load(cls, path: Path, prompts: PromptBatch) -> Rollout:
         """Returns what `save` wrote, with the pixels or features of `prompts`."""
         with np.load(path) as saved:
             arrays = {name: saved[name] for name in saved.files}
-        prompts = dict(prompts) | {name: arrays[f"prompt_{name}"] for name in _TEXT}
+        inputs = dataclasses.replace(prompts.inputs, text=unflatten(TextRow, arrays, "text"))
         names = ("tokens", "logprobs", "length", "finished")
         return cls(
-            Sampled(prompts, None, None, *(arrays[name] for name in names)),
+            Sampled(
+                dataclasses.replace(prompts, inputs=inputs), None, None, *(arrays[name] for name in names)
+            ),
             arrays["advantages"],
             arrays["logp_old"],
             arrays.get("logp_ref"),
@@ -194,21 +194,21 @@ class Updates:
     multiple: int  # of rows: micro-batches times the devices that share one
     mask_truncated: bool
 
-    def pack(self, sampled: Sampled, part: slice) -> dict[str, np.ndarray]:
+    def pack(self, sampled: Sampled, part: slice) -> UpdateBatch:
         """Returns the update rows of some of the prompts."""
-        prompts = {name: array[part] for name, array in sampled.prompts.items()}
+        prompts = take(sampled.prompts.inputs, part)
         responses = sampled.responses()[part]
         batch = pack_groups(prompts, responses, self.model, self.shape)
-        rows = len(batch["input_ids"])
+        rows = len(batch.sequence)
         if rows % self.multiple:
             rows += -rows % self.multiple
             batch = pack_groups(prompts, responses, self.model, self.shape, rows=rows)
-        batch["response_mask"] &= by_sequence(batch, self.counted(sampled)[part])[..., None]
-        return batch
+        counted = batch.by_sequence(self.counted(sampled)[part])[..., None]
+        return dataclasses.replace(batch, response_mask=batch.response_mask & counted)
 
     def counted(self, sampled: Sampled) -> Bool[np.ndarray, "B G"]:
         """Returns which completions the update is made of: not those about a clip that could not be read."""
-        read = sampled.prompts["prompt_number"] >= 0
+        read = sampled.prompts.number >= 0
         return (sampled.finished | (not self.mask_truncated)) & read[:, None]
 
     def wider(self, more: int) -> Updates:
@@ -217,14 +217,15 @@ class Updates:
         shape = dataclasses.replace(self.shape, length=length, sequences=sequences)
         return dataclasses.replace(self, shape=shape)
 
-    def minibatch(self, rollout: Rollout, part: slice) -> dict[str, np.ndarray]:
+    def minibatch(self, rollout: Rollout, part: slice) -> UpdateBatch:
         """Returns what `gspo_objective` reads of some of the prompts."""
-        batch = self.pack(rollout.sampled, part)
-        batch["advantages"] = by_sequence(batch, rollout.advantages[part]).astype(np.float32)
-        batch["logp_old"] = by_sequence(batch, rollout.logp_old[part])
-        if rollout.logp_ref is not None:
-            batch["logp_ref"] = by_sequence(batch, rollout.logp_ref[part])
-        return batch
+        batch, ref = self.pack(rollout.sampled, part), rollout.logp_ref
+        return dataclasses.replace(
+            batch,
+            advantages=batch.by_sequence(rollout.advantages[part]).astype(np.float32),
+            logp_old=batch.by_sequence(rollout.logp_old[part]),
+            logp_ref=None if ref is None else batch.by_sequence(ref[part]),
+        )
 
     def logprobs(
         self, model: Qwen3VL, sampled: Sampled, parts: Sequence[slice]
@@ -234,14 +235,14 @@ class Updates:
         for part in parts:
             batch = self.pack(sampled, part)
             found = np.asarray(_logprobs(model, batch))
-            for row, number in zip(*np.nonzero(batch["sequence"][..., 0] >= 0), strict=True):
-                prompt, one = batch["sequence"][row, number]
+            for row, number in zip(*np.nonzero(batch.sequence[..., 0] >= 0), strict=True):
+                prompt, one = batch.sequence[row, number]
                 out[part][prompt, one] = found[row, number]
         return out
 
 
 @jax.jit
-def _logprobs(model: Qwen3VL, batch: Batch) -> Float[Array, "B N T"]:
+def _logprobs(model: Qwen3VL, batch: UpdateBatch) -> Float[Array, "B N T"]:
     return response_logprobs(model, batch)
 
 
@@ -262,21 +263,19 @@ def decoder_evidence(
     index = np.full((count, group, capacity), -1, np.int32)
     for part in parts:
         batch = updates.pack(sampled, part)
-        at = np.zeros((*batch["sequence"].shape[:2], capacity), np.int32)
-        there = list(zip(*np.nonzero(batch["sequence"][..., 0] >= 0), strict=True))
+        at = np.zeros((*batch.sequence.shape[:2], capacity), np.int32)
+        there = list(zip(*np.nonzero(batch.sequence[..., 0] >= 0), strict=True))
         for row, number in there:
-            prompt, one = batch["sequence"][row, number]
+            prompt, one = batch.sequence[row, number]
             found = places[part][prompt][one]
             # A completion's first token stands where its second one is predicted.
-            at[row, number, : len(found)] = batch["response_index"][row, number, 1] + np.array(
-                found, np.int32
-            )
+            at[row, number, : len(found)] = batch.response_index[row, number, 1] + np.array(found, np.int32)
             index[part][prompt, one, : len(found)] = one * capacity + np.arange(len(found))
-        read = np.asarray(_states(model, batch, at))
+        read = np.asarray(_states(model, batch.inputs, at))
         for row, number in there:
-            prompt, one = batch["sequence"][row, number]
+            prompt, one = batch.sequence[row, number]
             states[part][prompt, one] = read[row, number]
-    candidates = search(model, sampled.prompts, sampled.visuals).candidates
+    candidates = search(model, sampled.prompts.inputs, sampled.visuals).candidates
     asked = model, states.reshape(count, group * capacity, -1), index
     candidates = np.repeat(candidates, group, axis=0)
     guess = estimate(*asked, sampled.visuals, candidates)
@@ -304,7 +303,7 @@ def decoder_evidence(
 @jax.jit
 def _states(model: Qwen3VL, batch: Batch, at: Int[Array, "B N M"]) -> Float[Array, "B N M D"]:
     """Returns the final-norm hidden states at positions of the rows."""
-    hidden = model.hidden(batch, model.encode_visuals(batch))
+    hidden = model.hidden(batch.text, model.encode_visuals(batch))
     states = jnp.take_along_axis(hidden, rearrange(at, "b n m -> b (n m) 1"), axis=1)
     return rearrange(states, "b (n m) d -> b n m d", n=at.shape[1])
 

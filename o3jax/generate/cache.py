@@ -11,8 +11,9 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from o3jax.models.attention import attention, cached_attention
+from o3jax.models.batch import Batch
 from o3jax.models.layers import rms_norm
-from o3jax.models.qwen3_vl import Batch, Qwen3VL, VisualFeatures, causal_mask
+from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures, causal_mask
 from o3jax.models.text import visual_rows
 
 
@@ -38,12 +39,13 @@ def prefill(
 ) -> tuple[Float[Array, "B D"], Cache]:
     """Returns the final hidden state of each row's last token, and a cache with room for `new_tokens`.
 
-    `visuals` is what `model.see` returned for the batch; None computes it. The model's layers must be
-    separate (`o3jax.models.text.for_decoding`).
+    `visuals` is what `model.encode_visuals` returned for the batch; None computes it. The model's layers must
+    be separate (`o3jax.models.text.for_decoding`).
     """
-    text, mask = model.text, causal_mask(batch)
-    x, taps = model.embed(batch, model.encode_visuals(batch) if visuals is None else visuals)
-    rope = text.rope(batch["positions"], x.dtype)
+    text, row = model.text, batch.text
+    mask = causal_mask(row)
+    x, taps = model.embed(row, model.encode_visuals(batch) if visuals is None else visuals)
+    rope = text.rope(row.positions, x.dtype)
     keys, values = [], []
 
     def attend(q, k, v, state):
@@ -54,13 +56,13 @@ def prefill(
     for index, layer in enumerate(text.layers):
         x, _ = text.layer(layer, x, rope, attend, None)
         if index < len(taps):
-            x = x + visual_rows(taps[index], batch["visual_index"])
-    valid = batch["segment_ids"] > 0
+            x = x + visual_rows(taps[index], row.visual_index)
+    valid = row.segment_ids > 0
     size = valid.shape[1]
     last = size - 1 - jnp.argmax(valid[:, ::-1], axis=1)
     x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
     filled = jnp.pad(valid, ((0, 0), (0, new_tokens)))
-    cache = Cache(tuple(keys), tuple(values), filled, jnp.int32(size), batch["next_position"])
+    cache = Cache(tuple(keys), tuple(values), filled, jnp.int32(size), row.next_position)
     return rms_norm(x, text.norm[...], text.config.rms_norm_eps), cache
 
 

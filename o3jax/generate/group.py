@@ -22,8 +22,9 @@ from o3jax.errors import UserError
 from o3jax.generate.cache import Cache, prefill
 from o3jax.generate.sampling import Sampling, StopStrings, draw, sample_keys
 from o3jax.models.attention import group_attention
+from o3jax.models.batch import Batch, take
 from o3jax.models.layers import rms_norm
-from o3jax.models.qwen3_vl import Batch, Qwen3VL, VisualFeatures
+from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
 
 _COLUMNS = 64  # of the responses' caches at first; each number of columns is a program of its own
 
@@ -92,7 +93,8 @@ def sample_groups(
         batch: what `collate` made of B prompts, padded on either side.
         max_new_tokens: T; a sample that has not ended by then is cut off.
         eos_ids: a sample ends with one of them.
-        seen: what `model.see` returned for the batch; None looks at each prompt's pixels when its turn comes.
+        visuals: what `model.encode_visuals` returned for the batch; None encodes each prompt when its turn
+            comes.
         slots: how many prompts run at a time, all of them by default.
         window: after how many steps at most the host looks; stop strings are found then, and a sample
             is cut after the token that completed one, as if it had ended there.
@@ -102,7 +104,7 @@ def sample_groups(
     Raises:
         UserError: if a size is not positive, or prompt_ids does not name every prompt.
     """
-    rows, size = batch["input_ids"].shape
+    rows, size = batch.text.input_ids.shape
     sizes = {"group_size": group_size, "max_new_tokens": max_new_tokens, "window": window}
     for name, value in (sizes | ({} if slots is None else {"slots": slots})).items():
         if value < 1:
@@ -117,7 +119,7 @@ def sample_groups(
         for slot in range(len(state.prompt)):
             if waiting and slot not in running:
                 row = running[slot] = waiting.popleft()
-                one = {name: array[row : row + 1] for name, array in batch.items()}
+                one = take(batch, slice(row, row + 1))
                 hidden, prefix = prefill(model, one, 0, _row(visuals, row))
                 # Without the responses' caches, which it does not touch: they may have become wider.
                 lean = dataclasses.replace(state, keys=(), values=())

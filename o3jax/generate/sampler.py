@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from o3jax.generate.cache import Cache, extend, prefill
-from o3jax.models.qwen3_vl import Batch, Qwen3VL, VisualFeatures
+from o3jax.models.batch import Batch
+from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
 
 
 @jax.tree_util.register_dataclass
@@ -37,9 +38,9 @@ def greedy(
 
     Stops when every row has produced one of `eos_ids`, at the latest after `max_new_tokens`. The
     model's layers must be separate (`for_decoding`); prompts may be padded on either side. `visuals` saves
-    computing again what `model.see` returned for the batch.
+    computing again what `model.encode_visuals` returned for the batch.
     """
-    hidden, cache = prefill(model, dict(batch), max_new_tokens, visuals)
+    hidden, cache = prefill(model, batch, max_new_tokens, visuals)
     return _greedy_loop(model, hidden, cache, max_new_tokens, eos_ids, pad_id)
 
 

@@ -7,14 +7,38 @@ a row equals its responses behind a copy of the prompt each. Several groups may 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Bool, Float, Int
 
 from o3jax.errors import UserError
+from o3jax.models.batch import Batch, Features, Patches, TextRow, map_arrays, put, take
 from o3jax.models.config import Config
-from o3jax.models.qwen3_vl import FEATURE_KEYS, VISION_KEYS
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class UpdateBatch:
+    """Update rows, and what the objective reads beside them; axes in front as in a `Batch`."""
+
+    inputs: Batch
+    response_ids: Int[Array, "*B N T"]  # the tokens of each response, its end included
+    # The position of the row that predicts each; for every first token that is the last one of the prompt.
+    response_index: Int[Array, "*B N T"]
+    response_mask: Bool[Array, "*B N T"]  # where there is a token; where cleared, it does not count
+    sequence: Int[Array, "*B N 2"]  # which (prompt, sample) it is; -1 where there is none
+    advantages: Float[Array, "*B N"] | None = None
+    logp_old: Float[Array, "*B N T"] | None = None
+    logp_ref: Float[Array, "*B N T"] | None = None
+
+    def by_sequence(self, values: np.ndarray) -> np.ndarray:
+        """Returns `values` [prompts, samples, ...] at the rows' sequences, [B, N, ...]; 0 where none is."""
+        prompt, sample = np.moveaxis(self.sequence, -1, 0)
+        placed = np.asarray(values)[prompt, sample]
+        placed[prompt < 0] = 0
+        return placed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,27 +71,21 @@ class _Unit:
 
 
 def pack_groups(
-    prompts: Mapping[str, np.ndarray],
+    prompts: Batch,
     responses: Sequence[Sequence[Sequence[int]]],
     config: Config,
     shape: UpdateShape,
     *,
     rows: int | None = None,
     repeated: bool = False,
-) -> dict[str, np.ndarray]:
-    """Returns the update rows of some prompts and the responses to each, as the model's batch.
+) -> UpdateBatch:
+    """Returns the update rows of some prompts and the responses to each, in numpy.
 
-    Groups go, in their order, to the first row that has room. Beside the batch's arrays there are
-
-        response_ids    int32 [B, N, T]: the tokens of each response, its end included
-        response_index  int32 [B, N, T]: the position of the row that predicts each; for every first
-                        token that is the last one of the prompt
-        response_mask   bool  [B, N, T]: True where there is a token
-        sequence        int32 [B, N, 2]: which (prompt, sample) it is; -1 where there is none
+    Groups go, in their order, to the first row that has room.
 
     Args:
-        prompts: what `o3jax.inputs.collate` returns, padded on either side; `next_position` included. With
-            `visual_features` in place of their patches, so are the rows.
+        prompts: what `o3jax.inputs.collate` returns, padded on either side. With features in place of their
+            patches, so are the rows. Of the dense stream and the questions rows have nothing.
         responses: the tokens of each prompt's samples.
         config: the model's configuration.
         shape: what rows are padded to.
@@ -77,11 +95,6 @@ def pack_groups(
     Raises:
         UserError: if a group does not fit a row, or the groups do not fit the rows.
     """
-    if config.evidence is not None and config.evidence.inject:
-        raise UserError(
-            "update rows hold the language stream alone, but evidence.inject feeds the dense one into it: "
-            "train a model without injection"
-        )
     units = _units(prompts, responses, shape, repeated)
     capacity = np.array([shape.length, shape.frame_pairs, shape.sequences])
     packed: list[list[_Unit]] = []
@@ -101,32 +114,24 @@ def pack_groups(
     merge_unit = config.vision.merge_unit
     batch = _empty(prompts, shape, len(packed) if rows is None else rows, merge_unit)
     for row, together in enumerate(packed):
-        _fill({key: array[row] for key, array in batch.items()}, together, prompts, merge_unit)
+        _fill(take(batch, row), together, prompts, merge_unit)
     return batch
 
 
-def by_sequence(batch: Mapping[str, np.ndarray], values: np.ndarray) -> np.ndarray:
-    """Returns `values` [prompts, samples, ...] at the rows' sequences, [B, N, ...]; 0 where there is none."""
-    prompt, sample = np.moveaxis(batch["sequence"], -1, 0)
-    placed = np.asarray(values)[prompt, sample]
-    placed[prompt < 0] = 0
-    return placed
-
-
 def _units(
-    prompts: Mapping[str, np.ndarray],
+    prompts: Batch,
     responses: Sequence[Sequence[Sequence[int]]],
     shape: UpdateShape,
     repeated: bool,
 ) -> list[_Unit]:
     """Returns what is to be packed, each of which fits a row."""
-    count = len(prompts["input_ids"])
+    count = len(prompts.text.input_ids)
     if len(responses) != count:
         raise UserError(f"there are {count} prompts but responses to {len(responses)}: pass a list for each")
     units = []
     for prompt, texts in enumerate(responses):
-        slots = np.flatnonzero(prompts["segment_ids"][prompt])
-        lengths = prompts["patch_length"][prompt] if _visual_keys(prompts) else np.zeros(1, np.int32)
+        slots = np.flatnonzero(prompts.text.segment_ids[prompt])
+        lengths = prompts.frames.length[prompt] if prompts.frames else np.zeros(1, np.int32)
         frame_pairs = int((lengths > 0).sum())
         arrays = [np.asarray(text, np.int32) for text in texts]
         samples = range(len(arrays))
@@ -149,70 +154,78 @@ def _units(
     return units
 
 
-def _visual_keys(prompts: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """Returns the names of the arrays with what is to be seen, the one with its tokens or patches first."""
-    return next((keys for keys in (FEATURE_KEYS, VISION_KEYS) if keys[0] in prompts), ())
-
-
-def _empty(
-    prompts: Mapping[str, np.ndarray], shape: UpdateShape, rows: int, merge_unit: int
-) -> dict[str, np.ndarray]:
+def _empty(prompts: Batch, shape: UpdateShape, rows: int, merge_unit: int) -> UpdateBatch:
     """Returns rows of padding."""
 
     def full(*sizes: int, value: int = 0, dtype: type = np.int32) -> np.ndarray:
         return np.full((rows, *sizes), value, dtype)
 
-    batch = {key: full(shape.length) for key in ("input_ids", "segment_ids", "continuation_ids")}
-    batch["positions"] = full(3, shape.length)
-    batch["visual_index"] = full(shape.length, value=-1)
-    for key in _visual_keys(prompts):
-        width = shape.patches // merge_unit if key == "visual_features" else shape.patches
-        sizes = (shape.frame_pairs, width)[: prompts[key].ndim - 1] + prompts[key].shape[3:]
-        batch[key] = full(*sizes, dtype=prompts[key].dtype)
-    batch["response_ids"] = full(shape.sequences, shape.response)
-    batch["response_index"] = full(shape.sequences, shape.response)
-    batch["response_mask"] = full(shape.sequences, shape.response, dtype=bool)
-    batch["sequence"] = full(shape.sequences, 2, value=-1)
-    return batch
+    def frames(like: Patches | Features | None, width: int) -> Patches | Features | None:
+        def one(array: np.ndarray) -> np.ndarray:
+            sizes = (shape.frame_pairs, width)[: array.ndim - 1] + array.shape[3:]
+            return full(*sizes, dtype=array.dtype)
+
+        return map_arrays(one, like)
+
+    text = TextRow(
+        input_ids=full(shape.length),
+        segment_ids=full(shape.length),
+        positions=full(3, shape.length),
+        visual_index=full(shape.length, value=-1),
+        continuation_ids=full(shape.length),
+    )
+    patches = None if prompts.features else frames(prompts.patches, shape.patches)
+    features = frames(prompts.features, shape.patches // merge_unit)
+    return UpdateBatch(
+        Batch(text, patches=patches, features=features),
+        response_ids=full(shape.sequences, shape.response),
+        response_index=full(shape.sequences, shape.response),
+        response_mask=full(shape.sequences, shape.response, dtype=bool),
+        sequence=full(shape.sequences, 2, value=-1),
+    )
 
 
-def _fill(
-    row: Mapping[str, np.ndarray], units: Sequence[_Unit], prompts: Mapping[str, np.ndarray], merge_unit: int
-) -> None:
+def _fill(row: UpdateBatch, units: Sequence[_Unit], prompts: Batch, merge_unit: int) -> None:
     """Writes units into a row of padding, one after the other."""
     at = frame_pairs = number = 0
+    text = row.inputs.text
     for segment, unit in enumerate(units, start=1):
         begin, last = at, at + len(unit.slots) - 1
-        source = {key: array[unit.prompt] for key, array in prompts.items()}
+        source = take(prompts, unit.prompt)
         here = slice(begin, last + 1)
-        row["input_ids"][here] = source["input_ids"][unit.slots]
-        row["positions"][:, here] = source["positions"][:, unit.slots]
+        text.input_ids[here] = source.text.input_ids[unit.slots]
+        text.positions[:, here] = source.text.positions[:, unit.slots]
         if unit.frame_pairs:
-            keys = _visual_keys(source)
-            old, new = (a[keys[0]].shape[1] for a in (source, row))
-            for key in keys:
-                part = np.index_exp[:, : min(old, new)][: source[key].ndim]
-                row[key][frame_pairs : frame_pairs + unit.frame_pairs][part] = source[key][
-                    : unit.frame_pairs
-                ][part]
+            frames, into = source.frames, row.inputs.frames
+            old, new = frames.values.shape[1], into.values.shape[1]
+            _copy(frames, into, unit.frame_pairs, frame_pairs, min(old, new))
             # A visual token's number tells its frame group and its place in it; both may have changed.
-            if keys == VISION_KEYS:
+            if isinstance(frames, Patches):
                 old, new = old // merge_unit, new // merge_unit
-            index = source["visual_index"][unit.slots]
+            index = source.text.visual_index[unit.slots]
             moved = (index // old + frame_pairs) * new + index % old
-            row["visual_index"][here] = np.where(index < 0, -1, moved)
+            text.visual_index[here] = np.where(index < 0, -1, moved)
         at = last + 1
         for continuation, (sample, tokens) in enumerate(
             zip(unit.samples, unit.responses, strict=True), start=1
         ):
             size = len(tokens)
             there = slice(at, at + size)
-            row["input_ids"][there] = row["response_ids"][number, :size] = tokens
-            row["continuation_ids"][there] = continuation
-            row["positions"][:, there] = source["next_position"] + np.arange(size)
-            row["response_index"][number, :size] = [last, *range(at, at + size - 1)][:size]
-            row["response_mask"][number, :size] = True
-            row["sequence"][number] = unit.prompt, sample
+            text.input_ids[there] = row.response_ids[number, :size] = tokens
+            text.continuation_ids[there] = continuation
+            text.positions[:, there] = source.text.next_position + np.arange(size)
+            row.response_index[number, :size] = [last, *range(at, at + size - 1)][:size]
+            row.response_mask[number, :size] = True
+            row.sequence[number] = unit.prompt, sample
             at, number = at + size, number + 1
-        row["segment_ids"][begin:at] = segment
+        text.segment_ids[begin:at] = segment
         frame_pairs += unit.frame_pairs
+
+
+def _copy(source: Patches | Features, into: Patches | Features, count: int, at: int, width: int) -> None:
+    """Writes the first `count` frame pairs behind `at` others, `width` patches or tokens of each."""
+
+    def part(array: np.ndarray, start: int) -> np.ndarray:
+        return array[start : start + count, :width] if array.ndim > 1 else array[start : start + count]
+
+    put(map_arrays(lambda a: part(a, at), into), ..., map_arrays(lambda a: part(a, 0), source))

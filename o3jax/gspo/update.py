@@ -8,12 +8,13 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from o3jax.gspo.loss import sequence_losses
-from o3jax.models.qwen3_vl import Batch, Qwen3VL
+from o3jax.gspo.rows import UpdateBatch
+from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.train.state import Metrics
 from o3jax.train.token_loss import IGNORE, token_logprobs
 
 
-def response_logprobs(model: Qwen3VL, batch: Batch) -> Float[Array, "B N T"]:
+def response_logprobs(model: Qwen3VL, batch: UpdateBatch) -> Float[Array, "B N T"]:
     """Returns the log-probability of each response token of `pack_groups`'s rows, float32; 0 outside.
 
     The graph of the update itself: what `gspo_objective` wants as `logp_old` and `logp_ref`.
@@ -22,12 +23,13 @@ def response_logprobs(model: Qwen3VL, batch: Batch) -> Float[Array, "B N T"]:
 
 
 def _response_scores(
-    model: Qwen3VL, batch: Batch, remat: str = "none"
+    model: Qwen3VL, batch: UpdateBatch, remat: str = "none"
 ) -> tuple[Float[Array, "B N T"], Float[Array, "B N T"]]:
     """Returns the log-probabilities and, without gradient, the entropies of the response tokens."""
-    hidden = model.hidden(batch, model.encode_visuals(batch, remat=remat), remat=remat)
-    index = rearrange(batch["response_index"], "b n t -> b (n t) 1")
-    labels = jnp.where(batch["response_mask"], batch["response_ids"], IGNORE)
+    inputs = batch.inputs
+    hidden = model.hidden(inputs.text, model.encode_visuals(inputs, remat=remat), remat=remat)
+    index = rearrange(batch.response_index, "b n t -> b (n t) 1")
+    labels = jnp.where(batch.response_mask, batch.response_ids, IGNORE)
     states = jnp.take_along_axis(hidden, index, axis=1)
     scores = token_logprobs(states, model.text.head(), rearrange(labels, "b n t -> b (n t)"))
     return tuple(rearrange(x, "b (n t) -> b n t", n=labels.shape[1]) for x in scores)
@@ -35,7 +37,7 @@ def _response_scores(
 
 def gspo_objective(
     model: Qwen3VL,
-    batch: Batch,
+    batch: UpdateBatch,
     counts: Metrics,
     *,
     clip_low: float = 3e-4,
@@ -50,27 +52,32 @@ def gspo_objective(
     distance from 1 `ratio_spread`, `approx_kl`, `entropy`, and `kl` with a reference; see `sequence_losses`.
 
     Args:
-        batch: rows of `pack_groups` with `advantages` [B, N] and `logp_old` [B, N, T] (not needed for the
-            ratio "one"), and `logp_ref` [B, N, T] where there is a reference. To mask a truncated response,
+        batch: rows of `pack_groups` with advantages and `logp_old` (not needed for the ratio "one"), and
+            `logp_ref` where there is a reference. To mask a truncated response,
             clear its `response_mask`: it contributes 0 and stays in the denominator.
         counts: of `sequence_counts`, over all micro-batches.
         clip_low, clip_high, ratio, kl_coef: see `sequence_losses`.
+
+    Raises:
+        ValueError: if the ratio needs `logp_old` and there is none.
     """
+    if batch.logp_old is None and ratio != "one":
+        raise ValueError(f"the ratio '{ratio}' compares with logp_old, which the batch does not have")
     logp, entropy = _response_scores(model, batch, remat)
 
     def flat(x: Array) -> Array:
         return rearrange(x, "b n ... -> (b n) ...")
 
-    mask = flat(jnp.asarray(batch["response_mask"]))
+    mask = flat(jnp.asarray(batch.response_mask))
     losses, aux = sequence_losses(
         flat(logp),
-        flat(jax.lax.stop_gradient(logp) if ratio == "one" else jnp.asarray(batch["logp_old"])),
+        flat(jax.lax.stop_gradient(logp) if ratio == "one" else jnp.asarray(batch.logp_old)),
         mask,
-        flat(jnp.asarray(batch["advantages"])),
+        flat(jnp.asarray(batch.advantages)),
         clip_low,
         clip_high,
         ratio=ratio,
-        logp_ref=flat(jnp.asarray(batch["logp_ref"])) if "logp_ref" in batch else None,
+        logp_ref=None if batch.logp_ref is None else flat(jnp.asarray(batch.logp_ref)),
         kl_coef=kl_coef,
     )
     aux["ratio_spread"] = jnp.abs(aux["ratio"] - 1)
@@ -80,17 +87,17 @@ def gspo_objective(
     return losses.sum() / counts["sequences"], sums | {"entropy": entropy.sum()}
 
 
-def sequence_counts(batch: Batch) -> Metrics:
+def sequence_counts(batch: UpdateBatch) -> Metrics:
     """Returns what each of `gspo_objective`'s sums counts.
 
     `sequences` is the loss's denominator, masked responses included; `scored_sequences` have tokens.
     """
-    mask = jnp.asarray(batch["response_mask"])
+    mask = jnp.asarray(batch.response_mask)
 
     def count(x: Array) -> Array:
         return x.sum().astype(jnp.float32)
 
-    sequences, scored, tokens = count(batch["sequence"][..., 0] >= 0), count(mask.any(-1)), count(mask)
+    sequences, scored, tokens = count(batch.sequence[..., 0] >= 0), count(mask.any(-1)), count(mask)
     counts = {"sequences": sequences, "scored_sequences": scored, "tokens": tokens, "entropy": tokens}
     counts |= {"clip_fraction": sequences, "ratio": scored, "ratio_spread": scored, "approx_kl": scored}
-    return counts | ({"kl": scored} if "logp_ref" in batch else {})
+    return counts | ({} if batch.logp_ref is None else {"kl": scored})

@@ -5,7 +5,6 @@ What transformers does not know, the evidence modules, goes into files of our ow
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from safetensors.numpy import save_file
 from o3jax.errors import UserError
 from o3jax.files import whole_folder, write_json
 from o3jax.hf.config import config_to_hf
-from o3jax.hf.injection import injection_difference
 from o3jax.hf.names import Tensors, evidence_table, model_leaves, tensor_table
 from o3jax.hf.o3_config import EVIDENCE_WEIGHTS, O3_CONFIG, Settings, o3_config
 from o3jax.hf.weights import INDEX, SINGLE
@@ -39,8 +37,7 @@ def export_weights(
     """Writes `model` as a Hugging Face folder, complete or not at all.
 
     Everything is written to a temporary folder beside the target, which is then renamed. The host
-    holds at most one shard. Where the evidence modules change the visual tokens, so that transformers
-    computes something else from the folder, a warning is logged that says by how much.
+    holds at most one shard.
 
     Args:
         model: parameters that this process can address.
@@ -66,7 +63,6 @@ def export_weights(
     leaves = model_leaves(model)
     dtype = np.dtype(dtype or leaves["text.embed"].dtype)
     evidence = model.config.evidence
-    difference = injection_difference(model) if evidence and evidence.inject else None
 
     with whole_folder(folder) as temporary:
         _write_shards(leaves, tensor_table(model.config), temporary, dtype, max_shard_bytes)
@@ -75,20 +71,10 @@ def export_weights(
             entries = [(entry, 0) for entry in evidence_table(leaves)]
             _write_tensors(leaves, entries, temporary / EVIDENCE_WEIGHTS, dtype)
         if evidence or settings:
-            values = o3_config(settings or Settings(), evidence, difference)
-            write_json(temporary / O3_CONFIG, values, **_STYLE)
+            write_json(temporary / O3_CONFIG, o3_config(settings or Settings(), evidence), **_STYLE)
         write_json(temporary / "generation_config.json", generation or {"do_sample": False}, **_STYLE)
         if add_files:
             add_files(temporary)
-    if difference:
-        logging.getLogger(__name__).warning(
-            "%s: transformers computes something else from these files, because it does not inject F into "
-            "the visual tokens: logits differ by up to %.3g on a small fixed video (injection_difference in "
-            "%s)",
-            folder,
-            difference,
-            O3_CONFIG,
-        )
 
 
 def _write_shards(

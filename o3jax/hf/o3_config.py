@@ -1,8 +1,7 @@
 """What we add to a Hugging Face folder: o3_config.json, and the evidence modules' tensors beside it.
 
 {"prompt_style": ..., "fps": ...,      how the model wants to be asked: `Settings`
- "evidence": {...},                    `EvidenceConfig`, where there are evidence modules
- "injection_difference": ...}          a note for readers: see o3jax.hf.injection
+ "evidence": {...}}                    `EvidenceConfig`, where there are evidence modules
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from o3jax.prompts.feedback import FEEDBACK
 
 O3_CONFIG = "o3_config.json"
 EVIDENCE_WEIGHTS = "o3_evidence.safetensors"
-_DIFFERENCE = "injection_difference"
 _MAY_BE_0 = ("temporal_layers", "intermediate_size")  # no temporal attention; the usual size
 
 
@@ -40,7 +38,7 @@ def read_settings(folder: Path) -> Settings:
     Raises:
         UserError: if o3_config.json is no JSON object, or a field is unknown or malformed.
     """
-    return _read(Settings, _open(folder), ("evidence", _DIFFERENCE))
+    return _read(Settings, _open(folder), ("evidence",))
 
 
 def read_evidence(folder: Path) -> EvidenceConfig | None:
@@ -67,7 +65,8 @@ def evidence_config(section: Section) -> EvidenceConfig:
     Raises:
         UserError: if a field is unknown or malformed.
     """
-    config = _read(EvidenceConfig, section)
+    section.off("inject", False)  # earlier models could feed F into the visual tokens
+    config = _read(EvidenceConfig, section, ("inject",))
     if config.hidden_size % (2 * config.num_heads):
         raise section.bad("hidden_size", "must be a positive multiple of 2 x num_heads")
     if config.dense_fps > 2 * config.max_rate:
@@ -85,15 +84,11 @@ def evidence_config(section: Section) -> EvidenceConfig:
     return config
 
 
-def o3_config(
-    settings: Settings, evidence: EvidenceConfig | None, injection_difference: float | None
-) -> dict[str, Any]:
+def o3_config(settings: Settings, evidence: EvidenceConfig | None) -> dict[str, Any]:
     """Returns the content of o3_config.json, with every field of what there is."""
     values = dataclasses.asdict(settings)
     if evidence:
         values["evidence"] = dataclasses.asdict(evidence)
-    if injection_difference is not None:
-        values[_DIFFERENCE] = injection_difference
     return values
 
 

@@ -1,6 +1,6 @@
 """Questions about videos -> generated texts, with what the evidence modules say of each mention.
 
-The pixels are read once: the language model and the evidence modules share what `Qwen3VL.see` returns.
+The pixels are read once: the language model and the evidence modules share what `encode_visuals` returns.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from o3jax.inference.candidates import Interval, candidate_intervals
 from o3jax.inputs.collate import bucket, collate
 from o3jax.inputs.dense import FramesAt, Source, dense_stream, interval_mask, pointed_frames, visual_places
 from o3jax.inputs.processor import Processor
+from o3jax.models.batch import Batch, PointedFrames, Questions, stack
 from o3jax.models.evidence import Estimate
-from o3jax.models.qwen3_vl import Batch, Qwen3VL, VisualFeatures, mention_states
+from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures, mention_states
 from o3jax.prompts.feedback import Proposal, with_proposals
 from o3jax.prompts.mentions import mention_positions
 
@@ -70,20 +71,20 @@ def encode_visuals(model: Qwen3VL, batch: Batch) -> VisualFeatures:
 
 
 @jax.jit
-def _add_frames(model: Qwen3VL, visuals: VisualFeatures, batch: Batch) -> VisualFeatures:
-    return model.add_frames(visuals, batch)
+def _add_frames(model: Qwen3VL, visuals: VisualFeatures, frames: PointedFrames) -> VisualFeatures:
+    return model.add_frames(visuals, frames)
 
 
 @jax.jit
-def _relevance(model: Qwen3VL, batch: Batch, visuals: VisualFeatures) -> Float[Array, "B T"]:
-    return jax.nn.sigmoid(model.relevance(batch, visuals)[1])
+def _relevance(model: Qwen3VL, questions: Questions, visuals: VisualFeatures) -> Float[Array, "B T"]:
+    return jax.nn.sigmoid(model.relevance(questions, visuals)[1])
 
 
 @jax.jit
 def _propose(
-    model: Qwen3VL, batch: Batch, visuals: VisualFeatures, candidates: Bool[Array, "B T"]
+    model: Qwen3VL, questions: Questions, visuals: VisualFeatures, candidates: Bool[Array, "B T"]
 ) -> Estimate:
-    return model.propose(model.relevance(batch, visuals)[0], visuals, candidates)
+    return model.propose(model.relevance(questions, visuals)[0], visuals, candidates)
 
 
 @jax.jit
@@ -120,9 +121,9 @@ def respond(
     videos, metadata = [r.frames for r in requests], [r.metadata for r in requests]
     texts = [r.prompt for r in requests]
     inputs = processor(text=texts, videos=videos, video_metadata=metadata, padding_side="right")
-    batch: dict[str, np.ndarray] = pad_inputs(inputs, model)
+    batch = pad_inputs(inputs, model)
     if model.evidence is not None:
-        batch |= _evidence_inputs(model, processor, requests, inputs["video_grid_thw"], batch)
+        batch = _with_evidence(model, processor, requests, inputs["video_grid_thw"], batch)
     visuals = encode_visuals(model, batch)
     searched = None if model.evidence is None else search(model, batch, visuals)
     add_frames = None
@@ -137,7 +138,8 @@ def respond(
         found = proposals(model, batch, visuals, searched, add_frames)
         texts = [_with_proposals(r, mine, box_step) for r, mine in zip(requests, found, strict=True)]
         inputs = processor(text=texts, videos=videos, video_metadata=metadata, padding_side="right")
-        batch |= pad_inputs(inputs, model)
+        again = pad_inputs(inputs, model)
+        batch = dataclasses.replace(batch, text=again.text, patches=again.patches)
     out = greedy(model, batch, max_new_tokens=max_new_tokens, eos_ids=eos_ids, pad_id=pad_id, visuals=visuals)
     responses = [
         Response(tokens, probabilities, processor.decode(tokens)) for tokens, probabilities in _rows(out)
@@ -149,12 +151,13 @@ def respond(
     )
 
 
-def pad_inputs(inputs: Mapping[str, np.ndarray], model: Qwen3VL) -> dict[str, np.ndarray]:
+def pad_inputs(inputs: Mapping[str, np.ndarray], model: Qwen3VL) -> Batch:
     """Returns the batch of a processor's output, padded to sizes that recur."""
     exact = collate(inputs, model.config)
-    sizes = {"length": bucket(exact["input_ids"].shape[1])}
-    if "patches" in exact:
-        sizes |= {"frame_pairs": bucket(exact["patches"].shape[1]), "patches": exact["patches"].shape[2]}
+    sizes = {"length": bucket(exact.text.input_ids.shape[1])}
+    if exact.patches is not None:
+        frame_pairs, patches = exact.patches.values.shape[1:3]
+        sizes |= {"frame_pairs": bucket(frame_pairs), "patches": patches}
     return collate(inputs, model.config, **sizes)
 
 
@@ -164,30 +167,30 @@ def _rows(out: Generated) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(t[:n], np.exp(p[:n])) for t, p, n in zip(tokens, logprobs, lengths, strict=True)]
 
 
-def _evidence_inputs(
+def _with_evidence(
     model: Qwen3VL,
     processor: Processor,
     requests: Sequence[Request],
     grids: Int[np.ndarray, "B 3"],
-    batch: Mapping[str, np.ndarray],
-) -> dict[str, np.ndarray]:
-    """Returns what the batch needs beside the language stream; see o3jax.models.qwen3_vl."""
+    batch: Batch,
+) -> Batch:
+    """Returns the batch with what the evidence modules read beside the language stream."""
     c, video = model.config.vision, processor.video_config
     pairs = -(-max(len(r.dense_frames) for r in requests) // video.temporal_patch_size)
     area = max(r.dense_frames.shape[1] * r.dense_frames.shape[2] for r in requests)
     sizes = {"frame_pairs": bucket(pairs), "patches": area // video.patch_size**2}
-    shown = {"frame_pairs": batch["patches"].shape[1], "patches": batch["patches"].shape[2]}
+    shown = dict(zip(sizes, batch.patches.values.shape[1:3], strict=True))
     asked = [processor.tokenizer(r.question)["input_ids"] for r in requests]
-    rows = []
-    for request, grid, ids in zip(requests, grids.tolist(), asked, strict=True):
+    dense, places = [], []
+    for request, grid in zip(requests, grids.tolist(), strict=True):
         times = processor.pair_times(
             [i / request.metadata["fps"] for i in request.metadata["frames_indices"]]
         )
-        row = dense_stream(request.dense_frames, request.dense_times, video, c, **sizes)
-        row |= visual_places(times, tuple(grid), c.spatial_merge_size, **shown)
-        width = bucket(max(map(len, asked)))
-        rows.append(row | {"question_ids": np.array([ids + [-1] * (width - len(ids))], np.int32)})
-    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        dense.append(dense_stream(request.dense_frames, request.dense_times, video, c, **sizes))
+        places.append(visual_places(times, tuple(grid), c.spatial_merge_size, **shown))
+    width = bucket(max(map(len, asked)))
+    questions = Questions(np.array([[ids + [-1] * (width - len(ids))] for ids in asked], np.int32))
+    return dataclasses.replace(batch, dense=stack(dense), places=stack(places), questions=questions)
 
 
 class Searched(NamedTuple):
@@ -200,8 +203,8 @@ class Searched(NamedTuple):
 
 def search(model: Qwen3VL, batch: Batch, visuals: VisualFeatures) -> Searched:
     """Returns where the evidence of each question is looked for."""
-    relevance = np.asarray(_relevance(model, batch, visuals))
-    valid, times = batch["dense_length"] > 0, batch["dense_times"]
+    relevance = np.asarray(_relevance(model, batch.questions, visuals))
+    valid, times = batch.dense.length > 0, batch.dense.times
     found = [candidate_intervals(r[v], t[v]) for r, v, t in zip(relevance, valid, times, strict=True)]
     inside = [interval_mask(f, t) for f, t in zip(found, times, strict=True)]
     return Searched(relevance, found, np.stack(inside))
@@ -242,7 +245,7 @@ def add_frames_at(
         if len(at):
             frames, at = one.frames_at(at)
         rows.append(pointed_frames(frames, at, size, video, c, **sizes))
-    return _add_frames(model, visuals, {key: np.stack([row[key] for row in rows]) for key in rows[0]})
+    return _add_frames(model, visuals, stack(rows))
 
 
 def proposals(
@@ -253,9 +256,9 @@ def proposals(
     add_frames: AddFrames | None = None,
 ) -> list[list[Proposal]]:
     """Returns where each question alone points: the best proposal, and others that are likely."""
-    guess = _propose(model, batch, visuals, searched.candidates)
+    guess = _propose(model, batch.questions, visuals, searched.candidates)
     if add_frames is not None:
-        guess = _propose(model, batch, add_frames(np.asarray(guess.time_s)), searched.candidates)
+        guess = _propose(model, batch.questions, add_frames(np.asarray(guess.time_s)), searched.candidates)
     guess = jax.tree.map(np.asarray, guess)
     found = []
     for row in range(len(guess.confidence)):
@@ -292,7 +295,7 @@ def _grounded(
 ) -> list[Response]:
     """Returns the responses with relevance over time, and an estimate for each of their mentions."""
     relevance, found, candidates = searched
-    valid, times = batch["dense_length"] > 0, batch["dense_times"]
+    valid, times = batch.dense.length > 0, batch.dense.times
     mentions = [mention_positions(processor.tokenizer, r.tokens) for r in responses]
     index = np.full((len(responses), 1, bucket(max(1, *map(len, mentions)))), -1, np.int32)
     for row, positions in zip(index, mentions, strict=True):

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from o3jax.errors import UserError
+from o3jax.models.batch import Batch, Patches, TextRow
 from o3jax.models.config import Config, VisionConfig
 
 # Sizes that sequences, groups and patches are padded to, so that few programs serve all inputs.
@@ -91,16 +92,14 @@ def collate(
     length: int | None = None,
     frame_pairs: int | None = None,
     patches: int | None = None,
-) -> dict[str, np.ndarray]:
-    """Returns the model's batch (see o3jax.models.qwen3_vl) for what a Qwen3-VL processor returned.
+) -> Batch:
+    """Returns the batch for what a Qwen3-VL processor returned; `text.next_position` included.
 
     Args:
         inputs: input_ids [B, S], optionally attention_mask, and pixel_values(_videos) with
             image_grid_thw / video_grid_thw, all images and all videos in prompt order.
         config: the model's configuration.
-        length, groups, patches: sizes to pad S, T and P to; None takes the smallest that fits.
-
-    Beside the batch's arrays there is `next_position` [B]: the position of the first generated token.
+        length, frame_pairs, patches: sizes to pad S, T and P to; None takes the smallest that fits.
 
     Raises:
         UserError: if placeholders and grids disagree, or something does not fit the given sizes.
@@ -161,33 +160,35 @@ def collate(
             kind = "image" if token == config.image_token_id else "video"
             raise UserError(f"the {kind} grids describe more frames than input_ids has placeholders for")
 
-    batch = {
-        "input_ids": _pad(ids, size),
-        "segment_ids": _pad(mask.astype(np.int32), size),
-        "positions": positions,
-        "visual_index": np.full((rows, size), -1, np.int32),
-        "next_position": next_position,
-    }
+    visual_index = np.full((rows, size), -1, np.int32)
+    frames = None
     if any(owners) or frame_pairs:
-        batch.update(_vision_arrays(inputs, owners, config.vision, frame_pairs, patches))
-        stride = batch["patches"].shape[2] // unit
+        frames = _patches(inputs, owners, config.vision, frame_pairs, patches)
+        stride = frames.values.shape[2] // unit
         for row, spans in enumerate(token_spans):
             for number, (slots, count) in enumerate(spans):
-                batch["visual_index"][row, slots] = number * stride + np.arange(count)
-    return batch
+                visual_index[row, slots] = number * stride + np.arange(count)
+    text = TextRow(
+        input_ids=_pad(ids, size),
+        segment_ids=_pad(mask.astype(np.int32), size),
+        positions=positions,
+        visual_index=visual_index,
+        next_position=next_position,
+    )
+    return Batch(text, patches=frames)
 
 
 def _pad(x: np.ndarray, size: int) -> np.ndarray:
     return np.pad(x, ((0, 0), (0, size - x.shape[1])))
 
 
-def _vision_arrays(
+def _patches(
     inputs: Mapping[str, np.ndarray],
     owners: list[list[_Group]],
     c: VisionConfig,
     frame_pairs: int | None,
     patches: int | None,
-) -> dict[str, np.ndarray]:
+) -> Patches:
     need_groups = max(1, max(len(mine) for mine in owners))
     need_patches = max([g.height * g.width for mine in owners for g in mine], default=c.merge_unit)
     shape = (len(owners), frame_pairs or need_groups, patches or need_patches)
@@ -197,20 +198,43 @@ def _vision_arrays(
             f"{shape[1]} x {shape[2]} that were asked for"
         )
     sources = [np.asarray(inputs[k]) for k in ("pixel_values", "pixel_values_videos") if k in inputs]
-    dtype = sources[0].dtype if sources else np.float32
-    out = {
-        "patches": np.zeros((*shape, c.patch_dim), dtype),
-        "patch_length": np.zeros(shape[:2], np.int32),
-        "patch_coords": np.zeros((*shape, 2), np.int32),
-        "pos_index": np.zeros((*shape, 4), np.int32),
-        "pos_weight": np.zeros((*shape, 4), np.float32),
-    }
+    out = empty_patches(shape, c, sources[0].dtype if sources else np.float32)
     for row, mine in enumerate(owners):
         for number, group in enumerate(mine):
-            count = group.height * group.width
-            where = (row, number, slice(count))
-            layout = frame_layout(group.height, group.width, c.grid_side, c.spatial_merge_size)
-            out["patches"][where] = inputs[group.source][group.start : group.start + count]
-            out["patch_length"][row, number] = count
-            out["patch_coords"][where], out["pos_index"][where], out["pos_weight"][where] = layout
+            values = inputs[group.source][group.start : group.start + group.height * group.width]
+            put_frames(out, (row, number), values, (group.height, group.width), c)
     return out
+
+
+def empty_patches(shape: tuple[int, ...], c: VisionConfig, dtype: np.dtype | type = np.uint8) -> Patches:
+    """Returns patches [*B, T, P] that are all padding."""
+    return Patches(
+        values=np.zeros((*shape, c.patch_dim), dtype),
+        length=np.zeros(shape[:-1], np.int32),
+        coords=np.zeros((*shape, 2), np.int32),
+        pos_index=np.zeros((*shape, 4), np.int32),
+        pos_weight=np.zeros((*shape, 4), np.float32),
+    )
+
+
+def put_frames(
+    into: Patches,
+    where: tuple[int | slice, ...],
+    values: Float[np.ndarray, "*n P C"] | UInt8[np.ndarray, "*n P C"],
+    grid: tuple[int, int],
+    c: VisionConfig,
+) -> None:
+    """Writes frame pairs of one size, in merge-block order, and where their patches stand.
+
+    Args:
+        into: numpy arrays with room for them.
+        where: the pairs' place in the axes in front of the patches.
+        values: patches of the pairs.
+        grid: rows and columns of patches.
+    """
+    count = grid[0] * grid[1]
+    coords, index, weight = frame_layout(*grid, c.grid_side, c.spatial_merge_size)
+    here = (*where, slice(count))
+    into.length[where] = count
+    into.values[here], into.coords[here] = values, coords
+    into.pos_index[here], into.pos_weight[here] = index, weight

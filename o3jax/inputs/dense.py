@@ -1,8 +1,5 @@
 """The dense stream of a video as the model reads it: all its frames, small, with their times; and single
-frames, large, that boxes are read from.
-
-Keys of the batch (see o3jax.models.qwen3_vl) that the evidence modules need beside those of
-`o3jax.inputs.collate`; everything is numpy, made on the host.
+frames, large, that boxes are read from. Everything is numpy, made on the host.
 """
 
 from __future__ import annotations
@@ -16,8 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from o3jax.errors import UserError
-from o3jax.inputs.collate import frame_layout
+from o3jax.inputs.collate import empty_patches, put_frames
 from o3jax.inputs.image import VideoConfig, patchify, resize_video
+from o3jax.models.batch import DenseStream, Patches, PointedFrames, VisualPlaces
 from o3jax.models.config import EvidenceConfig, VisionConfig
 from o3jax.video import VideoInfo, Wanted
 
@@ -71,18 +69,13 @@ def dense_stream(
     *,
     frame_pairs: int | None = None,
     patches: int | None = None,
-) -> dict[str, np.ndarray]:
-    """Returns one row of the dense stream, without a batch axis.
-
-    dense_patches uint8 [T, P, C], dense_length [T], dense_coords [T, P, 2], dense_pos_index and
-    dense_pos_weight [T, P, 4] as for the language stream; dense_times [T], the mean time of each frame
-    pair in seconds; dense_cells [P / 4, 2], the centres of its tokens; dense_grid [2], rows and columns
-    of them.
+) -> DenseStream:
+    """Returns one row of the dense stream, without a batch axis; patches are uint8.
 
     Args:
         frames: RGB of `dense_size`, in order of time.
         times_s: of each frame, seconds.
-        groups, patches: sizes to pad T and P to; None takes the smallest that fits.
+        frame_pairs, patches: sizes to pad T and P to; None takes the smallest that fits.
 
     Raises:
         UserError: if the frames do not fit these sizes.
@@ -96,8 +89,8 @@ def dense_stream(
             f"the dense stream has {count} frame pairs of {size} patches, more than the {frame_pairs} x "
             f"{patches} of a row: raise config.evidence_shape.frame_pairs or .patches, or use shorter clips"
         )
-    pairs = _pairs(frames, times_s, video, vision, frame_pairs, patches)
-    return {f"dense_{name}": array for name, array in pairs.items()}
+    pixels, times, cells = _pairs(frames, times_s, video, vision, frame_pairs, patches)
+    return DenseStream(times, cells, patches=pixels)
 
 
 def pointed_frames(
@@ -109,19 +102,19 @@ def pointed_frames(
     *,
     frame_pairs: int,
     patches: int,
-) -> dict[str, np.ndarray]:
-    """Returns frames to read boxes from, each twice as a pair, under `pointed_*` as in `dense_stream`.
+) -> PointedFrames:
+    """Returns frames to read boxes from, each twice as a pair, without a batch axis.
 
     Args:
         frames: RGB of any size.
         times_s: of each frame, seconds.
         size: (height, width) of a frame of the language stream.
-        groups, patches: sizes to pad to.
+        frame_pairs, patches: sizes to pad to.
     """
     stills = np.repeat(resize_video(frames, size), video.temporal_patch_size, axis=0)
     times_s = np.repeat(times_s, video.temporal_patch_size)
-    pairs = _pairs(stills, times_s, video, vision, frame_pairs, patches)
-    return {f"pointed_{name}": array for name, array in pairs.items()}
+    pixels, times, cells = _pairs(stills, times_s, video, vision, frame_pairs, patches)
+    return PointedFrames(pixels, times, cells)
 
 
 def _pairs(
@@ -131,53 +124,39 @@ def _pairs(
     vision: VisionConfig,
     frame_pairs: int,
     patches: int,
-) -> dict[str, np.ndarray]:
+) -> tuple[Patches, Float[np.ndarray, " T"], Float[np.ndarray, "cells 2"]]:
+    """Returns the pairs' patches, their mean times, and the centres of the tokens of one."""
     n, height, width, _ = frames.shape
     pair, merge = video.temporal_patch_size, vision.spatial_merge_size
     h, w = height // video.patch_size, width // video.patch_size
-    count, size = -(-n // pair), h * w
+    count = -(-n // pair)
+    out = empty_patches((frame_pairs, patches), vision)
+    values = patchify(frames, video).reshape(count, h * w, vision.patch_dim)
+    put_frames(out, (slice(count),), values, (h, w), vision)
+    times, cells = np.zeros(frame_pairs, np.float32), np.zeros((patches // merge**2, 2), np.float32)
     padded = np.append(times_s, np.repeat(times_s[-1:], -n % pair))
-    coords, index, weight = frame_layout(h, w, vision.grid_side, merge)
-    out = {
-        "patches": np.zeros((frame_pairs, patches, vision.patch_dim), np.uint8),
-        "length": np.zeros(frame_pairs, np.int32),
-        "coords": np.zeros((frame_pairs, patches, 2), np.int32),
-        "pos_index": np.zeros((frame_pairs, patches, 4), np.int32),
-        "pos_weight": np.zeros((frame_pairs, patches, 4), np.float32),
-        "times": np.zeros(frame_pairs, np.float32),
-        "cells": np.zeros((patches // merge**2, 2), np.float32),
-        "grid": np.array([h // merge, w // merge], np.int32),
-    }
-    out["patches"][:count, :size] = patchify(frames, video).reshape(count, size, vision.patch_dim)
-    out["length"][:count] = size
-    out["coords"][:count, :size] = coords
-    out["pos_index"][:count, :size], out["pos_weight"][:count, :size] = index, weight
-    out["times"][:count] = padded.reshape(count, pair).mean(-1)
-    out["cells"][: size // merge**2] = cell_centres(h // merge, w // merge)
-    return out
+    times[:count] = padded.reshape(count, pair).mean(-1)
+    cells[: h * w // merge**2] = cell_centres(h // merge, w // merge)
+    return out, times, cells
 
 
 def visual_places(
     times_s: Sequence[float], grid: tuple[int, int, int], merge: int, *, frame_pairs: int, patches: int
-) -> dict[str, np.ndarray]:
+) -> VisualPlaces:
     """Returns when and where the language stream's tokens of a video are, without a batch axis.
-
-    visual_times [T], seconds; visual_centres [T, P / 4, 2], (x, y) in [0, 1].
 
     Args:
         times_s: of each frame pair.
         grid: frame pairs, and rows and columns of patches, as the processor returns.
         merge: patches along one side of a token.
-        groups, patches: sizes that T and P are padded to.
+        frame_pairs, patches: sizes that T and P are padded to.
     """
     t, h, w = grid
-    out = {
-        "visual_times": np.zeros(frame_pairs, np.float32),
-        "visual_centres": np.zeros((frame_pairs, patches // merge**2, 2), np.float32),
-    }
-    out["visual_times"][:t] = times_s
-    out["visual_centres"][:t, : h * w // merge**2] = cell_centres(h // merge, w // merge)
-    return out
+    times = np.zeros(frame_pairs, np.float32)
+    centres = np.zeros((frame_pairs, patches // merge**2, 2), np.float32)
+    times[:t] = times_s
+    centres[:t, : h * w // merge**2] = cell_centres(h // merge, w // merge)
+    return VisualPlaces(times, centres)
 
 
 def interval_mask(

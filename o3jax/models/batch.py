@@ -9,7 +9,7 @@ Every array may have axes in front, written `*B`: none in a row, one in a batch,
 None is not there. Grids are data: one compiled program serves all grids that are padded to the same shapes.
 
 The arrays are numpy where rows are made, which needs no jax, and jax arrays on a device. The types are
-pytrees wherever `o3jax.models.qwen3_vl` is imported. At the end is what is done with any of them.
+pytrees wherever a model is imported (`o3jax.models.vision`). At the end is what is done with any of them.
 """
 
 from __future__ import annotations

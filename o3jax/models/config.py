@@ -84,7 +84,6 @@ class EvidenceConfig:
     feedback: str = "none"  # or "prompt": the language model reads the proposals after the question
     # Boxes are read from the language stream's frame pairs, or from the frame pointed at, encoded extra.
     box_frames: str = "stream"
-    inject: bool = False  # F enters the visual tokens, through a gate that starts at zero
 
     @property
     def mlp_size(self) -> int:

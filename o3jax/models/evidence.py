@@ -39,7 +39,7 @@ _CELL_FEATURES = 4 * len(_CELL_WAVES)
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class DenseStream:
+class DenseFeatures:
     """F, what the temporal encoder returned, and where its values stand in time and in the frame."""
 
     features: Float[Array, "B T P D"]
@@ -51,13 +51,13 @@ class DenseStream:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class VisualStream:
+class VisualTokens:
     """The language stream's visual tokens, per frame pair."""
 
     tokens: Float[Array, "B Tv Pv D"]
     times: Float[Array, "B Tv"]  # seconds; mean time of each frame pair
     centres: Float[Array, "B Tv Pv 2"]  # centre (x, y) of each token, in [0, 1] of the frame
-    valid: Bool[Array, "R Tv Pv"]  # as in `DenseStream`
+    valid: Bool[Array, "R Tv Pv"]  # as in `DenseFeatures`
 
 
 @jax.tree_util.register_dataclass
@@ -195,7 +195,7 @@ class QuestionEncoder(nnx.Module):
         mean = (x.astype(jnp.float32) * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0)
         return rms_norm(mean.astype(dtype), self.norm[...], _EPS)
 
-    def relevance(self, question: Float[Array, "R D"], dense: DenseStream) -> Float[Array, "R T"]:
+    def relevance(self, question: Float[Array, "R D"], dense: DenseFeatures) -> Float[Array, "R T"]:
         """Returns float32 logits of each group being evidence: the product with F, pooled over cells.
 
         Pooled by the logarithm of the mean exponential: close to the maximum where one cell stands
@@ -258,8 +258,8 @@ class EvidenceDecoder(nnx.Module):
         self,
         queries: Float[Array, "B M E"],
         valid: Bool[Array, "B M"],
-        dense: DenseStream,
-        visual: VisualStream,
+        dense: DenseFeatures,
+        visual: VisualTokens,
         candidates: Bool[Array, "B T"],
         *,
         kernel: str = "xla",
@@ -279,8 +279,8 @@ class EvidenceDecoder(nnx.Module):
     def propose(
         self,
         question: Float[Array, "B D"],
-        dense: DenseStream,
-        visual: VisualStream,
+        dense: DenseFeatures,
+        visual: VisualTokens,
         candidates: Bool[Array, "B T"],
         *,
         kernel: str = "xla",
@@ -297,8 +297,8 @@ class EvidenceDecoder(nnx.Module):
         self,
         x: Float[Array, "R M D"],
         valid: Bool[Array, "R M"],
-        dense: DenseStream,
-        visual: VisualStream,
+        dense: DenseFeatures,
+        visual: VisualTokens,
         candidates: Bool[Array, "R T"],
         kernel: str,
     ) -> Estimate:
@@ -349,7 +349,7 @@ class EvidenceDecoder(nnx.Module):
             confidence=confidence.astype(jnp.float32),
         )
 
-    def _places(self, dense: DenseStream) -> Float[Array, "B X D"]:
+    def _places(self, dense: DenseFeatures) -> Float[Array, "B X D"]:
         """Returns F as one row of tokens that know when and where they are."""
         dtype = self.feature_norm.dtype
         x = rms_norm(dense.features.astype(dtype), self.feature_norm[...], _EPS)
@@ -362,7 +362,7 @@ class EvidenceDecoder(nnx.Module):
         x: Float[Array, "R M D"],
         time: Float[Array, "R M"],
         valid: Bool[Array, "R M"],
-        visual: VisualStream,
+        visual: VisualTokens,
         kernel: str,
     ) -> tuple[Float[Array, "R M D"], Float[Array, "R M 4"]]:
         """Returns the normed queries after they read the pair nearest to `time`, and their boxes."""
@@ -393,7 +393,7 @@ class EvidenceDecoder(nnx.Module):
         return x, box + jax.lax.stop_gradient(jnp.clip(box, 0, 1) - box)
 
 
-def nearest_pair(time: Float[Array, "R M"], visual: VisualStream) -> Int[Array, "R M"]:
+def nearest_pair(time: Float[Array, "R M"], visual: VisualTokens) -> Int[Array, "R M"]:
     """Returns the frame pair of the language stream nearest to each time; a constant for gradients."""
     distance = jnp.abs(jax.lax.stop_gradient(time)[..., None] - repeated(visual.times, len(time))[:, None])
     there = repeated(visual.valid.any(-1), len(time))[:, None]

@@ -27,15 +27,6 @@ from o3jax.sharding import shard
 EPS = 1e-6
 
 
-# --- attention on one device ---
-
-
-# --- attention across devices: q, keys.k and keys.v are this device's groups, times and valid of all ---
-
-
-# --- the modules ---
-
-
 class TemporalLayers(nnx.Module):
     """All blocks, stacked on a leading axis."""
 
@@ -141,47 +132,3 @@ class TemporalEncoder(nnx.Module):
         if self.layers is not None:
             x = run_layers(lambda x, p, _: block(x, p), x, self.layers)
         return rms_norm(x, self.norm[...], EPS)[:, :groups]
-
-
-class Injection(nnx.Module):
-    """Adds F to the language stream's visual tokens, through a gate that starts at zero."""
-
-    def __init__(self, c: EvidenceConfig, model_width: int, init: Initializer):
-        self.config = c
-        self.project = init.weight((c.hidden_size, model_width), (None, "embed"))
-        self.gate = init.bias((model_width,), (None,))
-
-    def __call__(
-        self,
-        visual: Float[Array, "B Tv Pv D"],
-        visual_times: Float[Array, "B Tv"],
-        visual_coords: Float[Array, "B Tv Pv 2"],
-        features: Float[Array, "B T P Dp"],
-        times: Float[Array, "B T"],
-        valid: Bool[Array, "B T"] | Int[Array, "B T"],
-        grid: Int[Array, "B 2"],
-    ) -> Float[Array, "B Tv Pv D"]:
-        """Returns visual + gate * projection of F at the nearest group and cell; visual itself at first.
-
-        A frame pair with no valid group within the encoder's window is left as it is: the dense stream
-        does not cover it.
-
-        Args:
-            visual: tokens of the language stream's frame pairs.
-            visual_times: mean time of each pair, seconds.
-            visual_coords: centre of each token in its frame, (x, y) in [0, 1].
-            features, times, valid: F, its times and which groups are real.
-            grid: rows and columns of F's cells, which are in reading order.
-        """
-        distance = jnp.abs(visual_times[:, :, None] - times[:, None, :])
-        distance = jnp.where(valid.astype(bool)[:, None, :], distance, jnp.inf)
-        group, nearest = distance.argmin(-1), distance.min(-1)
-        covered = (nearest <= self.config.window_s) & jnp.isfinite(nearest)
-        size = grid[:, None, None, ::-1]  # columns, rows: the order of x, y
-        cell = jnp.clip(jnp.floor(visual_coords * size).astype(jnp.int32), 0, size - 1)
-        index = group[..., None] * features.shape[2] + cell[..., 1] * size[..., 0] + cell[..., 0]
-        rows = jnp.take_along_axis(
-            rearrange(features, "b t p d -> b (t p) d"), rearrange(index, "b t p -> b (t p) 1"), axis=1
-        )
-        added = linear(rows, self.project[...]).reshape(visual.shape) * self.gate[...]
-        return visual + jnp.where(covered[:, :, None, None], added, 0).astype(visual.dtype)

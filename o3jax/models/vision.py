@@ -12,13 +12,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from o3jax.models.attention import Mask, attention
+from o3jax.models.batch import TYPES, Patches
 from o3jax.models.config import VisionConfig
 from o3jax.models.layers import Initializer, checkpointed, layer_norm, linear, run_layers
 from o3jax.models.rope import rotate, vision_angles
 from o3jax.sharding import shard
+
+for _kind in TYPES:  # here and not in their module, because where rows are made there is no jax
+    jax.tree_util.register_dataclass(_kind)
 
 
 class VisionLayers(nnx.Module):
@@ -79,40 +83,32 @@ class VisionTower(nnx.Module):
 
     def __call__(
         self,
-        patches: Float[Array, "B T P C"],
-        patch_length: Int[Array, "B T"],
-        patch_coords: Int[Array, "B T P 2"],
-        pos_index: Int[Array, "B T P 4"],
-        pos_weight: Float[Array, "B T P 4"],
+        patches: Patches,
         *,
         kernel: str = "xla",
         remat: str = "none",
     ) -> tuple[Float[Array, "B tokens D"], Float[Array, "taps B tokens D"]]:
         """Returns language tokens [B, T * P / 4, D] and one such array per DeepStack tap.
 
-        Args:
-            patches: rows in merge-block order, four consecutive ones per token; uint8 as cut from the
-                frames, or floats already normalised to [-1, 1].
-            patch_length: how many of the P rows are real; 0 for a group that is padding.
-            patch_coords: row and column of each patch in its frame.
-            pos_index, pos_weight: the four taps of the interpolated position table.
+        Patches are in merge-block order, four consecutive ones per token.
         """
         c, dtype = self.config, self.patch_embed.dtype
-        batch, groups, size = patches.shape[:3]
+        values = patches.values
+        batch, groups, size = values.shape[:3]
         rows = batch * groups
 
         def flat(a: Array) -> Array:
             return shard(a.reshape(rows, *a.shape[2:]), "batch", *[None] * (a.ndim - 2))
 
-        if patches.dtype == jnp.uint8:
-            patches = patches.astype(jnp.float32) / 127.5 - 1.0
-        x = linear(flat(patches.astype(dtype)), self.patch_embed[...]) + self.patch_embed_bias[...]
-        taps = self.pos_embed[...].astype(jnp.float32)[flat(pos_index)]  # [rows, P, 4, D]
-        x = x + jnp.einsum("rpkd,rpk->rpd", taps, flat(pos_weight)).astype(dtype)
+        if values.dtype == jnp.uint8:
+            values = values.astype(jnp.float32) / 127.5 - 1.0
+        x = linear(flat(values.astype(dtype)), self.patch_embed[...]) + self.patch_embed_bias[...]
+        taps = self.pos_embed[...].astype(jnp.float32)[flat(patches.pos_index)]  # [rows, P, 4, D]
+        x = x + jnp.einsum("rpkd,rpk->rpd", taps, flat(patches.pos_weight)).astype(dtype)
 
-        angles = vision_angles(flat(patch_coords), c.head_dim)
+        angles = vision_angles(flat(patches.coords), c.head_dim)
         cos, sin = jnp.cos(angles), jnp.sin(angles)
-        valid = (jnp.arange(size) < patch_length.reshape(rows, 1)).astype(jnp.int32)
+        valid = (jnp.arange(size) < patches.length.reshape(rows, 1)).astype(jnp.int32)
         mask = Mask(q_segments=valid, kv_segments=valid)
 
         def block(x: Array, p: VisionLayers) -> Array:

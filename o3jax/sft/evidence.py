@@ -10,25 +10,12 @@ import optax
 from jaxtyping import Array, Bool, Float
 from optax.assignment import hungarian_algorithm
 
+from o3jax.models.batch import EvidenceTargets
 from o3jax.models.evidence import NEVER, Estimate
 from o3jax.train.state import Metrics
 
 _TINY = 1e-8  # an area below any that a pixel has
 _FAR_S = 100.0  # seconds; among proposals, errors beyond it are alike
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class EvidenceTargets:
-    """What is true of each mention (as data); False in a `has` masks what is unknown or padding."""
-
-    time: Float[Array, "B M"]  # seconds
-    has_time: Bool[Array, "B M"]
-    interval: Float[Array, "B M 2"]  # seconds; when the object is visible
-    has_interval: Bool[Array, "B M"]
-    boxes: Float[Array, "B M K 4"]  # at the time; several where the mention means several objects
-    has_box: Bool[Array, "B M K"]
-    judged: Bool[Array, "B M"]  # whether the confidence is trained: usually any of the above is known
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from o3jax.models.batch import SupervisedBatch, Tree
 from o3jax.models.evidence import repeated
-from o3jax.models.qwen3_vl import Batch, Qwen3VL, mention_states
+from o3jax.models.qwen3_vl import Qwen3VL, mention_states
 from o3jax.sft.evidence import (
-    EvidenceTargets,
     EvidenceWeights,
     match_proposals,
     mention_counts,
@@ -27,24 +25,22 @@ from o3jax.train.token_loss import cross_entropy
 _PROPOSED = "proposal_"  # before the names of the proposals' sums
 
 
-def targets_of(batch: Batch) -> EvidenceTargets:
-    """Returns the batch's `target_*` arrays [B, Q, M, ...] as targets of its questions [R, M, ...]."""
-    names = [field.name for field in dataclasses.fields(EvidenceTargets)]
-    arrays = {name: jnp.asarray(batch[f"target_{name}"]) for name in names}
-    return EvidenceTargets(**{k: rearrange(a, "b q ... -> (b q) ...") for k, a in arrays.items()})
+def by_question(tree: Tree) -> Tree:
+    """Returns arrays [B, Q, ...] as [R, ...], a row for each question."""
+    return jax.tree.map(lambda x: rearrange(jnp.asarray(x), "b q ... -> (b q) ..."), tree)
 
 
-def joint_counts(batch: Batch) -> Metrics:
+def joint_counts(batch: SupervisedBatch) -> Metrics:
     """Returns what each of `joint_loss`'s sums counts."""
-    mentions = mention_counts(targets_of(batch))
-    known = jnp.asarray(batch["relevance_known"]).any(-1).sum().astype(jnp.float32)
+    mentions = mention_counts(by_question(batch.evidence.mentions))
+    known = jnp.asarray(batch.evidence.search.known).any(-1).sum().astype(jnp.float32)
     proposed = {_PROPOSED + name: mentions[name] for name in ("time_error", "box_iou")}
     return token_counts(batch) | mentions | proposed | {"relevance": known}
 
 
 def joint_loss(
     model: Qwen3VL,
-    batch: Batch,
+    batch: SupervisedBatch,
     counts: Metrics,
     *,
     evidence_weight: float,
@@ -63,25 +59,21 @@ def joint_loss(
         candidate_low: groups of at least this relevance are searched, beside the true ones.
         soft_targets: see `cross_entropy`.
     """
-    visuals = model.encode_visuals(batch, kernel=kernel, remat=remat)
-    hidden = model.hidden(batch, visuals, kernel=kernel, remat=remat)
-    text = cross_entropy(hidden, model.text.head(), batch["labels"], soft_targets=soft_targets)
+    inputs = batch.inputs
+    visuals = model.encode_visuals(inputs, kernel=kernel, remat=remat)
+    hidden = model.hidden(inputs.text, visuals, kernel=kernel, remat=remat)
+    text = cross_entropy(hidden, model.text.head(), batch.labels, soft_targets=soft_targets)
 
-    def by_question(name: str) -> Array:
-        return rearrange(batch[name], "b q t -> (b q) t")
-
-    question, relevance = model.relevance(batch, visuals, kernel=kernel)
-    known, inside = by_question("relevance_known"), by_question("relevance_inside")
-    relevance_sum, _ = relevance_loss(relevance, inside, known)
+    question, relevance = model.relevance(inputs.questions, visuals, kernel=kernel)
+    truth = by_question(batch.evidence.search)
+    relevance_sum, _ = relevance_loss(relevance, truth.inside, truth.known)
     rows = len(relevance)
     times, valid = repeated(visuals.dense.times, rows), repeated(visuals.dense.valid, rows)
-    searched = open_candidates(
-        jax.lax.stop_gradient(relevance), by_question("true_candidates"), valid, low=candidate_low
-    )
+    searched = open_candidates(jax.lax.stop_gradient(relevance), truth.candidates, valid, low=candidate_low)
 
-    targets = targets_of(batch)
-    states = mention_states(hidden, batch["mention_index"])
-    there = rearrange(batch["mention_index"], "b q m -> (b q) m") >= 0
+    targets = by_question(batch.evidence.mentions)
+    states = mention_states(hidden, inputs.questions.mention_index)
+    there = by_question(inputs.questions.mention_index) >= 0
     estimate = model.estimate(states, there, visuals, searched, kernel=kernel)
     mentions, sums = mention_loss(estimate, targets, times, weights, counts)
     evidence = mentions + weights.relevance * relevance_sum / counts["relevance"]

@@ -8,30 +8,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from o3jax.models.qwen3_vl import Batch, Qwen3VL
+from o3jax.models.batch import SupervisedBatch
+from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.train.state import Metrics
 from o3jax.train.token_loss import IGNORE, cross_entropy
 
 
 def text_loss(
     model: Qwen3VL,
-    batch: Batch,
+    batch: SupervisedBatch,
     counts: Metrics,
     *,
     soft_targets: Float[Array, "V V"] | None = None,
     kernel: str = "xla",
     remat: str = "none",
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Returns the token loss of a batch with `labels`, per token of `token_counts`, and sums to log."""
-    visuals = model.encode_visuals(batch, kernel=kernel, remat=remat)
-    hidden = model.hidden(batch, visuals, kernel=kernel, remat=remat)
-    sums = cross_entropy(hidden, model.text.head(), batch["labels"], soft_targets=soft_targets)
+    """Returns the token loss of a batch, per token of `token_counts`, and sums to log."""
+    visuals = model.encode_visuals(batch.inputs, kernel=kernel, remat=remat)
+    hidden = model.hidden(batch.inputs.text, visuals, kernel=kernel, remat=remat)
+    sums = cross_entropy(hidden, model.text.head(), batch.labels, soft_targets=soft_targets)
     return sums["loss"] / counts["text"], {"text": sums["loss"], "accuracy": sums["correct"]}
 
 
-def token_counts(batch: Batch) -> Metrics:
+def token_counts(batch: SupervisedBatch) -> Metrics:
     """Returns how many tokens each of `text_loss`'s sums counts."""
-    tokens = (jnp.asarray(batch["labels"]) != IGNORE).sum().astype(jnp.float32)
+    tokens = (jnp.asarray(batch.labels) != IGNORE).sum().astype(jnp.float32)
     return {"text": tokens, "accuracy": tokens, "tokens": tokens}
 
 

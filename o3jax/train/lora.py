@@ -19,8 +19,8 @@ from jaxtyping import Array, Float
 
 from o3jax.errors import UserError
 from o3jax.models.layers import Initializer
-from o3jax.models.qwen3_vl import Batch, Qwen3VL
-from o3jax.train.state import LossFn, Metrics
+from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.train.state import Batch, LossFn, Metrics
 
 # How many axes of a projection are its inputs and its outputs, where it is not one of each; axes in front
 # of them stack layers and experts.

@@ -13,8 +13,7 @@ import optax.contrib
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from o3jax.models.qwen3_vl import Batch
-
+Batch = Any  # arrays of micro-batches: one of the types of `o3jax.models.batch`, or `o3jax.gspo.rows`
 Metrics = dict[str, Float[Array, ""]]
 # What each sum of a loss counts, from the data alone.
 CountFn = Callable[[Batch], Metrics]

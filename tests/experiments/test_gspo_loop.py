@@ -30,11 +30,13 @@ from experiments.training.rollouts import Rollout, Updates, decoder, decoder_evi
 from o3jax import load
 from o3jax.errors import UserError
 from o3jax.generate.sampling import Sampling
-from o3jax.gspo.rows import UpdateShape, by_sequence, pack_groups
+from o3jax.gspo.rows import UpdateShape, pack_groups
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.inputs.processor import load_processor
+from o3jax.models.batch import Batch, PromptBatch, TextRow, stack
 from o3jax.models.text import for_training
 from o3jax.prompts.feedback import with_proposals
+from tests.support.batches import assert_equal
 from tests.support.commands import run_command
 
 CONFIG = """
@@ -368,8 +370,7 @@ def make_prompts(folder: Path, clips: Sequence[Clip], **options):
     """Returns the prompt rows of clips, and what made them."""
     processor, config = load_processor(folder), config_from_hf(folder)
     rows = MakePrompt(processor, config, RowShape(416, 12, 64), "plain", 10, **options)
-    made = [rows.map(clip) for clip in clips]
-    return {key: np.stack([row[key] for row in made]) for key in made[0]}, rows
+    return stack([rows.map(clip) for clip in clips]), rows
 
 
 def test_the_model_is_asked_as_the_api_asks(tmp_path):
@@ -406,10 +407,10 @@ def test_the_model_is_asked_as_the_api_asks(tmp_path):
     there = np.arange(96) < sampled.length[..., None]
     np.testing.assert_allclose(logprobs[there], sampled.logprobs[there], rtol=0, atol=1e-5)
     alone = UpdateShape(416 + 96, 12, 64, 1, 96)
-    batch = pack_groups(sampled.prompts, sampled.responses(), model.config, alone, repeated=True)
-    assert len(batch["input_ids"]) == 4
+    batch = pack_groups(sampled.prompts.inputs, sampled.responses(), model.config, alone, repeated=True)
+    assert len(batch.sequence) == 4
     np.testing.assert_allclose(
-        np.asarray(rollouts._logprobs(policy, batch)), by_sequence(batch, logprobs), rtol=0, atol=1e-5
+        np.asarray(rollouts._logprobs(policy, batch)), batch.by_sequence(logprobs), rtol=0, atol=1e-5
     )
     for row, response in enumerate(wanted):
         size = len(response.tokens)
@@ -443,15 +444,14 @@ def test_a_frame_that_cannot_be_read_leaves_those_of_the_prompt(tmp_path, capfd)
 
 def test_other_text_behind_the_video_stands_where_it_would_have_stood(video_model):
     prompts, _ = make_prompts(video_model, [SyntheticClips("test", 1, 1)[0]])
-    start = int(prompts["prompt_start"][0])
-    end = int((prompts["segment_ids"][0] > 0).sum())
-    ids = prompts["input_ids"][0, start:end].tolist()
+    text = prompts.inputs.text
+    start, end = int(prompts.start[0]), int((text.segment_ids[0] > 0).sum())
+    ids = text.input_ids[0, start:end].tolist()
     same = with_text(prompts, [ids])
-    for key in prompts:
-        np.testing.assert_array_equal(same[key], prompts[key], err_msg=key)
-    longer = with_text(prompts, [ids + [5, 6]])
-    assert longer["next_position"][0] == prompts["next_position"][0] + 2
-    assert (longer["positions"][0, :, end + 1] == prompts["next_position"][0] + 1).all()
+    assert_equal(same, prompts)
+    longer = with_text(prompts, [ids + [5, 6]]).inputs.text
+    assert longer.next_position[0] == text.next_position[0] + 2
+    assert (longer.positions[0, :, end + 1] == text.next_position[0] + 1).all()
     with pytest.raises(UserError, match="more than the 416 of a row: raise config.row_length"):
         with_text(prompts, [[5] * 400])
 
@@ -466,11 +466,8 @@ def test_proposals_stand_behind_a_question_as_the_tokenizer_writes_it():
         SyntheticClips("test", 1, 1)[0].samples[0], question="Where is the cafe\u0301?"
     )
     ids = tokenizer(f"<|vision_end|>{sample.question}<|im_end|>")["input_ids"]
-    prompts = {
-        "input_ids": np.array([ids]),
-        "segment_ids": np.ones((1, len(ids)), int),
-        "prompt_start": np.zeros(1, int),
-    }
+    text = TextRow(np.array([ids]), np.ones((1, len(ids)), int), None, None)
+    prompts = PromptBatch(Batch(text), start=np.zeros(1, int), number=np.zeros(1, int))
     (asked,) = rollouts._asked(processor, prompts, [sample], [[]], 10)
     text = tokenizer.decode(asked, skip_special_tokens=False)
     wanted = with_proposals("Where is the caf\u00e9?", [], 10)
@@ -486,7 +483,7 @@ def test_minibatches_go_on_inside_an_iteration(video_model):
         items = stream.open(position)
         taken = [next(items) for _ in range(count)]
         items.close()
-        return [(i["minibatch"], i["prompts"]["prompt_number"].tolist(), "clip_error" in i) for i in taken]
+        return [(i.number, i.prompts.number.tolist(), i.failures is not None) for i in taken]
 
     first, second = [0, 1, 2, 3], [4, 5, 6, 7]
     whole = [(0, first, True), (1, first, False), (0, second, True), (1, second, False)]

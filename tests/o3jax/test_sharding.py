@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from o3jax.hf.names import model_leaves
 from o3jax.inputs.collate import collate
+from o3jax.models.batch import SupervisedBatch, take
 from o3jax.models.qwen3_vl import abstract_model
 from o3jax.sft.text import text_loss, token_counts
 from o3jax.sharding import (
@@ -38,25 +39,29 @@ ROWS = [
 ]
 
 
-def labelled(inputs, config, **sizes) -> dict[str, np.ndarray]:
+def labelled(inputs, config, **sizes) -> SupervisedBatch:
     """Returns the model's batch with next-token labels."""
     batch = collate(inputs, config, **sizes)
-    labels = np.full_like(batch["input_ids"], IGNORE)
-    both = (batch["segment_ids"][:, 1:] > 0) & (batch["segment_ids"][:, :-1] > 0)
-    labels[:, :-1] = np.where(both, batch["input_ids"][:, 1:], IGNORE)
-    return batch | {"labels": labels}
+    ids, segments = batch.text.input_ids, batch.text.segment_ids
+    labels = np.full_like(ids, IGNORE)
+    both = (segments[:, 1:] > 0) & (segments[:, :-1] > 0)
+    labels[:, :-1] = np.where(both, ids[:, 1:], IGNORE)
+    return SupervisedBatch(batch, labels)
 
 
 def three_steps(model, batch):
     """Returns the gradients of the first of three SGD steps, the loss of each, and the model after."""
     # A trace without decay keeps the gradient that it was given.
     optimizer = optax.chain(optax.trace(decay=0.0), optax.sgd(LEARNING_RATE))
-    micro = {
-        key: jax.device_put(value[None], _micro(value.sharding))
-        if isinstance(value, jax.Array)
-        else value[None]
-        for key, value in batch.items()
-    }
+
+    def one(value):
+        return (
+            jax.device_put(value[None], _micro(value.sharding))
+            if isinstance(value, jax.Array)
+            else value[None]
+        )
+
+    micro = jax.tree.map(one, batch)
     state = init_state(jax.tree.map(jnp.copy, model), optimizer)
     step = make_train_step(text_loss, optimizer, token_counts).lower(state, micro).compile()
     losses, grads = [], None
@@ -87,7 +92,6 @@ def assert_close(a, b):
 def test_one_and_eight_devices_make_the_same_steps(tiny, kind, axes):
     reference = tiny(kind)
     batch = labelled(make_inputs(ROWS, left=True), reference.config)
-    batch.pop("next_position")
     grads, losses, model = three_steps(reference.ours, batch)
 
     mesh = make_mesh(**axes)
@@ -112,7 +116,7 @@ def test_one_program_serves_every_grid_of_a_bucket(tiny):
     traces = []
 
     def counted(model, batch, counts):
-        traces.append(batch["patches"].shape)
+        traces.append(batch.inputs.patches.values.shape)
         return text_loss(model, batch, counts)
 
     optimizer = optax.sgd(LEARNING_RATE)
@@ -121,7 +125,7 @@ def test_one_program_serves_every_grid_of_a_bucket(tiny):
 
     def run(state, rows, length=64):
         batch = labelled(make_inputs(rows), reference.config, length=length, frame_pairs=4, patches=48)
-        return step(state, {key: value[None] for key, value in batch.items()})[0]
+        return step(state, take(batch, None))[0]
 
     state = run(state, [[2, (2, 4, 6), 5], [4, (4, 4), 2]])
     first = len(traces)
@@ -141,7 +145,7 @@ def test_one_program_serves_every_grid_of_a_bucket(tiny):
 def test_the_training_program_does_not_grow_with_depth(tiny):
     config = tiny("dense").config
     batch = labelled(make_inputs(ROWS), config)
-    micro = {key: value[None] for key, value in batch.items()}
+    micro = take(batch, None)
     optimizer = optax.adamw(1e-3)
 
     def size(layers: int) -> int:

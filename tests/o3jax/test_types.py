@@ -20,6 +20,7 @@ PROGRAM = """
     from o3jax.models.qwen3_vl import Qwen3VL
     from o3jax.models.rope import text_angles
     from o3jax.inputs.collate import collate
+    from o3jax.models.batch import SupervisedBatch, take
     from o3jax.sft.text import text_loss, token_counts
     from o3jax.train.optimizer import learning_rate, make_optimizer
     from o3jax.train.state import init_state, make_train_step
@@ -36,8 +37,8 @@ PROGRAM = """
 
     optimizer = make_optimizer(learning_rate("cosine", 1e-3, 10, 2), weight_decay=0.1, max_grad_norm=1.0)
     step = make_train_step(text_loss, optimizer, token_counts)
-    micro = {key: value[None] for key, value in batch.items() if key != "next_position"}
-    state, metrics = step(init_state(model, optimizer), micro | {"labels": micro["input_ids"]})
+    micro = take(SupervisedBatch(batch, batch.text.input_ids), None)
+    state, metrics = step(init_state(model, optimizer), micro)
     assert np.isfinite(metrics["loss"])
     model = state.model
     model.text.layers = for_decoding(model.text.layers)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from o3jax.gspo import group_advantages, gspo_loss
-from o3jax.gspo.rows import UpdateShape, by_sequence, pack_groups
+from o3jax.gspo.rows import UpdateShape, pack_groups
 from o3jax.inputs.collate import collate
+from o3jax.models.batch import Batch
 from tests.support.tiny import Reference, make_inputs
 
 # Videos and images of different grids; groups of three responses. The first and third prompt share a row.
@@ -30,7 +31,7 @@ class Setting:
     reference: Reference
     inputs: dict
     responses: list
-    plain: dict  # every response behind its own prompt, in a row of its own
+    plain: Batch  # every response behind its own prompt, in a row of its own
     mask: np.ndarray  # [prompts, samples, T]: the tokens that count
     advantages: np.ndarray  # [prompts, samples]
     noise: np.ndarray  # [prompts, samples, T, 2]: how far the old and the reference policy are away
@@ -52,10 +53,10 @@ class Setting:
     @functools.cached_property
     def truth(self):
         """Loss, gradients and log-probabilities by whole logits of the plain rows, with nothing shared."""
-        size = self.plain["input_ids"].shape[1]
+        size = self.plain.text.input_ids.shape[1]
         starts = np.repeat([int(m.sum()) for m in make_inputs(PROMPTS)["attention_mask"]], GROUP)
         index = np.minimum(starts[:, None] - 1 + np.arange(SHAPE.response), size - 1)
-        labels = np.take_along_axis(self.plain["input_ids"], np.minimum(index + 1, size - 1), 1)
+        labels = np.take_along_axis(self.plain.text.input_ids, np.minimum(index + 1, size - 1), 1)
         there, mask, noise = (flat(a) for a in (self.lengths(), self.mask, self.noise))
 
         def loss(model):
@@ -75,10 +76,12 @@ class Setting:
 
     def batch(self, rows, logp, noise):
         """Returns rows with all that the objective reads, for old and reference log-probabilities."""
-        old, ref = (logp - by_sequence(rows, noise[..., i]) for i in range(2))
-        advantages = by_sequence(rows, self.advantages.astype(np.float32))
-        mask = by_sequence(rows, self.mask)
-        return rows | {"response_mask": mask, "advantages": advantages, "logp_old": old, "logp_ref": ref}
+        old, ref = (logp - rows.by_sequence(noise[..., i]) for i in range(2))
+        advantages = rows.by_sequence(self.advantages.astype(np.float32))
+        mask = rows.by_sequence(self.mask)
+        return dataclasses.replace(
+            rows, response_mask=mask, advantages=advantages, logp_old=old, logp_ref=ref
+        )
 
 
 def flat(x):

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import grain
 import numpy as np
+
+from o3jax.models.batch import Batch, Failures, SupervisedBatch, TextRow
 
 
 class Named(grain.transforms.Map):
     """Numbers of clips -> a row of them; 5 cannot be read."""
 
     def map(self, clips):
-        row = {
-            "clip_number": np.full(3, -1, np.int32),
-            "clip_error": np.zeros((3, 8), np.uint8),
-            "x": np.zeros(2, np.float32),
-        }
+        failures = Failures(np.full(3, -1, np.int32), np.zeros((3, 8), np.uint8))
         for at, clip in enumerate(clips):
-            row["clip_number"][at] = clip
+            failures.number[at] = clip
             if clip == 5:
-                row["clip_error"][at, :4] = np.frombuffer(b"torn", np.uint8)
-        return row
+                failures.error[at, :4] = np.frombuffer(b"torn", np.uint8)
+        text = TextRow(*[np.zeros(2, np.float32)] * 4)
+        return SupervisedBatch(Batch(text), labels=np.zeros(2), failures=failures)
 
 
 class Drawn(grain.transforms.RandomMap):
+    """Row -> row whose labels are drawn."""
+
     def random_map(self, row, rng):
-        return row | {"drawn": rng.uniform(size=2)}
+        return dataclasses.replace(row, labels=rng.uniform(size=2))
 
 
 def put_many(cache, start):

@@ -32,11 +32,13 @@ from o3jax.hf import config_from_hf, load_weights
 from o3jax.hf.export import export_weights
 from o3jax.inputs.image import ImageConfig, VideoConfig
 from o3jax.inputs.processor import Processor, load_processor
+from o3jax.models.batch import Batch
 from o3jax.models.config import Config, EvidenceConfig, TextConfig, VisionConfig
 from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
 from o3jax.prompts import templates
 from o3jax.prompts.tiny_tokenizer import build_tokenizer
 from o3jax.video import probe
+from tests.support.batches import assert_equal
 
 IMAGE, VIDEO, VISION_START, VISION_END = 300, 301, 302, 303
 KINDS = ("dense", "tied", "moe")
@@ -81,7 +83,6 @@ EVIDENCE = EvidenceConfig(
     question_layers=1,
     window_s=0.5,
     proposals=2,
-    inject=True,
 )
 
 
@@ -146,7 +147,7 @@ class Reference:
             return self.run_torch(inputs).logits.numpy()
 
 
-def our_logits(model: Qwen3VL, batch: dict[str, np.ndarray]) -> np.ndarray:
+def our_logits(model: Qwen3VL, batch: Batch) -> np.ndarray:
     """Returns our logits, from a program traced now (so that a patched function is seen)."""
     return np.asarray(jax.jit(lambda model, batch: model(batch))(model, batch))
 
@@ -289,7 +290,4 @@ def film(folder: Path, count: int, questions: int = 1) -> FolderClips:
 def same(ones, others):
     """Asserts that batches are the same, bit for bit."""
     for one, other in zip(ones, others, strict=True):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert one[key].dtype == other[key].dtype
-            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+        assert_equal(one, other)

@@ -28,6 +28,7 @@ from data_pipelines.synthetic.published import GROUPS, make_article, make_publis
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf
 from o3jax.inputs.processor import load_processor
+from o3jax.models.batch import take
 from o3jax.prompts import templates
 from o3jax.tasks import FREE_FORM, MCQ, SPATIO_TEMPORAL, TEMPORAL, TEMPORAL_MCQ, VISUAL
 from o3jax.train.token_loss import IGNORE
@@ -400,8 +401,8 @@ def test_an_epoch_of_batches_teaches_what_the_records_say(folder, video_model):
     stream, told = pipeline.open(), {}
     for _ in range(4):
         batch = next(stream)
-        assert not batch["clip_error"].any()
-        for number, labels in zip(batch["clip_number"][:, 0], batch["labels"], strict=True):
+        assert not batch.failures.error.any()
+        for number, labels in zip(batch.failures.number[:, 0], batch.labels, strict=True):
             text = processor.tokenizer.decode(labels[labels != IGNORE])
             told[clips[number].samples[0].id] = text.removesuffix(processor.tokenizer.eos_token)
     records = json.loads((folder / "json_data" / "STGR-SFT.json").read_text())
@@ -423,20 +424,19 @@ def test_an_epoch_of_batches_teaches_what_the_article_s_records_say(tmp_path, vi
     config = dataclasses.replace(config, evidence=EVIDENCE)
     rows = MakeRow(processor, config, RowShape(640, 3, 16), evidence=shape)
     clips = FolderClips(read_index(tmp_path / "set"), questions=2)
-    needs = [rows.cost(clip) for clip in clips.clips]
-    planned = plan_rows(needs, ["article"] * len(needs), rows.capacity(), seed=0, mixture={}, epochs=1.0)
+    costs = [rows.cost(clip) for clip in clips.clips]
+    planned = plan_rows(costs, ["article"] * len(costs), rows.capacity(), seed=0, mixture={}, epochs=1.0)
     stream = Pipeline(PlannedRows(clips.clips, planned), [rows], batch_size=1, seed=0).open()
     told = {}
     for _ in planned:
-        row = {key: array[0] for key, array in next(stream).items()}
-        assert not row["clip_error"].any()
-        for q, sample in enumerate(clips[row["clip_number"][0]].samples):
-            labels = row["labels"][(row["continuation_ids"] == q + 1) & (row["labels"] != IGNORE)]
+        row = take(next(stream), 0)
+        assert not row.failures.error.any()
+        for q, sample in enumerate(clips[row.failures.number[0]].samples):
+            labels = row.labels[(row.inputs.text.continuation_ids == q + 1) & (row.labels != IGNORE)]
             text = processor.tokenizer.decode(labels).removesuffix(processor.tokenizer.eos_token)
-            told[int(sample.id.split("-")[-1])] = (
-                text,
-                *(row[key][q] for key in ("target_time", "target_boxes", "true_intervals")),
-            )
+            truth = row.evidence
+            found = truth.mentions.time[q], truth.mentions.boxes[q], truth.intervals[q]
+            told[int(sample.id.split("-")[-1])] = (text, *found)
     rows.reader.close()
     assert sorted(told) == list(range(len(records))) == list(range(6))
     for number, (text, times, boxes, intervals) in told.items():

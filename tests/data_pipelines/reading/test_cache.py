@@ -21,7 +21,9 @@ from data_pipelines.rows.supervised import MakeRow, RowShape
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf
 from o3jax.inputs.processor import load_processor
+from o3jax.models.batch import SupervisedBatch, map_arrays
 from o3jax.video import VideoError, read_video
+from tests.support.batches import changed
 from tests.support.streams import put_many
 from tests.support.tiny import EVIDENCE, film, same
 
@@ -43,11 +45,11 @@ def setting(video_model, tmp_path_factory):
     rows.reader.close()
 
 
-def batches(rows: MakeRow, clips: FolderClips, workers: int = 0) -> list[dict[str, np.ndarray]]:
+def batches(rows: MakeRow, clips: FolderClips, workers: int = 0) -> list[SupervisedBatch]:
     planned = PlannedRows(clips.clips, ROWS)
     pipeline = Pipeline(planned, [rows, OpenCandidates()], batch_size=1, seed=0, num_workers=workers)
     stream = pipeline.open()
-    out = [{key: np.array(array) for key, array in next(stream).items()} for _ in ROWS]
+    out = [map_arrays(np.array, next(stream)) for _ in ROWS]
     stream.close()
     return out
 
@@ -72,7 +74,7 @@ def size(folder) -> int:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_cold_and_warm(setting, tmp_path, workers):
     _, clips, plain = setting
-    assert [bool(batch["clip_error"].any()) for batch in plain] == [True, False, True, False]
+    assert [bool(batch.failures.error.any()) for batch in plain] == [True, False, True, False]
     same(batches(cached(setting, tmp_path), clips, workers), plain)
     assert len(files(tmp_path)) == 2 * 2  # two streams of each video that can be read
     warm = cached(setting, tmp_path)
@@ -87,7 +89,7 @@ def _refuse(path):
 
 
 def without_errors(ones):
-    return [{key: array for key, array in one.items() if key != "clip_error"} for one in ones]
+    return [changed(one, {"failures.error": None}) for one in ones]
 
 
 def test_a_damaged_file_is_written_anew(setting, tmp_path):

@@ -35,11 +35,13 @@ from experiments.training.workdir import Workdir
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.inputs.processor import load_processor
+from o3jax.models.batch import flatten, map_arrays, stack
 from o3jax.models.qwen3_vl import with_evidence
 from o3jax.sft.evidence import EvidenceWeights
 from o3jax.sft.joint import joint_counts, joint_loss
 from o3jax.train.state import TrainState
 from o3jax.train.token_loss import IGNORE
+from tests.support.batches import assert_equal
 from tests.support.streams import Drawn, Named
 from tests.support.tiny import EVIDENCE, film
 
@@ -53,8 +55,6 @@ ROW = RowShape(640, 6, 16, clips=2)
 def setting(video_model):
     processor = load_processor(video_model)
     model = with_evidence(load_weights(video_model, config_from_hf(video_model)), EVIDENCE, jax.random.key(1))
-    gate = model.evidence.injection.gate  # open, or injection could mix the clips unseen
-    gate[...] = 0.3 * jnp.asarray(np.random.default_rng(0).standard_normal(gate.shape), jnp.float32)
     return model, MakeRow(processor, model.config, ROW, evidence=SHAPE)
 
 
@@ -64,8 +64,7 @@ def two():
 
 
 def batch_of(*rows):
-    keys = [key for key in rows[0] if not key.startswith("clip_")]
-    return {key: np.stack([row[key] for row in rows]) for key in keys}
+    return dataclasses.replace(stack(rows), failures=None)
 
 
 @pytest.fixture(scope="module")
@@ -103,15 +102,18 @@ def test_clips_in_one_row_are_as_in_rows_of_their_own(setting, two, run):
 def test_the_arrays_of_a_packed_row(setting, two):
     _, rows = setting
     packed, alone = rows.map(two), [rows.map(clip) for clip in two]
-    assert sorted(set(packed["segment_ids"])) == [0, 1, 2]
+    text, dense = packed.inputs.text, packed.inputs.dense
+    assert sorted(set(text.segment_ids)) == [0, 1, 2]
     for segment, row in enumerate(alone, start=1):
-        here, there = packed["segment_ids"] == segment, row["segment_ids"] == 1
-        for key in ("input_ids", "continuation_ids", "labels"):
-            assert (packed[key][here] == row[key][there]).all(), key
-        assert (packed["positions"][:, here] == row["positions"][:, there]).all()
-    assert packed["question_clip"].tolist() == [1, 2, 2]
-    assert np.bincount(packed["dense_clip"]).tolist() == [10, 75, 75]
-    clock = packed["dense_clock"][packed["dense_length"] > 0]
+        own = row.inputs.text
+        here, there = text.segment_ids == segment, own.segment_ids == 1
+        for name in ("input_ids", "continuation_ids"):
+            assert (getattr(text, name)[here] == getattr(own, name)[there]).all(), name
+        assert (packed.labels[here] == row.labels[there]).all()
+        assert (text.positions[:, here] == own.positions[:, there]).all()
+    assert packed.inputs.questions.clip.tolist() == [1, 2, 2]
+    assert np.bincount(dense.clip).tolist() == [10, 75, 75]
+    clock = dense.clock[dense.length > 0]
     gaps = np.diff(clock)
     assert gaps.argmax() == 74 and gaps[74] > EVIDENCE.window_s and (gaps > 0).all()
 
@@ -126,7 +128,7 @@ def test_a_row_has_room_for_no_more(setting, two):
         few.map(two)
     cost = [rows.cost(clip) for clip in two]
     assert [need.dense_groups for need in cost] == [75, 75] and cost[1].questions == 2
-    assert cost[0].tokens == (rows.map(two[0])["segment_ids"] > 0).sum()
+    assert cost[0].tokens == (rows.map(two[0]).inputs.text.segment_ids > 0).sum()
     with pytest.raises(UserError, match="b needs .* tokens, more than the 200 .* raise config.row_length"):
         check_fit("ab", cost, dataclasses.replace(rows.capacity(), tokens=200))
 
@@ -139,16 +141,19 @@ def test_a_bad_clip_keeps_its_place_and_teaches_nothing(setting, two, tmp_path):
     good = rows.map((filmed, two[1]))
     (tmp_path / "v.mp4").write_bytes(b"\0" * 999)
     bad = rows.map((filmed, two[1]))
-    assert {key: a.shape for key, a in bad.items()} == {key: a.shape for key, a in good.items()}
-    assert bad["clip_number"].tolist() == [7, two[1].number]
-    assert "v.mp4" in bytes(bad["clip_error"][0]).decode() and not bad["clip_error"][1].any()
-    for key in ("input_ids", "positions", "visual_index", "patch_length", "dense_length", "segment_ids"):
-        assert (bad[key] == good[key]).all(), key
-    first = bad["segment_ids"] == 1
-    assert (bad["labels"][first] == IGNORE).all() and (good["labels"][first] != IGNORE).any()
-    assert (bad["labels"][~first] == good["labels"][~first]).all()
-    assert not bad["target_judged"][0].any() and bad["target_judged"][1:].any()
-    assert not opened(bad)["relevance_known"][0].any() and not bad["patches"][:3].any()
+    shapes = map_arrays(np.shape, bad)
+    assert flatten(shapes) == flatten(map_arrays(np.shape, good))
+    assert bad.failures.number.tolist() == [7, two[1].number]
+    assert "v.mp4" in bytes(bad.failures.error[0]).decode() and not bad.failures.error[1].any()
+    assert_equal(bad.inputs.text, good.inputs.text)
+    assert (bad.inputs.patches.length == good.inputs.patches.length).all()
+    assert (bad.inputs.dense.length == good.inputs.dense.length).all()
+    first = bad.inputs.text.segment_ids == 1
+    assert (bad.labels[first] == IGNORE).all() and (good.labels[first] != IGNORE).any()
+    assert (bad.labels[~first] == good.labels[~first]).all()
+    judged = bad.evidence.mentions.judged
+    assert not judged[0].any() and judged[1:].any()
+    assert not opened(bad).evidence.search.known[0].any() and not bad.inputs.patches.values[:3].any()
     rows.reader.close()
 
 
@@ -248,17 +253,15 @@ def stream(**options) -> Pipeline:
 def taken(pipeline, count, position=0):
     """Returns `count` batches, and ends what made them."""
     iterator = pipeline.open(position)
-    batches = [jax.tree.map(np.array, next(iterator)) for _ in range(count)]
+    batches = [map_arrays(np.array, next(iterator)) for _ in range(count)]
     if hasattr(iterator, "close"):
         iterator.close()
     return batches
 
 
 def same(one, other):
-    assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
-        for key in a:
-            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+        assert_equal(a, b)
 
 
 @pytest.fixture(scope="module")
@@ -268,9 +271,9 @@ def nine():
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
 def test_any_number_of_workers_continues_anywhere(nine, workers):
-    numbers = np.concatenate([batch["clip_number"] for batch in nine])
+    numbers = np.concatenate([batch.failures.number for batch in nine])
     assert [[n for n in row if n >= 0] for row in numbers.tolist()] == ROWS[:36]
-    assert any(batch["clip_error"].any() for batch in nine)
+    assert any(batch.failures.error.any() for batch in nine)
     k = random.Random(workers).randint(1, 6)
     same(taken(stream(num_workers=workers), 3, position=4 * k), nine[k : k + 3])
 
@@ -278,15 +281,14 @@ def test_any_number_of_workers_continues_anywhere(nine, workers):
 def test_two_hosts_share_the_rows_of_a_batch(nine):
     halves = [taken(stream(process_index=host, process_count=2), 5, position=8) for host in (0, 1)]
     for batch, *parts in zip(nine[2:7], *halves, strict=True):
-        for key in batch:
-            both = np.stack([part[key] for part in parts], axis=1).reshape(batch[key].shape)
-            np.testing.assert_array_equal(both, batch[key], err_msg=key)
+        both = map_arrays(lambda a, *some: np.stack(some, axis=1).reshape(a.shape), batch, *parts)
+        assert_equal(both, batch)
 
 
 def test_another_batch_size_continues_at_the_same_row(nine):
     (batch,) = taken(stream(batch_size=6), 1, position=8)
-    expected = np.concatenate([nine[2]["clip_number"], nine[3]["clip_number"][:2]])
-    np.testing.assert_array_equal(batch["clip_number"], expected)
+    expected = np.concatenate([nine[2].failures.number, nine[3].failures.number[:2]])
+    np.testing.assert_array_equal(batch.failures.number, expected)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -300,9 +302,9 @@ def test_files_among_them_a_torn_one(setting, tmp_path, workers):
     assert len(planned) == 2
     pipeline = Pipeline(PlannedRows(clips.clips, planned), [rows], 1, 0, num_workers=workers)
     batches = taken(pipeline, 2)
-    assert [[n for n in b["clip_number"][0].tolist() if n >= 0] for b in batches] == planned
+    assert [[n for n in b.failures.number[0].tolist() if n >= 0] for b in batches] == planned
     failed = [
-        int(b["clip_number"][0, at]) for b in batches for at in np.flatnonzero(b["clip_error"][0, :, 0])
+        int(b.failures.number[0, at]) for b in batches for at in np.flatnonzero(b.failures.error[0, :, 0])
     ]
     assert failed == [1]
 
@@ -320,8 +322,7 @@ def trained(folder, c, pipeline, seen):
     """Runs a step that only writes down which clips it was given."""
 
     def step(state, batch):
-        assert "clip_number" not in batch
-        seen.append(batch["drawn"][0, 0])
+        seen.append(batch.labels[0, 0])
         return dataclasses.replace(state, step=state.step + 1), {"loss": jnp.float32(0)}
 
     state = TrainState(jnp.zeros((), jnp.int32), {"w": jnp.zeros(2)}, {})
@@ -333,7 +334,7 @@ def test_failures_are_listed_and_resuming_goes_on(tmp_path, nine, capsys):
     for stop in (2, 5):
         trained(tmp_path, config(stop_at_step=stop), stream(), seen)
     trained(tmp_path, config(), stream(num_workers=0, batch_size=4), seen)
-    np.testing.assert_array_equal(seen, [batch["drawn"][0, 0] for batch in nine[:8]])
+    np.testing.assert_array_equal(seen, [batch.labels[0, 0] for batch in nine[:8]])
     lines = [json.loads(line) for line in (tmp_path / "failed.jsonl").read_text().splitlines()]
     rows = [n for row in ROWS[:32] for n in row]
     assert len(lines) == rows.count(5) > 1

@@ -21,7 +21,7 @@ from data_pipelines.rows.packing import PlannedRows
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.supervised import MakeRow, RowShape
 from data_pipelines.synthetic.datasets import make_dataset
-from experiments.training.features import Features, open_features
+from experiments.training.features import FeatureMaker, open_features
 from experiments.training.rollouts import with_features
 from o3jax.errors import UserError
 from o3jax.gspo.rows import pack_groups
@@ -29,9 +29,11 @@ from o3jax.gspo.update import gspo_objective, sequence_counts
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.inputs.collate import collate
 from o3jax.inputs.processor import load_processor
-from o3jax.models.qwen3_vl import DENSE_KEYS, VISION_KEYS, Qwen3VL, visual_features, with_evidence
+from o3jax.models.batch import PromptBatch, map_arrays
+from o3jax.models.qwen3_vl import Qwen3VL, visual_features, with_evidence
 from o3jax.models.vision import VisionTower
 from o3jax.video import VideoError
+from tests.support.batches import assert_equal, changed
 from tests.support.commands import run_command
 from tests.support.groups import KL, PROMPTS, ROWS, SHAPE, make_setting
 from tests.support.tiny import EVIDENCE, film, make_inputs, same
@@ -46,8 +48,6 @@ PLANNED = [(0, 1), (2,), (2, 0)]  # the clip 1 cannot be read
 @pytest.fixture(scope="module")
 def setting(video_model, tmp_path_factory):
     model = with_evidence(load_weights(video_model, config_from_hf(video_model)), EVIDENCE, jax.random.key(1))
-    gate = model.evidence.injection.gate  # open, or the dense stream would not reach the text
-    gate[...] = 0.3 * jnp.asarray(np.random.default_rng(0).standard_normal(gate.shape), jnp.float32)
     clips = film(tmp_path_factory.mktemp("films"), 3)
     clips.clips[1].video.write_bytes(clips.clips[1].video.read_bytes()[:300])
     rows = MakeRow(load_processor(video_model), model.config, ROW, evidence=ASKED)
@@ -58,19 +58,28 @@ def setting(video_model, tmp_path_factory):
 def batches(rows, clips):
     transforms = [rows, OpenCandidates()] if rows.evidence else [rows]
     stream = Pipeline(PlannedRows(clips.clips, PLANNED), transforms, batch_size=1, seed=0).open()
-    out = [{key: np.array(array) for key, array in next(stream).items()} for _ in PLANNED]
+    out = [map_arrays(np.array, next(stream)) for _ in PLANNED]
     stream.close()
     return out
 
 
 def parts(visuals, batch):
     """Returns what was seen of the groups of clips that could be read, in a batch of one row."""
-    read = np.flatnonzero(~batch["clip_error"][0, :, 0].astype(bool)) + 1
-    shown, dense = np.isin(batch["visual_clip"], read), np.isin(batch["dense_clip"], read)
+    read = np.flatnonzero(~batch.failures.error[0, :, 0].astype(bool)) + 1
+    shown = np.isin(batch.inputs.places.clip, read)
+    dense = np.isin(batch.inputs.dense.clip, read)
     features = visual_features(visuals.tokens, visuals.taps, shown.shape[1])
     return [
         np.asarray(a) for a in (features[shown], visuals.visual.tokens[shown], visuals.dense.features[dense])
     ]
+
+
+def without_pixels(batch):
+    """Returns the batch with neither patches nor features."""
+    dense = dataclasses.replace(batch.inputs.dense, patches=None, features=None)
+    return dataclasses.replace(
+        batch, inputs=dataclasses.replace(batch.inputs, patches=None, features=None, dense=dense)
+    )
 
 
 def without_tower(monkeypatch):
@@ -97,21 +106,20 @@ def assert_close(gradients, wanted, tolerance):
 
 def test_cold_and_warm(setting, tmp_path, monkeypatch):
     model, clips, rows, plain = setting
-    features = Features(model.vision, ArrayCache(tmp_path, 2**30), "float32")
+    features = FeatureMaker(model.vision, ArrayCache(tmp_path, 2**30), "float32")
     rows = dataclasses.replace(rows, features=features.cache, reader=GuardedReader())
     cold = batches(rows, clips)
-    assert [int(batch["feature_key"].any(-1).sum()) for batch in cold] == [1, 1, 2]
+    assert [int(batch.missing.key.any(-1).sum()) for batch in cold] == [1, 1, 2]
     made = [features(batch) for batch in cold]
     rows.reader.close()
     assert len(list(tmp_path.glob("*.array_record"))) == 2
     for batch, old in zip(made, plain, strict=True):
-        pixels = {*VISION_KEYS, *DENSE_KEYS} - {"patch_length", "dense_length"}
-        assert old.keys() - batch.keys() == pixels
-        assert batch.keys() - old.keys() == {"visual_features", "dense_tokens"}
-        for key in batch.keys() & old.keys():
-            np.testing.assert_array_equal(batch[key], old[key], err_msg=key)
+        for mine, before in ((batch.inputs, old.inputs), (batch.inputs.dense, old.inputs.dense)):
+            assert mine.patches is None and before.features is None
+            np.testing.assert_array_equal(mine.features.length, before.patches.length)
+        assert_equal(without_pixels(batch), without_pixels(old))
 
-    encode_visuals = jax.jit(lambda model, batch: model.encode_visuals(batch))
+    encode_visuals = jax.jit(lambda model, batch: model.encode_visuals(batch.inputs))
     for batch, old in list(zip(made, plain, strict=True))[::2]:
         wanted = parts(encode_visuals(model, old), old)
         with monkeypatch.context() as patched:
@@ -129,19 +137,17 @@ def test_cold_and_warm(setting, tmp_path, monkeypatch):
         raise VideoError(f"{path} is not to be read")
 
     monkeypatch.setattr(rows.reader, "run", read)
-    monkeypatch.setattr(Features, "_make", None)
+    monkeypatch.setattr(FeatureMaker, "_make", None)
     warm = [features(batch) for batch in batches(rows, clips)]
     assert set(tried) == {clips.clips[1].video}
-    for batch in (*warm, *made):
-        del batch["clip_error"]
-    same(warm, made)
+    same(*([changed(batch, {"failures.error": None}) for batch in some] for some in (warm, made)))
 
 
 def test_whatever_features_depend_on_is_another_entry(setting, tmp_path):
     model, clips, rows, _ = setting
 
     def key(tower=model.vision, shape=(16, 16), clip=clips.clips[0], dtype="float32", **options):
-        features = Features(tower, ArrayCache(tmp_path / "cache", 2**30), dtype, *shape)
+        features = FeatureMaker(tower, ArrayCache(tmp_path / "cache", 2**30), dtype, *shape)
         mine = dataclasses.replace(rows, features=features.cache, **options)
         return mine._kept(clip, mine.write(clip))[0]
 
@@ -226,8 +232,9 @@ def test_gradients_of_update_rows_with_features(tiny, monkeypatch):
     model, config = setting.reference.ours, setting.reference.config
     prompts = collate(make_inputs(PROMPTS), config, length=64, patches=64)
     encode_visuals = jax.jit(lambda model, batch: model.encode_visuals(batch))
-    carrying = with_features(prompts, encode_visuals(model, prompts))
-    assert not carrying.keys() & (set(VISION_KEYS) - {"patch_length"})
+    asked = PromptBatch(prompts, start=None, number=None)
+    carrying = with_features(asked, encode_visuals(model, prompts)).inputs
+    assert carrying.patches is None
     logp = np.zeros((ROWS, SHAPE.sequences, SHAPE.response), np.float32) - 5.0
 
     def gradients(rows):

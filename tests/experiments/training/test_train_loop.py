@@ -25,11 +25,13 @@ from experiments.training.workdir import Workdir
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.inputs.processor import load_processor
+from o3jax.models.batch import stack, take
 from o3jax.sft.text import text_loss, token_counts
 from o3jax.train.optimizer import learning_rate, make_optimizer
 from o3jax.train.state import TrainState, init_state, make_train_step
 from tests.support.commands import run_command
 from tests.support.paths import ROOT
+from tests.support.streams import Named
 
 STEPS = 10
 
@@ -232,7 +234,7 @@ def test_steps_before_a_stop_by_a_mistake_are_in_the_log(tmp_path):
             return dataclasses.replace(state, step=state.step + 1), {"loss": jnp.float32(0)}
 
         state = TrainState(jnp.zeros((), jnp.int32), {"w": jnp.zeros(2)}, {})
-        pipeline = Pipeline([{"x": np.zeros(1)}] * 9, [], batch_size=1, seed=0)
+        pipeline = Pipeline([(0, 1, 2)] * 9, [Named()], batch_size=1, seed=0)
         run_steps(state, step, pipeline, lambda batch: batch, Workdir(tmp_path, c), c)
 
     with pytest.raises(UserError, match="stop"):
@@ -264,7 +266,7 @@ def test_learning_works(video_model):
     model = load_weights(video_model, config_from_hf(video_model))
     rows = MakeRow(load_processor(video_model), model.config, RowShape(192, 3, 16))
     rows = [rows.map(SyntheticClips("train", 1, questions=1)[index]) for index in range(2)]
-    batch = {key: np.stack([row[key] for row in rows])[None] for key in rows[0]}
+    batch = take(stack(rows), None)
     optimizer = make_optimizer(learning_rate("constant", 1e-2, 30), weight_decay=0.0, max_grad_norm=1.0)
     state = jax.jit(lambda model: init_state(model, optimizer))(model)
     step = make_train_step(text_loss, optimizer, token_counts).lower(state, batch).compile()

@@ -13,6 +13,7 @@ import torch
 from o3jax.generate.cache import extend, prefill
 from o3jax.generate.sampler import Generated, greedy
 from o3jax.inputs.collate import collate
+from o3jax.models.batch import Batch
 from o3jax.models.text import for_decoding, for_training
 from tests.support.tiny import make_inputs, our_logits
 
@@ -113,7 +114,7 @@ def test_generation_stops_when_every_row_has_ended(reference, generated, monkeyp
     assert out.length.max() <= 4 and len(steps) == out.length.max() - 1
 
 
-def continued(reference, tokens) -> dict[str, np.ndarray]:
+def continued(reference, tokens) -> Batch:
     """Returns the right-padded batch of the prompts with each row's tokens behind, all of them text."""
     inputs = make_inputs(ROWS)
     slots = [size + np.arange(tokens.shape[1]) for size in inputs["attention_mask"].sum(1)]
@@ -123,7 +124,7 @@ def continued(reference, tokens) -> dict[str, np.ndarray]:
         inputs["attention_mask"][row, where] = 1
     batch = collate(inputs, reference.config)
     for row, where in enumerate(slots):  # afterwards, because a random model may say a placeholder
-        batch["input_ids"][row, where] = tokens[row]
+        batch.text.input_ids[row, where] = tokens[row]
     return batch
 
 

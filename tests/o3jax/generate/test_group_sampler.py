@@ -20,8 +20,10 @@ from o3jax.generate.group import Rollouts, sample_groups
 from o3jax.generate.sampler import greedy
 from o3jax.generate.sampling import Sampling, StopStrings
 from o3jax.inputs.collate import collate
+from o3jax.models.batch import map_arrays, take
 from o3jax.models.text import for_decoding
 from tests.o3jax.generate.test_sampling import by_transformers
+from tests.support.batches import changed
 from tests.support.tiny import make_inputs
 
 G, T, PAD = 4, 20, 0
@@ -77,18 +79,18 @@ def forward(models):
         inputs[key] = np.pad(inputs[key], ((0, 0), (0, T)))
     for row, size in enumerate(sizes):
         inputs["attention_mask"][row, size : size + T] = 1
-    rows = {key: np.repeat(a, G, axis=0) for key, a in collate(inputs, models[0].config).items()}
+    rows = map_arrays(lambda a: np.repeat(a, G, axis=0), collate(inputs, models[0].config))
     slots = np.repeat(sizes, G)[:, None] + np.arange(T)
 
     @jax.jit
     def logits(model, batch):
-        hidden = model.hidden(batch, model.encode_visuals(batch))
+        hidden = model.hidden(batch.text, model.encode_visuals(batch))
         return model.logits(jnp.take_along_axis(hidden, slots[..., None] - 1, axis=1))
 
     def run(tokens):
-        filled = rows["input_ids"].copy()
+        filled = rows.text.input_ids.copy()
         np.put_along_axis(filled, slots, tokens.reshape(-1, T), axis=1)
-        out = np.asarray(logits(models[0], rows | {"input_ids": filled}), np.float64)
+        out = np.asarray(logits(models[0], changed(rows, {"text.input_ids": filled})), np.float64)
         return scipy.special.log_softmax(out, axis=-1).reshape(len(ROWS), G, T, -1)
 
     return run
@@ -178,7 +180,7 @@ def test_a_grown_cache_has_each_step_in_its_column(models, clock, need, width):
 def test_neighbours_change_nothing(sample, batch, rollouts):
     """A prompt alone, and the shortest first: the longest takes its place and goes on when all have ended."""
     for order in ([1], np.argsort(rollouts.length.max(1))):
-        prompts = {key: array[order] for key, array in batch.items()}
+        prompts = take(batch, order)
         expected = jax.tree.map(lambda a, order=order: a[order], rollouts)
         assert_same(sample(prompts, prompt_ids=order, slots=2), expected)
 
@@ -187,13 +189,13 @@ def test_a_group_that_has_ended_keeps_its_tokens(sample, batch):
     """It stays in its slot as long as one that came later runs, which then writes where its tokens began."""
     asked = {"group_size": 2, "max_new_tokens": 6, "eos_ids": tuple(range(1, 110))}
     ids = np.arange(16)
-    prompts = {key: np.repeat(array[1:2], len(ids), axis=0) for key, array in batch.items()}
+    prompts = map_arrays(lambda array: np.repeat(array[1:2], len(ids), axis=0), batch)
     alone = sample(prompts, prompt_ids=ids, slots=1, **asked)
     length = alone.length.max(1)
     # The third takes the place of the first and outlives the second, whose columns it comes round to.
     first, second, third = (int(np.flatnonzero(length == size)[0]) for size in (2, 4, 6))
     order = np.array([first, second, third])
-    prompts = {key: array[order] for key, array in prompts.items()}
+    prompts = take(prompts, order)
     together = sample(prompts, prompt_ids=order, slots=2, **asked)
     assert_same(together, jax.tree.map(lambda a: a[order], alone))
 
@@ -222,7 +224,7 @@ def calls(monkeypatch):
     counted = Calls()
 
     def prefilled(model, batch, *args):
-        counted.prefilled += len(batch["input_ids"])
+        counted.prefilled += len(batch.text.input_ids)
         return prefill(model, batch, *args)
 
     def watched(original, at):
@@ -269,11 +271,11 @@ def test_windows_end_when_every_sample_has(sample, models, calls):
 
 def test_admission_costs_one_prompt_whatever_the_group(models, batch):
     """Operations of the jaxpr: the prefill of one prompt and the logits of its last token."""
-    model, one = models[1], {key: array[:1] for key, array in batch.items()}
+    model, one = models[1], take(batch, slice(1))
     key, static = jax.random.key(0), {"sampling": Sampling(), "eos_ids": ENDS}
 
     def cost(samples):
-        slots = jax.eval_shape(lambda: group._empty(model, 2, samples, one["input_ids"].shape[1], T))
+        slots = jax.eval_shape(lambda: group._empty(model, 2, samples, one.text.input_ids.shape[1], T))
         hidden, prefix = jax.eval_shape(lambda: prefill(model, one, 0))
         admit = functools.partial(group._admit, **static)
         return flops(admit, model, hidden, prefix, key, jnp.int32(0), jnp.int32(0), slots)

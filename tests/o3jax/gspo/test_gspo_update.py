@@ -14,9 +14,9 @@ import torch
 from jax.sharding import NamedSharding, PartitionSpec
 
 from o3jax.gspo import update
-from o3jax.gspo.rows import by_sequence
 from o3jax.gspo.update import gspo_objective, response_logprobs, sequence_counts
 from o3jax.hf.names import model_leaves
+from o3jax.models.batch import map_arrays
 from o3jax.sharding import batch_sharding, make_mesh, parameter_shardings, use_mesh
 from o3jax.train.state import init_state, make_train_step
 from o3jax.train.token_loss import IGNORE, token_logprobs
@@ -78,7 +78,7 @@ def test_token_logprobs_equal_a_log_softmax(dtype):
 
 def test_log_probabilities_equal_whole_logits_of_plain_rows(setting, logprobs):
     wanted = setting.truth[2].reshape(len(PROMPTS), GROUP, -1)
-    np.testing.assert_allclose(logprobs, by_sequence(setting.rows, wanted), atol=1e-5)
+    np.testing.assert_allclose(logprobs, setting.rows.by_sequence(wanted), atol=1e-5)
     assert wanted.min() < -8  # spread wide enough for the tolerance to mean something
 
 
@@ -88,9 +88,9 @@ def repeated_logprobs(setting):
 
 
 def test_a_prompt_for_each_response_is_the_same(setting, repeated_logprobs):
-    assert not (setting.repeated["continuation_ids"] > 1).any()
+    assert not (setting.repeated.inputs.text.continuation_ids > 1).any()
     wanted = setting.truth[2].reshape(len(PROMPTS), GROUP, -1)
-    np.testing.assert_allclose(repeated_logprobs, by_sequence(setting.repeated, wanted), atol=1e-5)
+    np.testing.assert_allclose(repeated_logprobs, setting.repeated.by_sequence(wanted), atol=1e-5)
 
 
 def test_log_probabilities_equal_transformers(setting, logprobs):
@@ -100,7 +100,7 @@ def test_log_probabilities_equal_transformers(setting, logprobs):
     for number, (row, prompt) in enumerate(zip(logp, np.repeat(range(5), GROUP), strict=True)):
         response = setting.responses[prompt][number % GROUP]
         total = int(setting.inputs["attention_mask"][number].sum())
-        where = (setting.rows["sequence"] == [prompt, number % GROUP]).all(-1)
+        where = (setting.rows.sequence == [prompt, number % GROUP]).all(-1)
         theirs = row[total - 1 - len(response) : total - 1]
         np.testing.assert_allclose(logprobs[where][0, : len(response)], theirs, atol=1e-4)
 
@@ -109,7 +109,7 @@ def test_log_probabilities_equal_transformers(setting, logprobs):
 
 
 def micro_batches(batch):
-    return {key: a.reshape(MICRO, ROWS // MICRO, *a.shape[1:]) for key, a in batch.items()}
+    return map_arrays(lambda a: a.reshape(MICRO, ROWS // MICRO, *a.shape[1:]), batch)
 
 
 def make_step(model, batch):
@@ -145,7 +145,7 @@ def test_gradients_equal_those_of_repeated_prompts(setting, logprobs, one_device
     step, state = one_device
     state, metrics = step(jax.tree.map(jnp.array, state), micro_batches(batch))
     check_against_truth(setting, state, metrics)
-    real = setting.rows["sequence"][..., 0] >= 0
+    real = setting.rows.sequence[..., 0] >= 0
     assert metrics["sequences"] == real.sum() == 15 and metrics["scored_sequences"] == 14
     assert metrics["tokens"] == setting.mask.sum()
     mean = flat(np.where(setting.mask, setting.noise[..., 0], 0)).sum(1) / flat(setting.mask).sum(1).clip(1)
@@ -172,7 +172,7 @@ def test_gradients_on_eight_devices(setting, logprobs):
     by_row = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
     with use_mesh(mesh):
         batch = jax.device_put(batch, by_row)
-        assert len(batch["response_ids"].sharding.device_set) == 8
+        assert len(batch.response_ids.sharding.device_set) == 8
         step, state = make_step(model, batch)
         state, metrics = jax.device_get(step(state, batch))
     check_against_truth(setting, state, metrics)
@@ -180,7 +180,8 @@ def test_gradients_on_eight_devices(setting, logprobs):
 
 def test_the_first_minibatch_is_on_policy_and_the_second_is_not(setting, logprobs, one_device):
     batch = setting.batch(setting.rows, logprobs, np.zeros_like(setting.noise))
-    batch["response_mask"] = setting.rows["response_mask"]  # so that each group's advantages add up to 0
+    # So that each group's advantages add up to 0:
+    batch = dataclasses.replace(batch, response_mask=setting.rows.response_mask)
     step, state = one_device
     state, first = step(jax.tree.map(jnp.array, state), micro_batches(batch))
     assert abs(first["ratio"] - 1) <= 1e-6 and first["ratio_spread"] <= 1e-6
@@ -198,10 +199,11 @@ def test_on_policy_gradient_by_log_probability(setting, logprobs, monkeypatch):
     counts = sequence_counts(batch)
     got = jax.grad(lambda logp: gspo_objective(logp, batch, counts)[0])(jnp.asarray(logprobs))
     each = -setting.advantages / 15 / setting.mask.sum(-1).clip(1)
-    wanted = by_sequence(batch, np.where(setting.mask, each[..., None], 0))
+    wanted = batch.by_sequence(np.where(setting.mask, each[..., None], 0))
     np.testing.assert_allclose(got, wanted, atol=1e-7)
-    del batch["logp_old"]  # the published ratio needs none; for the others there is no default
+    # The published ratio needs none; for the others there is no default.
+    batch = dataclasses.replace(batch, logp_old=None)
     same = jax.grad(lambda logp: gspo_objective(logp, batch, counts, ratio="one")[0])(jnp.asarray(logprobs))
     np.testing.assert_allclose(same, wanted, atol=1e-7)
-    with pytest.raises(KeyError, match="logp_old"):
+    with pytest.raises(ValueError, match="logp_old"):
         gspo_objective(jnp.asarray(logprobs), batch, counts)

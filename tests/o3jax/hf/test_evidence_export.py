@@ -27,31 +27,28 @@ from experiments.training import trainer
 from o3jax.api import export_model
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, export_weights, load_weights
-from o3jax.hf.injection import fixed_dense, fixed_inputs, injection_difference
 from o3jax.hf.names import model_leaves
 from o3jax.hf.o3_config import Settings, read_settings
-from o3jax.inputs.collate import collate
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.qwen3_vl import Qwen3VL, with_evidence
 from o3jax.sharding import make_mesh
 from o3jax.train.state import TrainState
 from tests.o3jax.hf.test_hf import assert_same_leaves
 from tests.support.commands import run_command
-from tests.support.tiny import make_inputs, our_logits
+from tests.support.tiny import make_inputs
 
 EVIDENCE = EvidenceConfig(
     hidden_size=32, num_heads=4, temporal_layers=3, window_s=math.inf, strategy="ring", proposals=3
 )
-INJECTING = dataclasses.replace(EVIDENCE, inject=True, window_s=1.5, temporal_layers=1, strategy="halo")
 
 
-def with_random_evidence(model: Qwen3VL, c: EvidenceConfig, gate: float = 1.0) -> Qwen3VL:
-    """Returns the model with evidence modules in which no leaf is constant, the gate `gate` times as wide."""
+def with_random_evidence(model: Qwen3VL, c: EvidenceConfig) -> Qwen3VL:
+    """Returns the model with evidence modules in which no leaf is constant."""
     rng = np.random.default_rng(0)
 
     def fill(path, leaf):
         name = jax.tree_util.keystr(path)
-        values = rng.normal(size=leaf.shape) * (gate if ".gate" in name else 0.3)
+        values = rng.normal(size=leaf.shape) * 0.3
         return jnp.asarray(values + ("norm" in name), leaf.dtype)
 
     made = with_evidence(model, c, jax.random.key(0))
@@ -191,43 +188,6 @@ def test_transformers_loads_the_folder_without_warnings(tiny, exported, caplog):
     np.testing.assert_array_equal(again, reference.logits(inputs))
 
 
-def test_injection_makes_transformers_differ_by_what_is_stated(tiny, tmp_path, caplog):
-    """Transformers' logits of the folder against ours with the dense stream, on the stated input."""
-    reference = tiny("dense")
-    model = with_random_evidence(reference.ours, INJECTING, gate=0.2)
-    with caplog.at_level(logging.WARNING, "o3jax"):
-        export_weights(model, tmp_path / "out")
-    stated = read(tmp_path / "out")["injection_difference"]
-    (record,) = caplog.records
-    assert f"differ by up to {stated:.3g}" in record.getMessage()
-
-    inputs = fixed_inputs(model.config)
-    theirs = type(reference.torch).from_pretrained(tmp_path / "out").eval()
-    with torch.no_grad():
-        plain = theirs(**{key: torch.from_numpy(value) for key, value in inputs.items()}).logits.numpy()
-    again = load_weights(tmp_path / "out", config_from_hf(tmp_path / "out"))
-    assert_same_leaves(again, model)
-    batch = collate(inputs, model.config) | fixed_dense(model.config)
-    ours = our_logits(again, batch)
-    assert stated > 0.05
-    assert abs(np.abs(ours - plain).max() - stated) <= 2e-4
-
-    # The note is nothing that the model is made of: it is ignored, and measured anew.
-    write(tmp_path / "out", read(tmp_path / "out") | {"injection_difference": "about a lot"})
-    again = load_weights(tmp_path / "out", config_from_hf(tmp_path / "out"))
-    assert read_settings(tmp_path / "out") == Settings()
-    export_weights(again, tmp_path / "again")
-    assert read(tmp_path / "again")["injection_difference"] == stated
-
-
-def test_a_zero_gate_changes_nothing(tiny, tmp_path, caplog):
-    model = with_random_evidence(tiny("dense").ours, INJECTING, gate=0)
-    assert injection_difference(model) == 0
-    with caplog.at_level(logging.WARNING, "o3jax"):
-        export_weights(model, tmp_path / "out")
-    assert read(tmp_path / "out")["injection_difference"] == 0 and not caplog.records
-
-
 # --- the facade and the command ---
 
 
@@ -295,9 +255,9 @@ def refused(folder: Path, says: str) -> str:
         ("strategy", "wormhole", "evidence.strategy is 'wormhole'; choose one of halo"),
         ("strategy", 3, "evidence.strategy must be text"),
         ("box_frames", "best", "evidence.box_frames is 'best'; choose one of stream, pointed"),
-        ("inject", "no", "evidence.inject must be true or false"),
-        # Fields that the tensors do not fit.
-        ("inject", True, r"do not fit its o3_config.json: 2 missing: evidence.injection.gate"),
+        ("inject", "no", "evidence.inject is 'no', but only False is supported"),
+        ("inject", True, "evidence.inject is True, but only False is supported"),
+        # A field that the tensors do not fit.
         ("temporal_layers", 2, r"of another shape .*temporal.layers.\w+ is \[3, .*not \[2, "),
     ],
 )
@@ -306,6 +266,13 @@ def test_wrong_fields_of_the_evidence(folder, field, value, says):
     values["evidence"][field] = value
     write(folder, values)
     assert "o3_config.json" in refused(folder, says)
+
+
+def test_earlier_folders_say_that_nothing_is_injected(folder, made):
+    values = read(folder)
+    values["evidence"]["inject"] = False
+    write(folder, values)
+    assert config_from_hf(folder) == made.config
 
 
 @pytest.mark.parametrize(

@@ -21,20 +21,20 @@ from o3jax.errors import UserError
 from o3jax.generate.sampler import Generated
 from o3jax.inference import respond as engine
 from o3jax.inputs.dense import pointed_frames
+from o3jax.models.batch import take
 from o3jax.models.layers import Initializer
 from o3jax.models.qwen3_vl import EvidenceModules, with_evidence
 from o3jax.prompts.mentions import mention_positions
 from o3jax.train.token_loss import IGNORE
 from tests.o3jax.inference.test_respond import prompt_of
 from tests.o3jax.sft.test_joint import EVIDENCE, ROW, SHAPE
+from tests.support.batches import assert_equal, changed
 from tests.support.commands import command, run_command
 from tests.support.videos import read_number
 
 POINTED = dataclasses.replace(EVIDENCE, box_frames="pointed")
 GROUPS = ROW.frame_pairs  # of the language stream
 ROOMY = dataclasses.replace(ROW, frame_pairs=2 * GROUPS)  # three questions, a frame for each
-PER_GROUP = ("patches", "patch_length", "patch_coords", "pos_index", "pos_weight")
-PER_GROUP += ("visual_times", "visual_centres", "visual_clip", "visual_clock")
 
 
 @pytest.fixture(scope="module")
@@ -72,23 +72,26 @@ def rows_of(loaded, shape, box_frames, **fields):
 def test_a_row_shows_the_frames_of_its_mentions(loaded, clip):
     stream = rows_of(loaded, ROW, "stream").map(clip)
     row = rows_of(loaded, ROOMY, "pointed").map(clip)
-    assert stream.keys() == row.keys()
-    for key in stream:  # the text and what it shows are the same
-        np.testing.assert_array_equal(row[key][:GROUPS] if key in PER_GROUP else row[key], stream[key], key)
-    assert row["visual_index"].max() < GROUPS * ROW.patches // 4
+    patches, places = row.inputs.patches, row.inputs.places
+    shown = {"patches": take(patches, slice(GROUPS)), "places": take(places, slice(GROUPS))}
+    # The text and what it shows are the same.
+    assert_equal(dataclasses.replace(row, inputs=dataclasses.replace(row.inputs, **shown)), stream)
+    assert row.inputs.text.visual_index.max() < GROUPS * ROW.patches // 4
 
-    times = row["visual_times"][GROUPS:]
+    times = places.times[GROUPS:]
     truth = [sample.mentions[0].time for sample in clip.samples]
     assert 0 < np.abs(times - truth).max() and np.all(np.abs(times - truth) <= 0.12)
     np.testing.assert_allclose(times * 25, np.rint(times * 25), atol=1e-4)
     again = rows_of(loaded, ROOMY, "pointed").map(clip)
-    np.testing.assert_array_equal(again["visual_times"], row["visual_times"])
+    np.testing.assert_array_equal(again.inputs.places.times, places.times)
     # The same frames given to the processor as a video, each of them twice.
     frames = np.repeat(clip.video.render(times.astype(float) + 1e-4), 2, axis=0)
     medium = loaded.processor.read_video(frames, {"fps": 25.0, "frames_indices": range(6)})
-    np.testing.assert_array_equal(rearrange(row["patches"][GROUPS:], "t p c -> (t p) c"), medium.patches)
-    for key in PER_GROUP[1:5] + ("visual_centres", "visual_clip"):  # as those of the stream
-        np.testing.assert_array_equal(row[key][GROUPS:], row[key][:GROUPS], key)
+    np.testing.assert_array_equal(rearrange(patches.values[GROUPS:], "t p c -> (t p) c"), medium.patches)
+    layout = dataclasses.replace(patches, values=None)  # as that of the stream
+    assert_equal(take(layout, slice(GROUPS, None)), take(layout, slice(GROUPS)))
+    for array in (places.centres, places.clip):
+        np.testing.assert_array_equal(array[GROUPS:], array[:GROUPS])
 
 
 def test_a_file_s_frames_are_read_at_the_mentions(loaded, numbered):
@@ -99,11 +102,19 @@ def test_a_file_s_frames_are_read_at_the_mentions(loaded, numbered):
     row = rows.map(Clip((sample,), numbered.path))
     assert rows.cost(Clip((sample,), numbered.path)).frame_pairs == 5
     pictures = rearrange(
-        row["patches"], "t (h w i j) (c g y x) -> t g (h i y) (w j x) c", h=1, w=3, i=2, j=2, c=3, g=2, y=16
+        row.inputs.patches.values,
+        "t (h w i j) (c g y x) -> t g (h i y) (w j x) c",
+        h=1,
+        w=3,
+        i=2,
+        j=2,
+        c=3,
+        g=2,
+        y=16,
     )
     told = [[read_number(picture) for picture in pair] for pair in pictures[2:]]
-    assert told == [[n, n] for n in np.rint(row["visual_times"][2:] * 10).astype(int)]
-    assert np.abs(row["visual_times"][2:] - [0.0, 2.35, 3.9]).max() <= 0.151
+    assert told == [[n, n] for n in np.rint(row.inputs.places.times[2:] * 10).astype(int)]
+    assert np.abs(row.inputs.places.times[2:] - [0.0, 2.35, 3.9]).max() <= 0.151
 
 
 def test_times_differ_between_samples_and_stay_in_the_video():
@@ -123,12 +134,15 @@ def test_clips_of_a_row_keep_their_frames_apart(loaded):
     clips = [SyntheticClips("train", 1, questions=n)[n] for n in (1, 2)]
     rows = rows_of(loaded, RowShape(768, 9, 16, clips=2), "pointed", frame_pairs=160)
     row, alone = rows.map(clips), [rows.map(clip) for clip in clips]
-    assert row["visual_clip"].tolist() == [1] * 3 + [2] * 3 + [1] + [2] * 2
+    patches, places = row.inputs.patches, row.inputs.places
+    assert places.clip.tolist() == [1] * 3 + [2] * 3 + [1] + [2] * 2
     for number, (one, theirs) in enumerate(zip(alone, (1, 2), strict=True), start=1):
-        mine = row["visual_clip"] == number
-        for key in PER_GROUP[:-2]:
-            np.testing.assert_array_equal(row[key][mine], one[key][: 3 + theirs], key)
-        clock = row["visual_clock"] - row["visual_times"]
+        mine, their = places.clip == number, slice(3 + theirs)
+        assert_equal(take(patches, mine), take(one.inputs.patches, their))
+        unshifted = dataclasses.replace(places, clip=None, clock=None)
+        alone_places = dataclasses.replace(one.inputs.places, clip=None, clock=None)
+        assert_equal(take(unshifted, mine), take(alone_places, their))
+        clock = places.clock - places.times
         assert np.ptp(clock[mine]) < 1e-5
     assert clock[0] == 0 and clock[-1] > 6
 
@@ -141,15 +155,15 @@ def test_what_has_no_room_or_cannot_be_read(loaded, clip, monkeypatch):
         small.map(clip)
     prompts = MakePrompt(loaded.processor, small.config, ROW, evidence=SHAPE)
     one = dataclasses.replace(clip, samples=clip.samples[:1])
-    assert (prompts.map(one)["patch_length"] > 0).sum() == GROUPS  # no truth in a prompt
+    assert (prompts.map(one).inputs.patches.length > 0).sum() == GROUPS  # no truth in a prompt
 
     def fail(*args):
         raise UserError("torn")
 
     monkeypatch.setattr(sft, "decode_frames", fail)
     row = rows_of(loaded, ROOMY, "pointed").map(clip)
-    assert bytes(row["clip_error"][0, :4]) == b"torn" and not row["patches"].any()
-    assert (row["labels"] == IGNORE).all() and (row["patch_length"] > 0).sum() == 6
+    assert bytes(row.failures.error[0, :4]) == b"torn" and not row.inputs.patches.values.any()
+    assert (row.labels == IGNORE).all() and (row.inputs.patches.length > 0).sum() == 6
 
 
 # --- the model ---
@@ -158,11 +172,12 @@ def test_what_has_no_room_or_cannot_be_read(loaded, clip, monkeypatch):
 def test_a_frame_added_later_is_as_one_seen_from_the_start(loaded, clip):
     row = rows_of(loaded, ROOMY, "pointed").map(clip)
     # As when a question is answered: one video to a row.
-    batch = {key: array[None] for key, array in row.items() if not key.endswith("_clip")}
-    times = row["visual_times"][GROUPS:].astype(np.float64)
+    names = ("questions.clip", "dense.clip", "places.clip")
+    batch = take(changed(row.inputs, dict.fromkeys(names)), None)
+    times = row.inputs.places.times[GROUPS:].astype(np.float64)
     frames, video = clip.video.render(times + 1e-4), loaded.processor.video_config
     added = pointed_frames(frames, times, (64, 64), video, loaded.config.vision, frame_pairs=4, patches=16)
-    added = {key: array[None] for key, array in added.items()}
+    added = take(added, None)
     rng = np.random.default_rng(0)
     states = rng.standard_normal((3, 4, loaded.config.text.hidden_size)).astype(np.float32)
     valid, everything = np.ones((3, 4), bool), np.ones((3, SHAPE.frame_pairs), bool)
@@ -193,7 +208,7 @@ def asked(loaded, monkeypatch):
     prompts = []
 
     def say(backbone, batch, *, visuals, **options):
-        for ids, real in zip(batch["input_ids"], batch["segment_ids"], strict=True):
+        for ids, real in zip(batch.text.input_ids, batch.text.segment_ids, strict=True):
             prompts.append(loaded.processor.decode(ids[real > 0], skip_special_tokens=False))
         ids = [loaded.processor.tokenizer(text)["input_ids"] for text in TEXTS]
         tokens = np.zeros((3, max(map(len, ids))), np.int32)

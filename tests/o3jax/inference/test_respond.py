@@ -20,6 +20,7 @@ from o3jax.generate.sampler import Generated, greedy
 from o3jax.inference import respond as engine
 from o3jax.inference.respond import Request
 from o3jax.inputs.collate import collate
+from o3jax.models.batch import take
 from o3jax.models.qwen3_vl import mention_states, with_evidence
 from o3jax.models.text import for_training
 from o3jax.prompts import templates
@@ -57,7 +58,7 @@ def test_recorded_states_are_those_of_the_teacher_forced_pass(model):
     length = inputs["input_ids"].shape[1]
     start = jax.jit(lambda m, b: prefill(m, b, 32))
     step = jax.jit(extend)
-    forward = jax.jit(lambda m, b: m.hidden(b, m.encode_visuals(b)))
+    forward = jax.jit(lambda m, b: m.hidden(b.text, m.encode_visuals(b)))
     for text in TEXTS:
         ids = processor.tokenizer(text)["input_ids"]
         _, cache = start(backbone, collate(inputs, model.config))
@@ -98,7 +99,7 @@ def test_an_answer_is_estimated_as_in_training(model, monkeypatch):
     clip = SyntheticClips("train", 1, questions=2)[0]
     rows = MakeRow(processor, model.config, ROW, style=model.settings.prompt_style, evidence=SHAPE)
     row = OpenCandidates().random_map(rows.map(clip), np.random.default_rng(0))
-    batch = {key: a[None] for key, a in row.items()}
+    batch = take(row.inputs, None)
     training = copy.copy(backbone)
     training.text = copy.copy(backbone.text)
     training.text.layers = for_training(backbone.text.layers)
@@ -106,9 +107,9 @@ def test_an_answer_is_estimated_as_in_training(model, monkeypatch):
     @jax.jit
     def run(model, batch):
         visuals = model.encode_visuals(batch)
-        states = mention_states(model.hidden(batch, visuals), batch["mention_index"])
-        _, relevance = model.relevance(batch, visuals)
-        there = (batch["mention_index"] >= 0)[0]
+        states = mention_states(model.hidden(batch.text, visuals), batch.questions.mention_index)
+        _, relevance = model.relevance(batch.questions, visuals)
+        there = (batch.questions.mention_index >= 0)[0]
         everything = jnp.ones((SHAPE.questions, SHAPE.frame_pairs), bool)
         return states, jax.nn.sigmoid(relevance), model.estimate(states, there, visuals, everything)
 

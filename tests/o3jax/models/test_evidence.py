@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.evidence import (
     NEVER,
-    DenseStream,
+    DenseFeatures,
     Estimate,
     EvidenceDecoder,
     QuestionEncoder,
-    VisualStream,
+    VisualTokens,
     nearest_pair,
 )
 from o3jax.models.layers import Initializer
@@ -67,8 +67,8 @@ def make_inputs(seed=0):
     return {
         "queries": normal(B, M, WIDTH),
         "valid": np.array([[True, True, False], [True, False, False]]),
-        "dense": DenseStream(normal(B, T, P, 16), times, valid, uniform(B, P, 2), cell_valid),
-        "visual": VisualStream(
+        "dense": DenseFeatures(normal(B, T, P, 16), times, valid, uniform(B, P, 2), cell_valid),
+        "visual": VisualTokens(
             normal(B, PAIRS, TOKENS, WIDTH),
             np.tile(np.arange(PAIRS, dtype=np.float32), (B, 1)),
             uniform(B, PAIRS, TOKENS, 2),
@@ -206,7 +206,7 @@ def test_questions(modules):
     assert np.abs(swapped - question).max() > 1e-2  # word order counts
 
     # The same frame in twice as many cells is as relevant; padded cells count for nothing.
-    fine = DenseStream(
+    fine = DenseFeatures(
         np.concatenate([dense.features, dense.features, 1e3 * dense.features], axis=2),
         dense.times,
         dense.valid,
@@ -256,14 +256,14 @@ def test_it_learns_one_batch():
     targets = EvidenceTargets(
         truth, known, np.stack([truth - 0.25, truth + 0.25], -1), known, boxes, known[..., None], known
     )
-    dense = DenseStream(
+    dense = DenseFeatures(
         features,
         times,
         np.ones((rows, groups), bool),
         np.tile(centres, (rows, 1, 1)),
         np.ones((rows, cells), bool),
     )
-    visual = VisualStream(
+    visual = VisualTokens(
         tokens,
         np.tile(np.arange(pairs, dtype=np.float32), (rows, 1)),
         np.tile(centres, (rows, pairs, 1, 1)),

@@ -16,8 +16,9 @@ from o3jax.hf.names import TRANSPOSED_EXPERTS, model_leaves, tensor_table
 from o3jax.inputs import collate as collate_module
 from o3jax.inputs.collate import collate
 from o3jax.models import rope, text, vision
+from o3jax.models.batch import map_arrays
 from o3jax.models.layers import rms_norm
-from o3jax.models.qwen3_vl import VISION_KEYS, Qwen3VL
+from o3jax.models.qwen3_vl import Qwen3VL
 from tests.support.tiny import KINDS, make_inputs, our_logits, to_release_dialect
 
 TOLERANCE = 1e-4
@@ -237,12 +238,10 @@ def test_a_frame_group_is_the_same_alone_and_inside_a_long_video(tiny):
     reference = tiny("dense")
     groups, size = 12, 6 * 8
     whole = collate(make_inputs([[2, (groups, 6, 8), 2]]), reference.config)
-    video = {key: whole[key] for key in VISION_KEYS}
-    alone = {key: value[:, 5:6] for key, value in video.items()}
-    padded = {
-        key: np.concatenate([value, np.zeros_like(video[key][:, 1:])], 1) for key, value in alone.items()
-    }
-    tower = jax.jit(lambda model, batch: model.vision(*[batch[key] for key in VISION_KEYS]))
+    video = whole.patches
+    alone = map_arrays(lambda a: a[:, 5:6], video)
+    padded = map_arrays(lambda a, b: np.concatenate([a, np.zeros_like(b[:, 1:])], 1), alone, video)
+    tower = jax.jit(lambda model, patches: model.vision(patches))
     part = slice(5 * size // 4, 6 * size // 4)
     expected = [x[..., part, :] for x in tower(reference.ours, video)]
     for mine, in_bucket, by_itself in zip(

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from o3jax.inputs.dense import dense_rate
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.layers import Initializer
-from o3jax.models.temporal import Injection, TemporalEncoder
+from o3jax.models.temporal import TemporalEncoder
 from o3jax.models.temporal_attention import STRATEGIES, halo_groups, temporal_attention, wire_bytes
 from o3jax.sharding import make_mesh, use_mesh
 
@@ -451,42 +451,3 @@ def test_groups_of_a_window(window_s, rate, groups, halo):
 def test_a_window_is_positive(window_s):
     with pytest.raises(ValueError, match="positive number of seconds"):
         halo_groups(EvidenceConfig(16, 2, window_s=window_s), 10)
-
-
-# --- injection ---
-
-
-def test_injection_adds_the_nearest_features_through_its_gate():
-    rng = np.random.default_rng(4)
-    visual = rng.standard_normal((2, 3, 4, 5)).astype(np.float32)
-    visual_times = np.array([[0.2, 1.06, 4.0], [0.0, 0.5, 1.0]], np.float32)  # 4.0 is out of reach
-    coords = rng.uniform(0, 1, (2, 3, 4, 2)).astype(np.float32)
-    coords[0, 0, 0] = 1.0  # the far corner belongs to the last cell
-    features = rng.standard_normal((2, 6, 6, 16)).astype(np.float32)
-    times = np.tile(np.arange(6, dtype=np.float32) * 0.3, (2, 1))
-    valid = np.array([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]])
-    valid[1, :2] = 1
-    grid = np.array([[2, 3], [3, 2]])
-    injection = Injection(CONFIG, 5, Initializer(jax.random.key(0)))
-    inputs = (visual, visual_times, coords, features, times, valid, grid)
-    run = jax.jit(lambda injection: injection(*inputs))
-
-    assert np.asarray(run(injection)).tobytes() == visual.tobytes()
-
-    target = rng.standard_normal(visual.shape)
-    slope = jax.jit(jax.grad(lambda injection: ((injection(*inputs) - target) ** 2).sum()))(injection)
-    injection.gate[...] = injection.gate[...] - 0.1 * slope.gate[...]
-    assert np.abs(injection.gate[...]).min() > 0
-
-    expected = visual.astype(np.float64)
-    for b, t, p in np.ndindex(2, 3, 4):
-        usable = [g for g in range(6) if valid[b, g]]
-        group = min(usable, key=lambda g: abs(times[b, g] - visual_times[b, t]))
-        if abs(times[b, group] - visual_times[b, t]) <= CONFIG.window_s:
-            (rows, columns), (x, y) = grid[b], coords[b, t, p]
-            cell = min(int(y * rows), rows - 1) * columns + min(int(x * columns), columns - 1)
-            expected[b, t, p] += features[b, group, cell] @ injection.project[...] * injection.gate[...]
-    ours = np.asarray(run(injection))
-    np.testing.assert_allclose(ours, expected, atol=1e-6)
-    changed = (ours != visual).any((2, 3))
-    assert changed.tolist() == [[True, True, False], [True, True, False]]

@@ -30,9 +30,9 @@ def make(video_model):
 
     def row(clip: Clip) -> tuple[dict, list[str], list[str | None]]:
         made = maker.map(clip)
-        words = [processor.decode([i], skip_special_tokens=False) for i in made["input_ids"]]
+        words = [processor.decode([i], skip_special_tokens=False) for i in made.inputs.text.input_ids]
         labels = [
-            None if i == IGNORE else processor.decode([i], skip_special_tokens=False) for i in made["labels"]
+            None if i == IGNORE else processor.decode([i], skip_special_tokens=False) for i in made.labels
         ]
         return made, words, labels
 
@@ -42,7 +42,7 @@ def make(video_model):
 def test_every_token_but_the_first_the_video_and_the_padding(make):
     clip = SyntheticClips("train", 1, questions=1)[0]
     row, words, labels = make(clip)
-    count = int((row["segment_ids"] > 0).sum())
+    count = int((row.inputs.text.segment_ids > 0).sum())
     said = "".join(words[:count]).replace("<|video_pad|>", "#")
     sample = clip.samples[0]
     assert said == WHOLE.format(question=sample.question, response=templates.response(sample))
@@ -58,7 +58,7 @@ def test_continuations_have_their_own_labels(make):
     row, words, labels = make(clip)
     alone = [make(Clip((sample,), clip.video)) for sample in clip.samples]
     video = int(
-        (row["continuation_ids"][: (row["segment_ids"] > 0).sum()] == 0).sum()
+        (row.inputs.text.continuation_ids[: (row.inputs.text.segment_ids > 0).sum()] == 0).sum()
     )  # tokens up to its end
     assert labels[: video - 1] == alone[0][2][: video - 1]
     # Behind the video one position would have to predict three beginnings.
@@ -66,15 +66,15 @@ def test_continuations_have_their_own_labels(make):
     assert labels[video - 1] == (begun[0] if len(set(begun)) == 1 else None)
     assert len(set(begun)) > 1
     for continuation, (single, _, expected) in enumerate(alone, start=1):
-        mine = row["continuation_ids"] == continuation
-        count = int((single["segment_ids"] > 0).sum())
+        mine = row.inputs.text.continuation_ids == continuation
+        count = int((single.inputs.text.segment_ids > 0).sum())
         assert [label for label, own in zip(labels, mine, strict=True) if own] == expected[video:count]
 
 
 def test_continuations_that_begin_alike_share_that_label(make):
     clip = SyntheticClips("train", 1, questions=1)[0]
     row, words, labels = make(Clip(clip.samples * 2, clip.video))
-    video = int((row["continuation_ids"] == 1).argmax())
+    video = int((row.inputs.text.continuation_ids == 1).argmax())
     assert labels[video - 1] == words[video]
 
 
@@ -82,5 +82,5 @@ def test_the_default_labels_responses_only(video_model):
     clip = SyntheticClips("train", 1, questions=1)[0]
     processor, config = load_processor(video_model), config_from_hf(video_model)
     row = MakeRow(processor, config, RowShape(LENGTH, 3, 16)).map(clip)
-    said = processor.decode(row["labels"][row["labels"] != IGNORE], skip_special_tokens=False)
+    said = processor.decode(row.labels[row.labels != IGNORE], skip_special_tokens=False)
     assert said == templates.response(clip.samples[0]) + "<|im_end|>"

@@ -75,11 +75,11 @@ def test_targets_belong_to_the_tokens_that_show_the_object(video_model):
         make_row.map(Clip((), world, (0, 2))) for world in (scene, dataclasses.replace(scene, objects=()))
     )
     unit = config.vision.merge_unit
-    assert row["object"].shape == (2 * 16 // unit,) and row["box"].shape == (2 * 16 // unit, 4)
-    tokens = [r["patches"].astype(float).reshape(len(row["object"]), -1) for r in (row, empty)]
+    assert row.object.shape == (2 * 16 // unit,) and row.box.shape == (2 * 16 // unit, 4)
+    tokens = [r.patches.values.astype(float).reshape(len(row.object), -1) for r in (row, empty)]
     change = np.abs(tokens[0] - tokens[1]).mean(-1)
-    covered = row["object"] == 1
-    assert covered.any() and change[covered].min() > 2 * change[row["object"] == 0].max()
+    covered = row.object == 1
+    assert covered.any() and change[covered].min() > 2 * change[row.object == 0].max()
     assert not (empty["object"] != 0).any()
 
 

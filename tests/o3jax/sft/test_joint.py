@@ -9,30 +9,30 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.formats.sample import Mention, Sample
 from data_pipelines.rows.clips import Clip, SyntheticClips
-from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates, interval_of, mentions_of, targets
+from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates, interval_of, mentions_of, truth_of
 from data_pipelines.rows.supervised import MakeRow, RowShape
 from data_pipelines.synthetic.datasets import write_video
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
-from o3jax.inputs.dense import dense_rate, dense_size, dense_stream, dense_wanted
+from o3jax.inputs.dense import cell_centres, dense_rate, dense_size, dense_stream, dense_wanted
 from o3jax.inputs.processor import load_processor
+from o3jax.models import batch as trees
 from o3jax.models import qwen3_vl
+from o3jax.models.batch import map_arrays, put, stack, take
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.qwen3_vl import with_evidence
 from o3jax.prompts import templates
 from o3jax.sft.evidence import EvidenceWeights, mention_counts, mention_loss
-from o3jax.sft.joint import joint_counts, joint_loss, targets_of
-from o3jax.train.state import init_state, make_train_step
+from o3jax.sft.joint import by_question, joint_counts, joint_loss
 from o3jax.train.token_loss import IGNORE
 from o3jax.video import OpenVideo
-from tests.support.tiny import EVIDENCE, FUSED
+from tests.support.tiny import EVIDENCE
 
 ROW = RowShape(384, 3, 16)
 SHAPE = EvidenceShape(
@@ -57,17 +57,17 @@ def clip():
 
 def as_batch(*rows):
     filled = [OpenCandidates(0.3).random_map(row, np.random.default_rng(i)) for i, row in enumerate(rows)]
-    return {key: np.stack([row[key] for row in filled]) for key in filled[0]}
+    return stack(filled)
 
 
 def only(batch, row):
     """Returns the batch with nothing to learn in its other rows."""
-    out = {key: a.copy() for key, a in batch.items()}
-    others = np.arange(len(batch["labels"])) != row
-    out["labels"][others] = IGNORE
+    out = map_arrays(np.copy, batch)
+    others = np.arange(len(batch.labels)) != row
+    out.labels[others] = IGNORE
     for name in ("has_time", "has_interval", "has_box", "judged"):
-        out[f"target_{name}"][others] = False
-    out["relevance_known"][others] = False
+        getattr(out.evidence.mentions, name)[others] = False
+    out.evidence.search.known[others] = False
     return out
 
 
@@ -113,44 +113,48 @@ def test_mentions_of_a_response_mean_annotations_or_nothing():
 
 def test_targets_by_hand():
     asked = sample(mentions=(CAR, DOG), intervals=((0.5, 2.0), (3.0, 5.0)))
-    out = targets([asked], [[None, DOG, CAR]], SHAPE)
-    assert out["target_time"][0].tolist() == [0, 4, 1, 0]
-    assert out["target_has_time"][0].tolist() == [False, True, True, False]
-    assert out["target_has_box"][0].tolist() == [[False, False]] * 2 + [[True, False], [False, False]]
-    np.testing.assert_allclose(out["target_boxes"][0, 2, 0], CAR.boxes[0])
-    assert out["target_interval"][0].tolist() == [[0, 0], [3, 5], [0.5, 2], [0, 0]]
-    assert out["target_judged"][0].tolist() == [False, True, True, False]
-    assert out["true_intervals"][0].tolist() == [[0.5, 2.0], [3.0, 5.0]]
-    assert np.isnan(out["true_intervals"][1:]).all() and not out["target_judged"][1:].any()
+    truth = truth_of([asked], [[None, DOG, CAR]], SHAPE)
+    out = truth.mentions
+    assert out.time[0].tolist() == [0, 4, 1, 0]
+    assert out.has_time[0].tolist() == [False, True, True, False]
+    assert out.has_box[0].tolist() == [[False, False]] * 2 + [[True, False], [False, False]]
+    np.testing.assert_allclose(out.boxes[0, 2, 0], CAR.boxes[0])
+    assert out.interval[0].tolist() == [[0, 0], [3, 5], [0.5, 2], [0, 0]]
+    assert out.judged[0].tolist() == [False, True, True, False]
+    assert truth.intervals[0].tolist() == [[0.5, 2.0], [3.0, 5.0]]
+    assert np.isnan(truth.intervals[1:]).all() and not out.judged[1:].any()
     with pytest.raises(
         UserError, match="2 intervals, more than the 1 .* raise config.evidence_shape.intervals"
     ):
-        targets([asked], [[]], dataclasses.replace(SHAPE, intervals=1))
+        truth_of([asked], [[]], dataclasses.replace(SHAPE, intervals=1))
 
 
 def test_a_row_with_evidence(setting, clip):
     processor, _, _, rows = setting
     row = rows.map(clip)
     plain = dataclasses.replace(rows, evidence=None).map(clip)
-    assert all((row[key] == plain[key]).all() for key in plain)
+    alone = trees.flatten(plain)
+    assert all((array == alone[name]).all() for name, array in trees.flatten(row).items() if name in alone)
+    assert alone.keys() < trees.flatten(row).keys()
+    text, dense, asked_of = row.inputs.text, row.inputs.dense, row.inputs.questions
     # 6 s at 25 frames per second; pairs are 0.08 s apart.
-    assert (row["dense_length"] > 0).sum() == 75
-    np.testing.assert_allclose(row["dense_times"][:75], 0.02 + 0.08 * np.arange(75), atol=1e-6)
-    assert row["dense_cells"].tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
+    assert (dense.length > 0).sum() == 75
+    np.testing.assert_allclose(dense.times[:75], 0.02 + 0.08 * np.arange(75), atol=1e-6)
+    assert dense.cells.tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
     medium = processor.read_video(*clip.frames(processor))
-    np.testing.assert_allclose(row["visual_times"], medium.times_s)
+    np.testing.assert_allclose(row.inputs.places.times, medium.times_s)
     decode = processor.tokenizer.decode
     for q, asked in enumerate(clip.samples):
-        ids = row["question_ids"][q]
+        ids = asked_of.ids[q]
         assert decode(ids[ids >= 0]) == asked.question
-        at = row["mention_index"][q]
-        assert row["target_judged"][q].tolist() == [i == 0 for i in range(SHAPE.mentions)]
+        at = asked_of.mention_index[q]
+        assert row.evidence.mentions.judged[q].tolist() == [i == 0 for i in range(SHAPE.mentions)]
         for index in at[at >= 0]:
-            assert row["continuation_ids"][index] == q + 1 and "obj" in decode(
-                row["input_ids"][index - 2 : index + 2]
+            assert text.continuation_ids[index] == q + 1 and "obj" in decode(
+                text.input_ids[index - 2 : index + 2]
             )
         assert (at >= 0).sum() == templates.response(asked).count("</obj>")
-        assert row["target_time"][q, 0] == np.float32(asked.mentions[0].time)
+        assert row.evidence.mentions.time[q, 0] == np.float32(asked.mentions[0].time)
     small = dataclasses.replace(rows, evidence=dataclasses.replace(SHAPE, frame_pairs=70))
     with pytest.raises(
         UserError, match="75 dense frame pairs, more than the 70 .* config.evidence_shape.frame_pairs"
@@ -192,9 +196,9 @@ def test_dense_patches_are_those_of_the_processor(setting):
     medium = processor.read_video(frames, {"fps": 10.0, "frames_indices": range(7)})
     row = dense_stream(frames, np.arange(7) / 10, processor.video_config, model.config.vision, frame_pairs=6)
     assert medium.grid == (4, 4, 6)
-    assert (row["dense_patches"][:4].reshape(medium.patches.shape) == medium.patches).all()
-    np.testing.assert_allclose(row["dense_times"], [*medium.times_s, 0, 0], atol=1e-6)
-    assert row["dense_length"].tolist() == [24] * 4 + [0] * 2 and row["dense_grid"].tolist() == [2, 3]
+    assert (row.patches.values[:4].reshape(medium.patches.shape) == medium.patches).all()
+    np.testing.assert_allclose(row.times, [*medium.times_s, 0, 0], atol=1e-6)
+    assert row.length.tolist() == [24] * 4 + [0] * 2 and row.cells.tolist() == cell_centres(2, 3).tolist()
 
 
 def test_a_long_dense_stream_is_read_in_chunks(setting, clip, monkeypatch):
@@ -203,7 +207,7 @@ def test_a_long_dense_stream_is_read_in_chunks(setting, clip, monkeypatch):
     batch = as_batch(rows.map(clip))
 
     def features():  # traced anew each time
-        encode_visuals = jax.jit(lambda model, batch: model.encode_visuals(batch).dense.features)
+        encode_visuals = jax.jit(lambda model, batch: model.encode_visuals(batch.inputs).dense.features)
         return np.asarray(encode_visuals(model, batch))
 
     whole = features()
@@ -237,10 +241,9 @@ def test_a_packed_row_is_its_questions_asked_alone(setting, clip, loss_and_gradi
     for q in range(3):
         row = rows.map(dataclasses.replace(clip, samples=clip.samples[q : q + 1]))
         made = as_batch(row)
-        for key in ("relevance_inside", "relevance_known", "true_candidates"):
-            made[key][0, 0] = packed[key][0, q]
-        alone.append({key: a[0] for key, a in made.items()})
-    apart = {key: np.stack([row[key] for row in alone]) for key in alone[0]}
+        put(made.evidence.search, (0, 0), take(packed.evidence.search, (0, q)))
+        alone.append(take(made, 0))
+    apart = stack(alone)
     counts = joint_counts(packed)
     for name, count in joint_counts(apart).items():
         assert count == counts[name], name
@@ -268,29 +271,13 @@ def test_weights_of_text_and_evidence(setting, clip):
         )
 
     (text, sums), (evidence, _), (both, _) = (run(model, batch, weight) for weight in (0.0, 1.0, 0.4))
-    other = np.where(batch["labels"] == IGNORE, IGNORE, 7)
-    np.testing.assert_allclose(run(model, batch | {"labels": other}, 1.0)[0], evidence, rtol=1e-6)
-    assert abs(run(model, batch | {"labels": other}, 0.0)[0] - text) > 0.1
+    other = np.where(batch.labels == IGNORE, IGNORE, 7)
+    np.testing.assert_allclose(
+        run(model, dataclasses.replace(batch, labels=other), 1.0)[0], evidence, rtol=1e-6
+    )
+    assert abs(run(model, dataclasses.replace(batch, labels=other), 0.0)[0] - text) > 0.1
     np.testing.assert_allclose(text, sums["text"] / counts["text"], rtol=1e-6)
     np.testing.assert_allclose(both, 0.6 * text + 0.4 * evidence, rtol=1e-5)
-
-
-def test_a_closed_gate_changes_nothing_until_it_is_trained(setting, clip):
-    _, plain, model, rows = setting
-    batch = as_batch(rows.map(clip))
-    forward = jax.jit(lambda model, batch: model(batch), compiler_options=FUSED)
-    before = forward(model, batch)
-    np.testing.assert_allclose(before, forward(plain, batch), atol=1e-6)
-    optimizer = optax.sgd(1.0)
-    step = make_train_step(LOSS, optimizer, joint_counts, frozen=("vision", "text"))
-    state = init_state(jax.tree.map(jnp.copy, model), optimizer, ("vision", "text"))
-    state, _ = step.lower(state, {k: a[None] for k, a in batch.items()}).compile()(
-        state, {k: a[None] for k, a in batch.items()}
-    )
-    changed = jax.tree.map(lambda a, b: bool((a != b).any()), state.model, model)
-    assert not any(jax.tree.leaves((changed.vision, changed.text)))
-    assert changed.evidence.injection.gate.get_value()
-    assert np.abs(forward(state.model, batch) - before).max() > 1e-5
 
 
 coordinate = st.floats(-0.5, 1.5, width=32)
@@ -303,20 +290,20 @@ def test_loss_and_gradients_are_finite(setting, clip, loss_and_gradients, data):
     """Boxes of no area, times outside of the clip, no mention, a video of one frame."""
     _, _, model, rows = setting
     batch = only(as_batch(*[rows.map(clip)] * 3), 0)
-    for name, values in (("target_time", second), ("target_interval", second), ("target_boxes", coordinate)):
-        size = batch[name][0].size
-        drawn = data.draw(st.lists(values, min_size=size, max_size=size), label=name)
-        batch[name][0] = np.array(drawn, np.float32).reshape(batch[name][0].shape)
+    truth = batch.evidence
+    for name, values in (("time", second), ("interval", second), ("boxes", coordinate)):
+        array = getattr(truth.mentions, name)[0]
+        drawn = data.draw(st.lists(values, min_size=array.size, max_size=array.size), label=name)
+        array[...] = np.array(drawn, np.float32).reshape(array.shape)
     if data.draw(st.booleans(), label="no area"):
-        batch["target_boxes"][..., 2:] = batch["target_boxes"][..., :2]
-    for name in ("target_has_time", "target_has_interval", "target_has_box", "target_judged"):
-        batch[name][0] = data.draw(st.booleans(), label=name)
+        truth.mentions.boxes[..., 2:] = truth.mentions.boxes[..., :2]
+    for name in ("has_time", "has_interval", "has_box", "judged"):
+        getattr(truth.mentions, name)[0] = data.draw(st.booleans(), label=name)
     if data.draw(st.booleans(), label="no mention"):
-        batch["mention_index"] = np.full_like(batch["mention_index"], -1)
+        batch.inputs.questions.mention_index[...] = -1
     if data.draw(st.booleans(), label="one frame"):
-        batch["dense_length"][:, 1:] = 0
-        batch["relevance_known"][:, :, 1:] = False
-        batch["true_candidates"][:, :, 1:] = False
+        batch.inputs.dense.length[:, 1:] = 0
+        truth.search.known[:, :, 1:] = truth.search.candidates[:, :, 1:] = False
     counts = jax.tree.map(lambda c: jnp.maximum(c, 1.0), joint_counts(batch))
     (loss, sums), gradients = loss_and_gradients(model, batch, counts)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((loss, sums, gradients)))
@@ -331,13 +318,13 @@ def test_forty_mentions(setting, clip):
     row = MakeRow(processor, model.config, RowShape(1536, 3, 16), evidence=shape).map(
         Clip((asked,), clip.video)
     )
-    assert row["target_has_time"].sum() == row["target_has_box"].sum() == 40
-    assert len(set(row["mention_index"][0])) == 40
+    assert row.evidence.mentions.has_time.sum() == row.evidence.mentions.has_box.sum() == 40
+    assert len(set(row.inputs.questions.mention_index[0])) == 40
     batch = as_batch(row)
     states = np.random.default_rng(0).normal(size=(1, 40, model.config.text.hidden_size)).astype(np.float32)
 
     def loss(model):
-        visuals, targets = model.encode_visuals(batch), targets_of(batch)
+        visuals, targets = model.encode_visuals(batch.inputs), by_question(batch.evidence.mentions)
         estimate = model.estimate(states, np.ones((1, 40), bool), visuals, np.ones((1, 80), bool))
         return mention_loss(
             estimate, targets, visuals.dense.times, EvidenceWeights(), mention_counts(targets)

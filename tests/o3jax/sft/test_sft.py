@@ -25,6 +25,7 @@ from o3jax.hf import config_from_hf, load_weights
 from o3jax.hf.names import model_leaves
 from o3jax.inputs.collate import collate
 from o3jax.inputs.processor import load_processor
+from o3jax.models.batch import Batch, SupervisedBatch, TextRow, map_arrays, stack
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.layers import Initializer
 from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
@@ -80,7 +81,7 @@ def assert_close(got, expected, tolerance):
 
 
 def as_batch(rows):
-    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    return stack(rows)
 
 
 # --- cross entropy ---
@@ -203,11 +204,11 @@ def test_training_on_text_never_holds_the_logits_of_a_row(setting):
         dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=WORDS))
     )
     row = jax.ShapeDtypeStruct((1, LONG), jnp.int32)
-    batch = dict.fromkeys(("input_ids", "segment_ids", "labels", "visual_index"), row)
-    batch["positions"] = jax.ShapeDtypeStruct((1, 3, LONG), jnp.int32)
+    positions = jax.ShapeDtypeStruct((1, 3, LONG), jnp.int32)
+    batch = SupervisedBatch(Batch(TextRow(row, row, positions, row)), labels=row)
 
     def naive(model, batch):
-        return whole_logits(model.hidden(batch, None), model.text.head(), batch["labels"])
+        return whole_logits(model.hidden(batch.inputs.text, None), model.text.head(), batch.labels)
 
     table = config.text.hidden_size * WORDS  # the embeddings
     for remat in ("none", "names"):
@@ -248,17 +249,17 @@ def test_labels_are_exactly_the_responses(setting, packed):
     clip, row = packed
     end = processor.tokenizer.eos_token
     for continuation, sample in enumerate(clip.samples, start=1):
-        mine = row["continuation_ids"] == continuation
-        labels = row["labels"][mine]
+        mine = row.inputs.text.continuation_ids == continuation
+        labels = row.labels[mine]
         said = processor.decode(labels[labels != IGNORE], skip_special_tokens=False)
         assert said == templates.response(sample) + end
         # Each label is the next token of its branch; the last of a branch has none.
-        ids, known = row["input_ids"][mine], labels[:-1] != IGNORE
+        ids, known = row.inputs.text.input_ids[mine], labels[:-1] != IGNORE
         np.testing.assert_array_equal(labels[:-1][known], ids[1:][known])
         assert labels[-1] == IGNORE
         prompt = processor.decode(ids[: np.argmax(labels != IGNORE) + 1], skip_special_tokens=False)
         assert prompt.endswith(f"{sample.question}<|im_end|>\n<|im_start|>assistant\n")
-    assert (row["labels"][row["continuation_ids"] == 0] == IGNORE).all()
+    assert (row.labels[row.inputs.text.continuation_ids == 0] == IGNORE).all()
 
 
 def row_of_its_own(setting, clip, sample):
@@ -269,22 +270,25 @@ def row_of_its_own(setting, clip, sample):
     response = templates.response(sample) + processor.tokenizer.eos_token
     inputs = processor(text=[prompt + response], videos=[frames], video_metadata=[metadata])
     batch = collate(inputs, model.config, length=LENGTH, frame_pairs=GROUPS, patches=PATCHES)
-    del batch["next_position"]
     labels = np.full((1, LENGTH), IGNORE, np.int32)
     ids = inputs["input_ids"][0]
     count = len(processor.tokenizer(response)["input_ids"])
     labels[0, len(ids) - count - 1 : len(ids) - 1] = ids[-count:]
-    return batch | {"labels": labels, "continuation_ids": np.zeros((1, LENGTH), np.int32)}
+    text = dataclasses.replace(batch.text, continuation_ids=np.zeros((1, LENGTH), np.int32))
+    return SupervisedBatch(dataclasses.replace(batch, text=text), labels)
 
 
 def test_a_packed_row_equals_its_questions_asked_alone(setting, packed, plain_gradients):
     model, processor, _ = setting
     clip, row = packed
-    assert row["patches"].dtype == np.uint8
+    assert row.inputs.patches.values.dtype == np.uint8
     # The processor's call normalises the patches on the host, rows leave it to the model.
     for continuation, sample in enumerate(clip.samples, start=1):
-        labels = np.where(row["continuation_ids"] == continuation, row["labels"], IGNORE)
-        batch, other = as_batch([row | {"labels": labels}]), row_of_its_own(setting, clip, sample)
+        labels = np.where(row.inputs.text.continuation_ids == continuation, row.labels, IGNORE)
+        batch, other = (
+            as_batch([dataclasses.replace(row, labels=labels)]),
+            row_of_its_own(setting, clip, sample),
+        )
         (loss, _), gradients = plain_gradients(model, batch)
         (alone, _), expected = plain_gradients(model, other)
         assert token_counts(batch)["text"] == token_counts(other)["text"] == (labels != IGNORE).sum()
@@ -322,8 +326,8 @@ def keep_gradients():
 def uneven(setting):
     """Four rows with one, two, three and no questions that count."""
     rows = [setting[2].map(SyntheticClips("train", 1, questions=max(n, 1))[n]) for n in (1, 2, 3, 0)]
-    rows[-1] = rows[-1] | {"labels": np.full_like(rows[-1]["labels"], IGNORE)}
-    assert len({int((row["labels"] != IGNORE).sum()) for row in rows}) == 4
+    rows[-1] = dataclasses.replace(rows[-1], labels=np.full_like(rows[-1].labels, IGNORE))
+    assert len({int((row.labels != IGNORE).sum()) for row in rows}) == 4
     return as_batch(rows)
 
 
@@ -331,7 +335,7 @@ def test_accumulation_equals_the_large_batch(setting, uneven):
     model = setting[0]
     results = []
     for steps in (4, 1):
-        batch = {key: a.reshape(steps, 4 // steps, *a.shape[1:]) for key, a in uneven.items()}
+        batch = map_arrays(lambda a, n=steps: a.reshape(n, 4 // n, *a.shape[1:]), uneven)
         optimizer = keep_gradients()
         state = TrainState(np.int32(0), jax.tree.map(np.array, model), jax.tree.map(np.zeros_like, model))
         step = make_train_step(text_loss, optimizer, token_counts).lower(state, batch).compile()

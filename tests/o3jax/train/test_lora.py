@@ -20,6 +20,7 @@ from o3jax.hf.export import export_weights
 from o3jax.hf.names import model_leaves
 from o3jax.inputs.collate import collate
 from o3jax.inputs.processor import load_processor
+from o3jax.models.batch import stack, take
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.qwen3_vl import with_evidence
 from o3jax.sft.text import text_loss, token_counts
@@ -127,7 +128,7 @@ def setting(video_model):
     model = load_weights(video_model, config_from_hf(video_model))
     make = MakeRow(load_processor(video_model), model.config, RowShape(192, 3, 16))
     rows = [make.map(SyntheticClips("train", 1, questions=1)[index]) for index in range(2)]
-    return model, {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    return model, stack(rows)
 
 
 def test_gradients_follow_from_those_of_the_whole_weights(setting):
@@ -211,7 +212,7 @@ def test_only_what_stands_beside_the_base_is_trained(setting, with_all):
         # A gradient for every evidence module.
         return loss + sum(a.sum() for a in jax.tree.leaves(model.evidence)), sums
 
-    micro = {key: a[None] for key, a in setting[1].items()}
+    micro = take(setting[1], None)
     step = make_train_step(adapted_loss(of_all), optimizer, token_counts, frozen=["base"])
     state = init_state(made, optimizer, frozen=["base"])
     step = step.lower(state, micro).compile()
