@@ -37,6 +37,7 @@ from o3jax.generate.sampler import greedy
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.inputs.collate import collate
 from o3jax.models.batch import Batch, SupervisedBatch, take
+from o3jax.models.runtime import Runtime
 from o3jax.models.text import for_decoding
 from o3jax.sft.text import text_loss, token_counts
 from o3jax.sharding import make_mesh, replicate_scalars
@@ -180,12 +181,7 @@ def measure_training(size: Size, folder: Path, results: dict[str, Any]) -> None:
             optax.clip_by_global_norm(MAX_GRAD_NORM),
             optax.adamw(LEARNING_RATE, b1=0.9, b2=B2, weight_decay=WEIGHT_DECAY),
         )
-        step = make_train_step(
-            functools.partial(text_loss, remat="names"),
-            optimizer,
-            token_counts,
-            dtype=jnp.dtype(size.dtype),
-        )
+        step = make_train_step(text_loss, optimizer, token_counts, Runtime(remat="names", dtype=size.dtype))
         mesh = make_mesh(jax.devices()[:1])
         model = load_weights(folder, size.config, mesh=mesh)
         state = replicate_scalars(init_state(model, optimizer), mesh)

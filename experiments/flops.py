@@ -33,6 +33,7 @@ from o3jax.models.batch import (
 )
 from o3jax.models.config import Config, EvidenceConfig
 from o3jax.models.qwen3_vl import abstract_model, chunk_size
+from o3jax.models.runtime import Runtime
 from o3jax.sft.evidence import EvidenceWeights
 from o3jax.sft.joint import joint_loss
 from o3jax.sft.text import text_loss
@@ -119,7 +120,7 @@ def study(config: Config, c: Any) -> dict[str, int]:
     """
     whole = dataclasses.replace(config, evidence=EvidenceConfig(**c.evidence))
     plain, model = abstract_model(config), abstract_model(whole)
-    row = row_shapes(config, c)
+    row, runtime = row_shapes(config, c), Runtime(remat=c.remat)
 
     def step(loss: Any) -> Any:
         return lambda model, batch: jax.grad(lambda m: loss(m, batch))(model)
@@ -128,11 +129,11 @@ def study(config: Config, c: Any) -> dict[str, int]:
         weights = EvidenceWeights()
         counts = dict.fromkeys(_TERMS, 1.0)
         return joint_loss(
-            model, batch, counts, evidence_weight=0.4, weights=weights, candidate_low=0.1, remat=c.remat
+            model, batch, counts, runtime, evidence_weight=0.4, weights=weights, candidate_low=0.1
         )[0]
 
     def text(model: Any, batch: Any) -> Any:
-        return text_loss(model, batch, {"text": 1.0}, remat=c.remat)[0]
+        return text_loss(model, batch, {"text": 1.0}, runtime)[0]
 
     def tower(model: Any, batch: Any) -> Any:
         return model.vision(batch.inputs.dense.patches)[0]
@@ -142,7 +143,7 @@ def study(config: Config, c: Any) -> dict[str, int]:
             dense = batch.inputs.dense
             valid = dense.length > 0
             chunk = chunk_size(valid.shape[1])
-            features = encoder(tokens, dense.times, valid, chunk=chunk, remat=c.remat)
+            features = encoder(tokens, dense.times, valid, runtime, chunk=chunk)
             return features.astype(jnp.float32).sum()
 
         return jax.grad(total)(model.evidence.temporal)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
@@ -24,6 +23,7 @@ from experiments.studies.runs import signal_share
 from experiments.training.loop import StepFn
 from o3jax.errors import UserError
 from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.models.runtime import Runtime
 from o3jax.sharding import replicate_scalars
 from o3jax.train.state import CountFn, LossFn, Metrics, TrainState, init_state, make_train_step
 
@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> None:
             raise UserError("gradients are taken at the whole model: set config.lora.rank=0")
         frozen = [part for part, rate in config.lr_multipliers.items() if not rate or part == "evidence"]
         optimizer = optax.chain(optax.trace(decay=0.0), optax.scale(0.0))
-        step = make_train_step(loss, optimizer, count, frozen=frozen, dtype=jnp.dtype(config.compute_dtype))
+        runtime = Runtime(remat=config.remat, dtype=config.compute_dtype)
+        step = make_train_step(loss, optimizer, count, runtime, frozen=frozen)
 
         def keep(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
             state, metrics = step(state, batch)

@@ -393,7 +393,6 @@ def run(
         clip_high=config.clip_high,
         ratio=config.ratio,
         kl_coef=config.kl_coef,
-        remat=config.remat,
     )
     dtype = jnp.dtype(config.compute_dtype)
     reference = jax.tree.map(lambda a: jnp.array(a, dtype), model) if config.kl_coef else None

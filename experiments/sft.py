@@ -151,14 +151,12 @@ def main(argv: Sequence[str]) -> None:
     kinds = ((times, config.soften_times), (integers, config.soften_coordinates))
     soften = config.soften_times or config.soften_coordinates
     table = number_targets(model.config.text.vocab_size, kinds) if soften else None
-    loss = functools.partial(text_loss, soft_targets=table, remat=config.remat)
+    loss = functools.partial(text_loss, soft_targets=table)
     count = token_counts
     if joint:
         weights = dict(config.loss)
         named = {name: weights.pop(name) for name in ("evidence_weight", "candidate_low")}
-        loss = functools.partial(
-            joint_loss, soft_targets=table, remat=config.remat, weights=EvidenceWeights(**weights), **named
-        )
+        loss = functools.partial(joint_loss, soft_targets=table, weights=EvidenceWeights(**weights), **named)
         count = joint_counts
     state, step = make_trainer(config, model, mesh, loss, count, evidence=joint)
 

@@ -10,7 +10,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -25,6 +24,7 @@ from o3jax.hf.o3_config import read_settings
 from o3jax.inputs.processor import Processor
 from o3jax.models.layers import REMAT
 from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.models.runtime import Runtime
 from o3jax.prompts.feedback import FEEDBACK
 from o3jax.sharding import parameter_shardings, replicate_scalars
 from o3jax.train.lora import LoRA, adapted_loss
@@ -50,7 +50,7 @@ def make_trainer(
     """Returns the state before the first step, and the jitted step that donates it.
 
     Args:
-        config: how to optimise: schedule, `rates` of the parts, `lora`, `compute_dtype`.
+        config: how to optimise: schedule, `lr_multipliers` of the parts, `lora`, `remat`, `compute_dtype`.
         model: layers stacked, on the mesh; adapters are put beside it where the config says so.
         loss, count: of a micro-batch, see `o3jax.train.state`.
         evidence: whether the loss trains the evidence modules; they stay as they are otherwise.
@@ -73,8 +73,8 @@ def make_trainer(
         loss,
         optimizer,
         count,
+        Runtime(remat=config.remat, dtype=config.compute_dtype),
         frozen=frozen,
-        dtype=jnp.dtype(config.compute_dtype),
         shardings=jax.tree.map(lambda a: a.sharding, state),
     )
     return state, step

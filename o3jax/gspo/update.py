@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from o3jax.gspo.loss import sequence_losses
 from o3jax.gspo.rows import UpdateBatch
 from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.models.runtime import Runtime
 from o3jax.train.state import Metrics
 from o3jax.train.token_loss import IGNORE, token_logprobs
 
@@ -23,11 +24,11 @@ def response_logprobs(model: Qwen3VL, batch: UpdateBatch) -> Float[Array, "B N T
 
 
 def _response_scores(
-    model: Qwen3VL, batch: UpdateBatch, remat: str = "none"
+    model: Qwen3VL, batch: UpdateBatch, runtime: Runtime = Runtime()
 ) -> tuple[Float[Array, "B N T"], Float[Array, "B N T"]]:
     """Returns the log-probabilities and, without gradient, the entropies of the response tokens."""
     inputs = batch.inputs
-    hidden = model.hidden(inputs.text, model.encode_visuals(inputs, remat=remat), remat=remat)
+    hidden = model.hidden(inputs.text, model.encode_visuals(inputs, runtime), runtime)
     index = rearrange(batch.response_index, "b n t -> b (n t) 1")
     labels = jnp.where(batch.response_mask, batch.response_ids, IGNORE)
     states = jnp.take_along_axis(hidden, index, axis=1)
@@ -39,12 +40,12 @@ def gspo_objective(
     model: Qwen3VL,
     batch: UpdateBatch,
     counts: Metrics,
+    runtime: Runtime = Runtime(),
     *,
     clip_low: float = 3e-4,
     clip_high: float = 4e-4,
     ratio: str = "sequence",
     kl_coef: float = 0.0,
-    remat: str = "none",
 ) -> tuple[Float[Array, ""], Metrics]:
     """Returns the loss of update rows, per sequence of `sequence_counts`, and sums to log.
 
@@ -63,7 +64,7 @@ def gspo_objective(
     """
     if batch.logp_old is None and ratio != "one":
         raise ValueError(f"the ratio '{ratio}' compares with logp_old, which the batch does not have")
-    logp, entropy = _response_scores(model, batch, remat)
+    logp, entropy = _response_scores(model, batch, runtime)
 
     def flat(x: Array) -> Array:
         return rearrange(x, "b n ... -> (b n) ...")

@@ -23,6 +23,7 @@ from o3jax.models.attention import Mask, attention
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.layers import Initializer, linear, rms_norm, run_layers
 from o3jax.models.rope import rotate
+from o3jax.models.runtime import Runtime
 from o3jax.sharding import shard
 
 _EPS = 1e-6  # of the RMS norms
@@ -120,7 +121,7 @@ class Block(nnx.Module):
         memory: Float[Array, "B X D"] | None,
         mask: Mask,
         rope: tuple[Array, Array] | None,
-        kernel: str,
+        runtime: Runtime,
     ) -> Float[Array, "R S D"]:
         """Returns x after attention to `memory` (None: to x itself) and the MLP.
 
@@ -132,7 +133,7 @@ class Block(nnx.Module):
         k, v = repeated(k, len(x)), repeated(v, len(x))
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        h = attention(q, k, v, mask, kernel)
+        h = attention(q, k, v, mask, runtime.kernel)
         x = x + linear(h.reshape(*h.shape[:2], -1), self.o[...].reshape(-1, x.shape[-1]))
         h = jax.nn.gelu(linear(rms_norm(x, self.mlp_norm[...], _EPS), self.up[...]))
         return x + linear(h, self.down[...])
@@ -171,7 +172,7 @@ class QuestionEncoder(nnx.Module):
         self.relevance_bias = init.bias((), ())
 
     def __call__(
-        self, embeddings: Float[Array, "B Sq E"], valid: Bool[Array, "B Sq"], *, kernel: str = "xla"
+        self, embeddings: Float[Array, "B Sq E"], valid: Bool[Array, "B Sq"], runtime: Runtime = Runtime()
     ) -> Float[Array, "B D"]:
         """Returns the question's vector: the mean of its tokens after bidirectional layers.
 
@@ -188,7 +189,7 @@ class QuestionEncoder(nnx.Module):
         mask = Mask(segments, segments)
 
         def body(x: Array, layer: Block, index: Array) -> Array:
-            return layer(x, None, mask, rope, kernel)
+            return layer(x, None, mask, rope, runtime)
 
         x = run_layers(body, linear(embeddings.astype(dtype), self.embed_in[...]), self.layers)
         weights = valid[..., None].astype(jnp.float32)
@@ -261,8 +262,7 @@ class EvidenceDecoder(nnx.Module):
         dense: DenseFeatures,
         visual: VisualTokens,
         candidates: Bool[Array, "B T"],
-        *,
-        kernel: str = "xla",
+        runtime: Runtime = Runtime(),
     ) -> Estimate:
         """Returns an estimate for each mention of a text.
 
@@ -274,7 +274,7 @@ class EvidenceDecoder(nnx.Module):
             candidates: the groups that may be searched; a row without any searches all valid ones.
         """
         x = linear(queries.astype(self.query_in.dtype), self.query_in[...])
-        return self._decode(x, valid, dense, visual, candidates, kernel)
+        return self._decode(x, valid, dense, visual, candidates, runtime)
 
     def propose(
         self,
@@ -282,8 +282,7 @@ class EvidenceDecoder(nnx.Module):
         dense: DenseFeatures,
         visual: VisualTokens,
         candidates: Bool[Array, "B T"],
-        *,
-        kernel: str = "xla",
+        runtime: Runtime = Runtime(),
     ) -> Estimate:
         """Returns `proposals` estimates per row from the question's vector alone, before any text.
 
@@ -291,7 +290,7 @@ class EvidenceDecoder(nnx.Module):
         """
         x = linear(question.astype(self.query_in.dtype), self.question_in[...])
         x = x[:, None] + self.slot_bias[...]
-        return self._decode(x, jnp.ones(x.shape[:2], bool), dense, visual, candidates, kernel)
+        return self._decode(x, jnp.ones(x.shape[:2], bool), dense, visual, candidates, runtime)
 
     def _decode(
         self,
@@ -300,7 +299,7 @@ class EvidenceDecoder(nnx.Module):
         dense: DenseFeatures,
         visual: VisualTokens,
         candidates: Bool[Array, "R T"],
-        kernel: str,
+        runtime: Runtime,
     ) -> Estimate:
         rows = len(x)
         times, there = repeated(dense.times, rows), repeated(dense.valid, rows)
@@ -313,8 +312,8 @@ class EvidenceDecoder(nnx.Module):
         cross, own = Mask(mentions, allowed.astype(jnp.int32)), Mask(mentions, mentions)
 
         def body(x: Array, layer: DecoderLayers, index: Array) -> Array:
-            x = layer.cross(x, places, cross, None, kernel)
-            return layer.own(x, None, own, None, kernel)
+            x = layer.cross(x, places, cross, None, runtime)
+            return layer.own(x, None, own, None, runtime)
 
         x = run_layers(body, x, self.layers)
 
@@ -336,7 +335,7 @@ class EvidenceDecoder(nnx.Module):
         visuals = jnp.einsum("bmx,bxd->bmd", pointed, repeated(places, rows))
         x = x + linear(visuals, self.read_in[...])
 
-        x, box = self._box(x, fixed, valid, visual, kernel)
+        x, box = self._box(x, fixed, valid, visual, runtime)
         sure = jnp.concatenate([x, jnp.log(spread)[..., None].astype(x.dtype)], axis=-1)
         confidence = linear(sure, self.confidence_out[...])[..., 0] + self.confidence_bias[...]
         return Estimate(
@@ -363,7 +362,7 @@ class EvidenceDecoder(nnx.Module):
         time: Float[Array, "R M"],
         valid: Bool[Array, "R M"],
         visual: VisualTokens,
-        kernel: str,
+        runtime: Runtime,
     ) -> tuple[Float[Array, "R M D"], Float[Array, "R M 4"]]:
         """Returns the normed queries after they read the pair nearest to `time`, and their boxes."""
         dtype = x.dtype
@@ -380,7 +379,7 @@ class EvidenceDecoder(nnx.Module):
         numbers = jnp.arange(1, visual.times.shape[1] + 1, dtype=jnp.int32)[None, :, None] * visual.valid
         numbers = repeated(rearrange(numbers, "b t p -> b (t p)"), len(x))
         mask = Mask(jnp.where(valid, pair + 1, 0), numbers)
-        x = self.reader(x, tokens, mask, None, kernel)
+        x = self.reader(x, tokens, mask, None, runtime)
 
         pointed = jax.nn.softmax(self.where(x, tokens, mask.dense())[:, :, 0])
         start = jnp.clip(jnp.einsum("bmx,bxc->bmc", pointed, repeated(centres, len(x))), 1e-3, 1 - 1e-3)

@@ -27,6 +27,7 @@ from o3jax.models.evidence import (
     repeated,
 )
 from o3jax.models.layers import Abstract, Initializer
+from o3jax.models.runtime import Runtime
 from o3jax.models.temporal import TemporalEncoder
 from o3jax.models.text import TextDecoder, visual_rows
 from o3jax.models.vision import VisionTower
@@ -65,20 +66,18 @@ class Qwen3VL(nnx.Module):
         self.text = TextDecoder(config.text, config.tie_word_embeddings, init)
         self.evidence = EvidenceModules(config, init) if config.evidence else None
 
-    def encode_visuals(
-        self, batch: Batch, *, kernel: str = "xla", remat: str = "none"
-    ) -> VisualFeatures | None:
+    def encode_visuals(self, batch: Batch, runtime: Runtime = Runtime()) -> VisualFeatures | None:
         """Returns what the towers and the temporal encoder make of the pixels; None where there are none."""
         if batch.features is not None:
             kept = rearrange(jnp.asarray(batch.features.values), "b t p k d -> k b (t p) d")
             tokens, taps = kept[0], kept[1:]
         elif batch.patches is not None:
-            tokens, taps = self.vision(batch.patches, kernel=kernel, remat=remat)
+            tokens, taps = self.vision(batch.patches, runtime)
         else:
             return None
         if self.evidence is None or batch.dense is None:
             return VisualFeatures(tokens, taps, None, None)
-        dense = self._dense(batch.dense, kernel, remat)
+        dense = self._dense(batch.dense, runtime)
         visual = self._visual(tokens, batch.places, batch.frames.length)
         if batch.questions is not None and batch.questions.clip is not None:
             asked = batch.questions.clip
@@ -101,16 +100,16 @@ class Qwen3VL(nnx.Module):
         valid = jnp.arange(places.centres.shape[2]) < lengths[..., None] // self.config.vision.merge_unit
         return VisualTokens(by_pair, places.times, places.centres, valid)
 
-    def _dense(self, stream: DenseStream, kernel: str, remat: str) -> DenseFeatures:
+    def _dense(self, stream: DenseStream, runtime: Runtime) -> DenseFeatures:
         valid = stream.length > 0
         if stream.features is not None:
             tokens = stream.features.values
         else:
-            tokens = dense_tokens(self.vision, stream.patches, kernel)
+            tokens = dense_tokens(self.vision, stream.patches, runtime)
         size = chunk_size(valid.shape[1])
         chunk = size if size < valid.shape[1] and np.isfinite(self.config.evidence.window_s) else None
         clock = stream.times if stream.clock is None else stream.clock
-        features = self.evidence.temporal(tokens, clock, valid, chunk=chunk, remat=remat)
+        features = self.evidence.temporal(tokens, clock, valid, runtime, chunk=chunk)
         cells = stream.length.max(-1, keepdims=True) // self.config.vision.merge_unit
         cell_valid = jnp.arange(tokens.shape[2]) < cells
         return DenseFeatures(features, stream.times, valid, stream.cells, cell_valid)
@@ -128,24 +127,24 @@ class Qwen3VL(nnx.Module):
         return shard(x, "batch", "sequence", None), visuals.taps.astype(x.dtype)
 
     def hidden(
-        self, row: TextRow, visuals: VisualFeatures | None, *, kernel: str = "xla", remat: str = "none"
+        self, row: TextRow, visuals: VisualFeatures | None, runtime: Runtime = Runtime()
     ) -> Float[Array, "B S D"]:
         """Returns the final-norm hidden states; `visuals` is what `encode_visuals` returned for the batch."""
         x, taps = self.embed(row, visuals)
         mask = causal_mask(row)
 
         def attend(q, k, v, state):
-            return attention(q, k, v, mask, kernel), state
+            return attention(q, k, v, mask, runtime.kernel), state
 
-        return self.text(x, row.positions, attend, taps, row.visual_index, remat=remat)
+        return self.text(x, row.positions, attend, taps, row.visual_index, runtime)
 
     def relevance(
-        self, questions: Questions, visuals: VisualFeatures, *, kernel: str = "xla"
+        self, questions: Questions, visuals: VisualFeatures, runtime: Runtime = Runtime()
     ) -> tuple[Float[Array, "R D"], Float[Array, "R T"]]:
         """Returns each question's vector, and the logits of each dense group being its evidence."""
         ids = rearrange(questions.ids, "b q s -> (b q) s")
         embeddings = self.text.embed[...][jnp.maximum(ids, 0)]
-        question = self.evidence.question(embeddings, ids >= 0, kernel=kernel)
+        question = self.evidence.question(embeddings, ids >= 0, runtime)
         return question, self.evidence.question.relevance(question, visuals.dense)
 
     def estimate(
@@ -154,52 +153,50 @@ class Qwen3VL(nnx.Module):
         valid: Bool[Array, "R M"],
         visuals: VisualFeatures,
         candidates: Bool[Array, "R T"],
-        *,
-        kernel: str = "xla",
+        runtime: Runtime = Runtime(),
     ) -> Estimate:
         """Returns when and where each mention is, from the hidden states at the mentions."""
-        return self.evidence.decoder(states, valid, visuals.dense, visuals.visual, candidates, kernel=kernel)
+        return self.evidence.decoder(states, valid, visuals.dense, visuals.visual, candidates, runtime)
 
     def propose(
         self,
         question: Float[Array, "R D"],
         visuals: VisualFeatures,
         candidates: Bool[Array, "R T"],
-        *,
-        kernel: str = "xla",
+        runtime: Runtime = Runtime(),
     ) -> Estimate:
         """Returns when and where the question alone points, before any text."""
-        return self.evidence.decoder.propose(
-            question, visuals.dense, visuals.visual, candidates, kernel=kernel
-        )
+        return self.evidence.decoder.propose(question, visuals.dense, visuals.visual, candidates, runtime)
 
     def logits(self, hidden: Float[Array, "*dims D"]) -> Float[Array, "*dims V"]:
         """Returns vocabulary logits of hidden states."""
         return self.text.logits(hidden)
 
-    def __call__(self, batch: Batch, *, kernel: str = "xla", remat: str = "none") -> Float[Array, "B S V"]:
+    def __call__(self, batch: Batch, runtime: Runtime = Runtime()) -> Float[Array, "B S V"]:
         """Returns logits [B, S, V]."""
-        visuals = self.encode_visuals(batch, kernel=kernel, remat=remat)
-        return self.logits(self.hidden(batch.text, visuals, kernel=kernel, remat=remat))
+        visuals = self.encode_visuals(batch, runtime)
+        return self.logits(self.hidden(batch.text, visuals, runtime))
 
 
-def dense_tokens(tower: VisionTower, patches: Patches, kernel: str = "xla") -> Float[Array, "B T P D"]:
+def dense_tokens(
+    tower: VisionTower, patches: Patches, runtime: Runtime = Runtime()
+) -> Float[Array, "B T P D"]:
     """Returns the tower's tokens of the dense stream, a chunk of frame pairs at a time.
 
     The tower learns from the language stream alone: of this large pass nothing is kept.
     """
-    tower = jax.lax.stop_gradient(tower)
+    tower, runtime = jax.lax.stop_gradient(tower), dataclasses.replace(runtime, remat="none")
     groups = patches.length.shape[1]
     size = chunk_size(groups)
     if size == groups:
-        return rearrange(tower(patches, kernel=kernel)[0], "b (t p) d -> b t p d", t=groups)
+        return rearrange(tower(patches, runtime)[0], "b (t p) d -> b t p d", t=groups)
 
     def split(x: Array) -> Array:
         x = jnp.pad(x, [(0, 0), (0, -groups % size)] + [(0, 0)] * (x.ndim - 2))
         return rearrange(x, "b (n t) ... -> n b t ...", t=size)
 
     tokens = jax.lax.map(
-        lambda part: tower(part, kernel=kernel)[0],
+        lambda part: tower(part, runtime)[0],
         jax.tree.map(lambda x: split(jnp.asarray(x)), patches),
     )
     return rearrange(tokens, "n b (t p) d -> b (n t) p d", t=size)[:, :groups]

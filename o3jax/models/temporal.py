@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.layers import Initializer, checkpointed, linear, rms_norm, run_layers
 from o3jax.models.rope import rotate, time_angles
+from o3jax.models.runtime import Runtime
 from o3jax.models.temporal_attention import _pad, _part, _ways, halo_groups, temporal_attention
 from o3jax.sharding import shard
 
@@ -56,9 +57,9 @@ class TemporalEncoder(nnx.Module):
         tokens: Float[Array, "B T P Din"],
         times: Float[Array, "B T"],
         valid: Bool[Array, "B T"] | Int[Array, "B T"],
+        runtime: Runtime = Runtime(),
         *,
         chunk: int | None = None,
-        remat: str = "none",
     ) -> Float[Array, "B T P D"]:
         """Returns F: each frame pair's cells, having read the same cell within L windows of their time.
 
@@ -75,7 +76,6 @@ class TemporalEncoder(nnx.Module):
                 same. Beside its inputs and F the encoder then holds activations of chunk + 2 L halo groups
                 (also in the backward pass, which recomputes), and does (chunk + 2 L halo) / chunk of the
                 work. More than one chunk over several devices also sends the chunks' inputs and F around.
-            remat: what the backward pass recomputes within a layer, see `layers.checkpointed`.
 
         Raises:
             ValueError: if a chunk is asked for with an infinite window, or is not positive.
@@ -88,7 +88,7 @@ class TemporalEncoder(nnx.Module):
         groups = valid.shape[1]
         chunk = chunk and chunk * _ways()
         if chunk is None or chunk >= groups:
-            return self._encode(tokens, times, valid, remat)
+            return self._encode(tokens, times, valid, runtime)
         if chunk < 1 or math.isinf(self.config.window_s):
             raise ValueError(f"chunks of {chunk} groups with a window of {self.config.window_s} s")
         halo = self.config.temporal_layers * halo_groups(self.config, groups)
@@ -97,12 +97,12 @@ class TemporalEncoder(nnx.Module):
 
         def one(start: Array) -> Array:
             parts = [_part(x, start, chunk + 2 * halo) for x in inputs]
-            return self._encode(*parts, remat)[:, halo : halo + chunk]
+            return self._encode(*parts, runtime)[:, halo : halo + chunk]
 
         chunks = jax.lax.map(jax.checkpoint(one), jnp.arange(count) * chunk)
         return rearrange(chunks, "n b t p d -> b (n t) p d")[:, :groups]
 
-    def _encode(self, tokens: Array, times: Array, valid: Array, remat: str) -> Float[Array, "B T P D"]:
+    def _encode(self, tokens: Array, times: Array, valid: Array, runtime: Runtime) -> Float[Array, "B T P D"]:
         c = self.config
         groups, dtype = valid.shape[1], self.input.dtype
         tokens, times, valid = (_pad(x, 0, -groups % _ways()) for x in (tokens, times, valid))
@@ -126,7 +126,7 @@ class TemporalEncoder(nnx.Module):
             x = x + linear(jax.nn.gelu(h, approximate=True), p.down[...])
             return shard(x, "batch", "groups", None, None)
 
-        block = checkpointed(block, remat)
+        block = checkpointed(block, runtime.remat)
         x = linear(rms_norm(tokens.astype(dtype), self.input_norm[...], EPS), self.input[...])
         x = shard(x, "batch", "groups", None, None)
         if self.layers is not None:

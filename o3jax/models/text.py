@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from o3jax.models.config import TextConfig
 from o3jax.models.layers import Initializer, checkpointed, linear, rms_norm, run_layers, stack, unstack
 from o3jax.models.rope import rotate, text_angles
+from o3jax.models.runtime import Runtime
 from o3jax.sharding import shard
 
 # Given q [B, S, N, H] and the new k, v [B, S, K, H]: the attention output [B, S, N, H] and what the
@@ -186,8 +187,7 @@ class TextDecoder(nnx.Module):
         attend: Attend,
         deepstack: Float[Array, "taps B tokens D"],
         visual_index: Int[Array, "B S"],
-        *,
-        remat: str = "none",
+        runtime: Runtime = Runtime(),
     ) -> Float[Array, "B S D"]:
         """Returns the final-norm hidden states of embedded inputs.
 
@@ -204,7 +204,7 @@ class TextDecoder(nnx.Module):
         def one(x: Array, p: TextLayers) -> Array:
             return self.layer(p, x, rope, attend, None)[0]
 
-        one = checkpointed(one, remat)
+        one = checkpointed(one, runtime.remat)
 
         def body(x, p, index):
             x = one(x, p)

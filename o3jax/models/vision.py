@@ -19,6 +19,7 @@ from o3jax.models.batch import TYPES, Patches
 from o3jax.models.config import VisionConfig
 from o3jax.models.layers import Initializer, checkpointed, layer_norm, linear, run_layers
 from o3jax.models.rope import rotate, vision_angles
+from o3jax.models.runtime import Runtime
 from o3jax.sharding import shard
 
 for _kind in TYPES:  # here and not in their module, because where rows are made there is no jax
@@ -84,9 +85,7 @@ class VisionTower(nnx.Module):
     def __call__(
         self,
         patches: Patches,
-        *,
-        kernel: str = "xla",
-        remat: str = "none",
+        runtime: Runtime = Runtime(),
     ) -> tuple[Float[Array, "B tokens D"], Float[Array, "taps B tokens D"]]:
         """Returns language tokens [B, T * P / 4, D] and one such array per DeepStack tap.
 
@@ -118,7 +117,7 @@ class VisionTower(nnx.Module):
             # Rotated in float32 and cast back, as the reference implementation does.
             q = checkpoint_name(rotate(q.astype(jnp.float32), cos, sin).astype(dtype), "q")
             k = checkpoint_name(rotate(k.astype(jnp.float32), cos, sin).astype(dtype), "k")
-            h = attention(q, k, checkpoint_name(v, "v"), mask, kernel)
+            h = attention(q, k, checkpoint_name(v, "v"), mask, runtime.kernel)
             x = (
                 x
                 + linear(h.reshape(*h.shape[:2], -1), p.out[...].reshape(-1, c.hidden_size))
@@ -134,7 +133,7 @@ class VisionTower(nnx.Module):
         def second(h: Array, w: Array) -> Array:
             return linear(jax.nn.gelu(h, approximate=True), w)
 
-        block = checkpointed(block, remat)
+        block = checkpointed(block, runtime.remat)
         tap_numbers = {layer: tap for tap, layer in enumerate(c.deepstack_visual_indexes)}
         tap_of_layer = jnp.asarray([tap_numbers.get(layer, -1) for layer in range(c.depth)])
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from o3jax.models.batch import GroundingBatch
 from o3jax.models.layers import Initializer
+from o3jax.models.runtime import Runtime
 from o3jax.models.vision import VisionTower
 from o3jax.train.state import Metrics
 
@@ -41,13 +42,13 @@ def known_counts(batch: GroundingBatch) -> Metrics:
 
 
 def grounding_loss(
-    model: GroundedTower, batch: GroundingBatch, counts: Metrics
+    model: GroundedTower, batch: GroundingBatch, counts: Metrics, runtime: Runtime = Runtime()
 ) -> tuple[Float[Array, ""], Metrics]:
     """Returns the loss per language token of `known_counts`, and the sums to log.
 
     Attributes count only where a token is covered.
     """
-    tokens, taps = model.tower(batch.patches)
+    tokens, taps = model.tower(batch.patches, runtime)
     features = jnp.concatenate([tokens[None], taps])
     logits = jnp.einsum("xbtd,xdo->xbto", features, model.head[...]) + model.head_bias[...][:, None, None]
     borders = (1, 3, 7, 7 + model.colors)

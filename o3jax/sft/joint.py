@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from o3jax.models.batch import SupervisedBatch, Tree
 from o3jax.models.evidence import repeated
 from o3jax.models.qwen3_vl import Qwen3VL, mention_states
+from o3jax.models.runtime import Runtime
 from o3jax.sft.evidence import (
     EvidenceWeights,
     match_proposals,
@@ -42,13 +43,12 @@ def joint_loss(
     model: Qwen3VL,
     batch: SupervisedBatch,
     counts: Metrics,
+    runtime: Runtime = Runtime(),
     *,
     evidence_weight: float,
     weights: EvidenceWeights,
     candidate_low: float,
     soft_targets: Float[Array, "V V"] | None = None,
-    kernel: str = "xla",
-    remat: str = "none",
 ) -> tuple[Float[Array, ""], Metrics]:
     """Returns (1 - w) text + w evidence with w = `evidence_weight`, and sums to log.
 
@@ -60,11 +60,11 @@ def joint_loss(
         soft_targets: see `cross_entropy`.
     """
     inputs = batch.inputs
-    visuals = model.encode_visuals(inputs, kernel=kernel, remat=remat)
-    hidden = model.hidden(inputs.text, visuals, kernel=kernel, remat=remat)
+    visuals = model.encode_visuals(inputs, runtime)
+    hidden = model.hidden(inputs.text, visuals, runtime)
     text = cross_entropy(hidden, model.text.head(), batch.labels, soft_targets=soft_targets)
 
-    question, relevance = model.relevance(inputs.questions, visuals, kernel=kernel)
+    question, relevance = model.relevance(inputs.questions, visuals, runtime)
     truth = by_question(batch.evidence.search)
     relevance_sum, _ = relevance_loss(relevance, truth.inside, truth.known)
     rows = len(relevance)
@@ -74,12 +74,12 @@ def joint_loss(
     targets = by_question(batch.evidence.mentions)
     states = mention_states(hidden, inputs.questions.mention_index)
     there = by_question(inputs.questions.mention_index) >= 0
-    estimate = model.estimate(states, there, visuals, searched, kernel=kernel)
+    estimate = model.estimate(states, there, visuals, searched, runtime)
     mentions, sums = mention_loss(estimate, targets, times, weights, counts)
     evidence = mentions + weights.relevance * relevance_sum / counts["relevance"]
 
     # The same truth, found without any text. Its terms count the same mentions.
-    guess = model.propose(question, visuals, searched, kernel=kernel)
+    guess = model.propose(question, visuals, searched, runtime)
     matched = match_proposals(guess, targets, weights)
     proposals, guessed = mention_loss(guess, matched, times, weights, counts)
     evidence += weights.proposals * proposals

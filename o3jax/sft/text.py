@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from o3jax.models.batch import SupervisedBatch
 from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.models.runtime import Runtime
 from o3jax.train.state import Metrics
 from o3jax.train.token_loss import IGNORE, cross_entropy
 
@@ -18,14 +19,13 @@ def text_loss(
     model: Qwen3VL,
     batch: SupervisedBatch,
     counts: Metrics,
+    runtime: Runtime = Runtime(),
     *,
     soft_targets: Float[Array, "V V"] | None = None,
-    kernel: str = "xla",
-    remat: str = "none",
 ) -> tuple[Float[Array, ""], Metrics]:
     """Returns the token loss of a batch, per token of `token_counts`, and sums to log."""
-    visuals = model.encode_visuals(batch.inputs, kernel=kernel, remat=remat)
-    hidden = model.hidden(batch.inputs.text, visuals, kernel=kernel, remat=remat)
+    visuals = model.encode_visuals(batch.inputs, runtime)
+    hidden = model.hidden(batch.inputs.text, visuals, runtime)
     sums = cross_entropy(hidden, model.text.head(), batch.labels, soft_targets=soft_targets)
     return sums["loss"] / counts["text"], {"text": sums["loss"], "accuracy": sums["correct"]}
 

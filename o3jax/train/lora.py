@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from o3jax.errors import UserError
 from o3jax.models.layers import Initializer
 from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.models.runtime import Runtime
 from o3jax.train.state import Batch, LossFn, Metrics
 
 # How many axes of a projection are its inputs and its outputs, where it is not one of each; axes in front
@@ -128,8 +129,10 @@ class LoRA(nnx.Module):
 def adapted_loss(loss_fn: LossFn) -> LossFn:
     """Returns the loss of a `LoRA`: that of its adapted model."""
 
-    def loss(model: LoRA, batch: Batch, counts: Metrics) -> tuple[Float[Array, ""], Metrics]:
-        return loss_fn(model.adapted(), batch, counts)
+    def loss(
+        model: LoRA, batch: Batch, counts: Metrics, runtime: Runtime = Runtime()
+    ) -> tuple[Float[Array, ""], Metrics]:
+        return loss_fn(model.adapted(), batch, counts, runtime)
 
     return loss
 

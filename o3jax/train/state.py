@@ -13,13 +13,15 @@ import optax.contrib
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from o3jax.models.runtime import Runtime
+
 Batch = Any  # arrays of micro-batches: one of the types of `o3jax.models.batch`, or `o3jax.gspo.rows`
 Metrics = dict[str, Float[Array, ""]]
 # What each sum of a loss counts, from the data alone.
 CountFn = Callable[[Batch], Metrics]
-# (model, batch, counts of the large batch) -> (loss, sums to log). Losses and sums of micro-batches add up
-# to those of the large batch, because they are divided by its counts.
-LossFn = Callable[[nnx.Module, Batch, Metrics], tuple[Float[Array, ""], Metrics]]
+# (model, batch, counts of the large batch, runtime) -> (loss, sums to log). Losses and sums of micro-batches
+# add up to those of the large batch, because they are divided by its counts.
+LossFn = Callable[[nnx.Module, Batch, Metrics, Runtime], tuple[Float[Array, ""], Metrics]]
 
 
 @jax.tree_util.register_dataclass
@@ -59,17 +61,17 @@ def make_train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     count_fn: CountFn,
+    runtime: Runtime = Runtime(),
     *,
     frozen: Sequence[str] = (),
-    dtype: jnp.dtype = jnp.float32,
     shardings: TrainState | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns a jitted step; the given state is donated.
 
     Batches have a leading axis of micro-batches. What each term of the loss counts is summed over it
     first and the gradients are then only added, so accumulation equals the large batch whatever the
-    micro-batches hold. Parameters stay float32; the forward pass runs in `dtype`. Metrics are the means
-    of the loss's sums, the loss, the norm of its gradient, and counts that no sum has the name of.
+    micro-batches hold. Parameters stay float32; the forward pass runs in the runtime's dtype. Metrics are the
+    means of the loss's sums, the loss, the norm of its gradient, and counts that no sum has the name of.
 
     Args:
         frozen: parts of the model ("vision", "text", "evidence") that stay as they are, without
@@ -79,8 +81,8 @@ def make_train_step(
     """
 
     def loss_of(trained: nnx.Module, fixed: nnx.Module, batch: Batch, counts: Metrics) -> Any:
-        model = jax.tree.map(lambda a: a.astype(dtype), _join(trained, fixed))
-        return loss_fn(model, batch, counts)
+        model = jax.tree.map(lambda a: a.astype(runtime.dtype), _join(trained, fixed))
+        return loss_fn(model, batch, counts, runtime)
 
     grad_fn = jax.value_and_grad(loss_of, has_aux=True)
 

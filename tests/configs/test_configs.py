@@ -43,6 +43,7 @@ from o3jax.inputs.processor import load_processor
 from o3jax.models.batch import map_arrays
 from o3jax.models.config import EvidenceConfig, TextConfig, VisionConfig
 from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
+from o3jax.models.runtime import Runtime
 from o3jax.rewards import registry
 from o3jax.sft.evidence import EvidenceWeights
 from o3jax.sft.joint import joint_counts, joint_loss
@@ -123,10 +124,10 @@ def sft_parts(c: ConfigDict, rank: int = 0) -> tuple:
     row = rows.map(clips[0])
     weights = dict(c.loss)
     named = {name: weights.pop(name) for name in ("evidence_weight", "candidate_low")}
-    loss, counts = functools.partial(text_loss, remat=c.remat), token_counts
+    loss, counts = text_loss, token_counts
     if targets:
         row = OpenCandidates().random_map(row, np.random.default_rng(0))
-        loss = functools.partial(joint_loss, remat=c.remat, weights=EvidenceWeights(**weights), **named)
+        loss = functools.partial(joint_loss, weights=EvidenceWeights(**weights), **named)
         counts = joint_counts
     size = c.per_device_train_batch_size * c.mesh.data * c.mesh.fsdp
     batch = map_arrays(lambda a: jax.ShapeDtypeStruct((size, *a.shape), a.dtype), row)
@@ -145,7 +146,7 @@ def sft_parts(c: ConfigDict, rank: int = 0) -> tuple:
         loss, frozen = adapted_loss(loss), ["base", *frozen]
     state = jax.eval_shape(start, abstract_model(config))
     cast = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.dtype(c.compute_dtype)), state.model)
-    return state, jax.eval_shape(lambda m, b: loss(m, b, counts(b)), cast, batch)
+    return state, jax.eval_shape(lambda m, b: loss(m, b, counts(b), Runtime(remat=c.remat)), cast, batch)
 
 
 @pytest.mark.parametrize(("name", "argument"), [pair for pair in CONFIGS if pair[0].startswith("sft")])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from o3jax.hf.names import model_leaves
 from o3jax.inputs.collate import collate
 from o3jax.models.batch import SupervisedBatch, take
 from o3jax.models.qwen3_vl import abstract_model
+from o3jax.models.runtime import Runtime
 from o3jax.sft.text import text_loss, token_counts
 from o3jax.sharding import (
     ShardingRules,
@@ -115,9 +115,9 @@ def test_one_program_serves_every_grid_of_a_bucket(tiny):
     reference = tiny("dense")
     traces = []
 
-    def counted(model, batch, counts):
+    def counted(model, batch, counts, runtime):
         traces.append(batch.inputs.patches.values.shape)
-        return text_loss(model, batch, counts)
+        return text_loss(model, batch, counts, runtime)
 
     optimizer = optax.sgd(LEARNING_RATE)
     step = make_train_step(counted, optimizer, token_counts)
@@ -155,7 +155,7 @@ def test_the_training_program_does_not_grow_with_depth(tiny):
             vision=dataclasses.replace(config.vision, depth=layers),
         )
         state = jax.eval_shape(lambda model: init_state(model, optimizer), abstract_model(deep))
-        step = make_train_step(functools.partial(text_loss, remat="names"), optimizer, token_counts)
+        step = make_train_step(text_loss, optimizer, token_counts, Runtime(remat="names"))
         return len(step.lower(state, micro).as_text())
 
     shallow = size(4)

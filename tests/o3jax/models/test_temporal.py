@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from o3jax.inputs.dense import dense_rate
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.layers import Initializer
+from o3jax.models.runtime import Runtime
 from o3jax.models.temporal import TemporalEncoder
 from o3jax.models.temporal_attention import STRATEGIES, halo_groups, temporal_attention, wire_bytes
 from o3jax.sharding import make_mesh, use_mesh
@@ -363,7 +364,7 @@ def test_gradients_do_not_depend_on_chunks_or_remat_and_ignore_padding():
 
         return jax.jit(jax.grad(loss, (0, 1)))(encoder, tokens)
 
-    plain, chunked = gradients(), gradients(chunk=6, remat="names")
+    plain, chunked = gradients(), gradients(chunk=6, runtime=Runtime(remat="names"))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(chunked), strict=True):
         assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max()
         assert np.abs(a).max() > 0

@@ -29,6 +29,7 @@ from o3jax.models.batch import Batch, SupervisedBatch, TextRow, map_arrays, stac
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.layers import Initializer
 from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
+from o3jax.models.runtime import Runtime
 from o3jax.prompts import templates
 from o3jax.prompts.tokenizer import number_tokens
 from o3jax.sft.text import number_targets, text_loss, token_counts
@@ -57,7 +58,9 @@ def packed(setting):
 
 def sums_and_gradients(remat):
     """Returns a compiled (model, batch) -> ((summed loss, sums), gradients)."""
-    fn = jax.value_and_grad(functools.partial(text_loss, counts=ONE, remat=remat), has_aux=True)
+    fn = jax.value_and_grad(
+        functools.partial(text_loss, counts=ONE, runtime=Runtime(remat=remat)), has_aux=True
+    )
     return functools.cache(lambda: jax.jit(fn))()
 
 
@@ -212,7 +215,7 @@ def test_training_on_text_never_holds_the_logits_of_a_row(setting):
 
     table = config.text.hidden_size * WORDS  # the embeddings
     for remat in ("none", "names"):
-        loss = functools.partial(text_loss, counts=ONE, remat=remat)
+        loss = functools.partial(text_loss, counts=ONE, runtime=Runtime(remat=remat))
         held = largest_of_words(jax.grad(loss, has_aux=True), model, batch)
         assert held == max(table, 64 * WORDS) < LONG * WORDS
     assert largest_of_words(jax.grad(naive), model, batch) == LONG * WORDS
@@ -476,6 +479,8 @@ def test_unknown_names_are_errors(setting, packed):
     with pytest.raises(UserError, match="'step'; choose one of constant, linear, cosine"):
         learning_rate("step", 1.0, 10)
     with pytest.raises(ValueError, match="unknown remat policy 'some'"):
-        jax.eval_shape(functools.partial(text_loss, counts=ONE, remat="some"), model, batch)
+        jax.eval_shape(functools.partial(text_loss, counts=ONE, runtime=Runtime(remat="some")), model, batch)
     with pytest.raises(ValueError, match="unknown attention kernel 'flash'; available: xla"):
-        jax.eval_shape(functools.partial(text_loss, counts=ONE, kernel="flash"), model, batch)
+        jax.eval_shape(
+            functools.partial(text_loss, counts=ONE, runtime=Runtime(kernel="flash")), model, batch
+        )

@@ -23,6 +23,7 @@ from o3jax.inputs.processor import load_processor
 from o3jax.models.batch import stack, take
 from o3jax.models.config import EvidenceConfig
 from o3jax.models.qwen3_vl import with_evidence
+from o3jax.models.runtime import Runtime
 from o3jax.sft.text import text_loss, token_counts
 from o3jax.sharding import make_mesh, parameter_shardings
 from o3jax.train.lora import LoRA, adapted_loss
@@ -135,14 +136,14 @@ def test_gradients_follow_from_those_of_the_whole_weights(setting):
     """dA = s dW B^T and dB = s A^T dW, with dW from a plain training of the merged model."""
     model, batch = setting
     made = lora(model, ("q", "qkv", "down"))
-    loss = functools.partial(text_loss, counts={"text": 1.0}, remat="names")
+    loss = functools.partial(text_loss, counts={"text": 1.0}, runtime=Runtime(remat="names"))
     gradients = jax.jit(jax.grad(lambda m: loss(m, batch)[0]))(made.merged())
     parts = {"vision": made.vision, "text": made.text}
 
     def of_parts(parts):
         whole = jax.tree.map(lambda a: a, made)
         whole.vision, whole.text = parts["vision"], parts["text"]
-        return adapted_loss(lambda m, b, _: loss(m, b))(whole, batch, {})[0]
+        return adapted_loss(lambda m, b, *_: loss(m, b))(whole, batch, {})[0]
 
     got = jax.jit(jax.grad(of_parts))(parts)
     for tower, name in (("text", "q"), ("vision", "qkv"), ("text", "down")):
@@ -207,8 +208,8 @@ def test_only_what_stands_beside_the_base_is_trained(setting, with_all):
     before = {jax.tree_util.keystr(p): np.array(a) for p, a in jax.tree.leaves_with_path(made)}
     optimizer = make_optimizer(lambda _: 1e-2, weight_decay=0.1, max_grad_norm=1.0)
 
-    def of_all(model, batch, counts):
-        loss, sums = text_loss(model, batch, counts)
+    def of_all(model, batch, counts, runtime):
+        loss, sums = text_loss(model, batch, counts, runtime)
         # A gradient for every evidence module.
         return loss + sum(a.sum() for a in jax.tree.leaves(model.evidence)), sums
 
