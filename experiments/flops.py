@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from configs import sft_article
-from experiments.bench.gpu_table import EIGHT_B
 from experiments.cli import shell
 from o3jax.models.batch import (
     Batch,
@@ -32,6 +31,7 @@ from o3jax.models.batch import (
     VisualPlaces,
 )
 from o3jax.models.config import Config, EvidenceConfig
+from o3jax.models.presets import PRESETS
 from o3jax.models.qwen3_vl import abstract_model, chunk_size
 from o3jax.models.runtime import Runtime
 from o3jax.sft.evidence import EvidenceWeights
@@ -169,7 +169,7 @@ _TERMS += ("box_l1", "box_giou", "box_iou", "confidence", "right")
 def main(argv: Sequence[str]) -> None:
     del argv
     c = sft_article.get_config()
-    found = study(EIGHT_B, c)
+    found = study(PRESETS["8B"], c)
     e, rate = c.evidence_shape, c.evidence.dense_fps / 2
     print(
         f"Qwen3-VL-8B, one row of configs/sft_article.py: {c.row_length} tokens, {c.row_frame_pairs} x "

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from experiments.bench.inputs import SMALL, with_layers
-from o3jax.models.config import Config, TextConfig, VisionConfig
+from o3jax.models.config import Config
+from o3jax.models.presets import PRESETS
 
 COMPARED = 64  # positions at the end of the prompt whose logits are compared
 
@@ -31,31 +32,9 @@ class Size:
     copy_bytes: int
 
 
-EIGHT_B = Config(
-    text=TextConfig(
-        vocab_size=151936,
-        hidden_size=4096,
-        intermediate_size=12288,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        rope_theta=5e6,
-        mrope_section=(24, 20, 20),
-    ),
-    vision=VisionConfig(
-        depth=27,
-        hidden_size=1152,
-        intermediate_size=4304,
-        num_heads=16,
-        out_hidden_size=4096,
-        deepstack_visual_indexes=(8, 16, 24),
-    ),
-    tie_word_embeddings=False,
-)
 # 28 x 28 patches are 448 x 448 pixels; 16 pairs make 3,216 of the 4,096 tokens.
 SIZES = {
-    "8b": Size(EIGHT_B, "bfloat16", (28, 28), 4096, 16, 32, 1024, 128, (1, 32), 5, 8192, 1 << 32),
+    "8b": Size(PRESETS["8B"], "bfloat16", (28, 28), 4096, 16, 32, 1024, 128, (1, 32), 5, 8192, 1 << 32),
     "tiny": Size(with_layers(SMALL, 3, 3), "float32", (4, 4), 64, 2, 2, 32, 8, (1, 2), 2, 256, 1 << 20),
 }
 

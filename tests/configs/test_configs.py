@@ -29,7 +29,6 @@ from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates
 from data_pipelines.rows.frames import FramesConfig, plan_frames
 from data_pipelines.rows.packing import RowCapacity, RowCost
 from data_pipelines.rows.supervised import MakeRow, RowShape
-from experiments.bench.gpu_table import EIGHT_B
 from experiments.training import trainer
 from experiments.training.trainer import check_numbers, optimizer_of
 from experiments.training.workdir import Workdir
@@ -42,6 +41,7 @@ from o3jax.inputs.image import ImageConfig, VideoConfig, video_size
 from o3jax.inputs.processor import load_processor
 from o3jax.models.batch import map_arrays
 from o3jax.models.config import EvidenceConfig, TextConfig, VisionConfig
+from o3jax.models.presets import PRESETS
 from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
 from o3jax.models.runtime import Runtime
 from o3jax.rewards import registry
@@ -100,7 +100,7 @@ def sft_parts(c: ConfigDict, rank: int = 0) -> tuple:
     processor, config = load_processor(folder), config_from_hf(folder)
     if published:  # with the tiny model's tokenizer
         names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-        config = dataclasses.replace(EIGHT_B, **{name: getattr(config, name) for name in names})
+        config = dataclasses.replace(PRESETS["8B"], **{name: getattr(config, name) for name in names})
         processor.video_config = VideoConfig()
         c.data_path = "synthetic:1"
     processor.video_config = dataclasses.replace(processor.video_config, **given(c.video))

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from configs import sft_article
-from experiments.bench.gpu_table import EIGHT_B, text_flops, vision_flops
+from experiments.bench.gpu_table import text_flops, vision_flops
 from experiments.flops import flops, study
+from o3jax.models.presets import PRESETS
 
 
 def shape(*sizes):
@@ -33,7 +34,7 @@ def test_a_scan_counts_as_often_as_it_runs():
 
 @pytest.fixture(scope="module")
 def counted():
-    return study(EIGHT_B, sft_article.get_config())
+    return study(PRESETS["8B"], sft_article.get_config())
 
 
 def test_evidence_is_a_small_part_of_a_step(counted):
@@ -44,9 +45,11 @@ def test_evidence_is_a_small_part_of_a_step(counted):
 
 def test_the_count_is_that_of_the_formulas(counted):
     c = sft_article.get_config()
-    dense = vision_flops(EIGHT_B, c.evidence_shape.frame_pairs, c.evidence_shape.patches)
+    dense = vision_flops(PRESETS["8B"], c.evidence_shape.frame_pairs, c.evidence_shape.patches)
     # The formula counts the DeepStack mergers too, which the dense stream computes and drops.
     assert counted["dense tower"] == pytest.approx(dense, rel=0.02)
     # Three passes, and with remat "names" most of a fourth.
-    language = text_flops(EIGHT_B, c.row_length) + vision_flops(EIGHT_B, c.row_frame_pairs, c.row_patches)
+    language = text_flops(PRESETS["8B"], c.row_length) + vision_flops(
+        PRESETS["8B"], c.row_frame_pairs, c.row_patches
+    )
     assert 3 * language <= counted["text"] <= 4.2 * language
