@@ -28,7 +28,7 @@ class ShardingRules:
     # Activations.
     batch: tuple[str, ...] = ("data", "fsdp")
     sequence: str | None = "context"
-    groups: str | None = "context"
+    frame_pairs: str | None = "context"
     # Parameters and, where they share the name, activations.
     embed: str | None = "fsdp"
     heads: str | None = "tensor"

@@ -2,7 +2,7 @@
 
 pointed_times     samples -> when the frames are that their boxes are read from
 truth_of          samples, and which annotation each `</obj>` means -> what is true of a row's questions
-OpenCandidates    true intervals and times -> the groups that the decoder may search, jittered anew each time
+OpenCandidates    true intervals and times -> the pairs that the decoder may search, jittered anew each time
 """
 
 from __future__ import annotations

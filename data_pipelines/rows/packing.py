@@ -28,11 +28,11 @@ class RowCost:
     tokens: int
     frame_pairs: int  # of the language stream
     questions: int = 1
-    dense_groups: int = 0
+    dense_pairs: int = 0
     alike: tuple[int, ...] = ()  # clips of a row must agree in this: the grid of their dense frames
 
     def counts(self) -> tuple[int, ...]:
-        return self.tokens, self.frame_pairs, self.questions, self.dense_groups, 1
+        return self.tokens, self.frame_pairs, self.questions, self.dense_pairs, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +42,11 @@ class RowCapacity:
     tokens: int
     frame_pairs: int
     questions: int | None
-    dense_groups: int | None
+    dense_pairs: int | None
     clips: int
 
     def counts(self) -> tuple[float, ...]:
-        counts = (self.tokens, self.frame_pairs, self.questions, self.dense_groups, self.clips)
+        counts = (self.tokens, self.frame_pairs, self.questions, self.dense_pairs, self.clips)
         return tuple(np.inf if count is None else count for count in counts)
 
 
@@ -160,7 +160,7 @@ def plan_rows(
 def check_fit(ids: Sequence[str], cost: Sequence[RowCost], capacity: RowCapacity) -> None:
     """Raises a UserError that names the largest clip if one does not fit into an empty row."""
     fields = ("row_length", "row_frame_pairs", "evidence_shape.questions", "evidence_shape.frame_pairs")
-    what = ("tokens", "frame groups", "questions", "dense frame pairs")
+    what = ("tokens", "frame pairs", "questions", "dense frame pairs")
     for at, (field, name) in enumerate(zip(fields, what, strict=True)):
         largest = max(range(len(cost)), key=lambda i, at=at: cost[i].counts()[at])
         count, limit = cost[largest].counts()[at], capacity.counts()[at]
@@ -174,10 +174,10 @@ def check_fit(ids: Sequence[str], cost: Sequence[RowCost], capacity: RowCapacity
 def padding(
     rows: Sequence[Sequence[int]], cost: Sequence[RowCost], capacity: RowCapacity
 ) -> dict[str, float]:
-    """Returns which share of the rows' tokens, groups and, if limited, dense groups holds nothing."""
+    """Returns which share of the rows' tokens, frame pairs and, if limited, dense frame pairs is empty."""
     used = np.sum([cost[number].counts() for row in rows for number in row], axis=0)
     have = np.array(capacity.counts()) * len(rows)
-    names = ("tokens", "groups", "questions", "dense groups")
+    names = ("tokens", "frame pairs", "questions", "dense frame pairs")
     kept = [i for i in (0, 1, 3) if np.isfinite(have[i])]
     return {names[i]: float(1 - used[i] / have[i]) for i in kept}
 

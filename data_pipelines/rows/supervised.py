@@ -60,7 +60,7 @@ _ERROR_BYTES = 300
 
 @dataclasses.dataclass(frozen=True)
 class RowShape:
-    """What rows are padded to: tokens, frame groups, patches of a group, clips."""
+    """What rows are padded to: tokens, frame pairs, patches of a pair, clips."""
 
     length: int
     frame_pairs: int
@@ -379,7 +379,7 @@ class MakeRow(grain.transforms.Map):
     def _add_pointed(
         self, patches: Patches, places: VisualPlaces, written: Sequence[Written], read: Sequence[Read]
     ) -> None:
-        """Writes the frames that boxes are read from behind the groups that the texts show."""
+        """Writes the frames that boxes are read from behind the pairs that the texts show."""
         video, vision = self.processor.video_config, self.config.vision
         at = sum(one.frames.frame_pairs for one in written)
         for number, (one, pixels) in enumerate(zip(written, read, strict=True), start=1):

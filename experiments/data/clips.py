@@ -87,7 +87,7 @@ def clip_costs(clips: Sequence[Clip], rows: MakeRow, file: Path | None = None) -
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):  # not there yet, or half written
         pass
     cost = [rows.cost(clip) for clip in clips]
-    table = [(n.tokens, n.frame_pairs, n.questions, n.dense_groups, *n.alike) for n in cost]
+    table = [(n.tokens, n.frame_pairs, n.questions, n.dense_pairs, *n.alike) for n in cost]
     if is_first_host():
         write_arrays(file, depends=np.array(depends), costs=np.array(table))
     return cost

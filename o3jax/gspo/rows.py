@@ -46,8 +46,8 @@ class UpdateShape:
     """What update rows are padded to."""
 
     length: int  # S: tokens of a row
-    frame_pairs: int  # frame groups of a row; 0 for prompts without pixels
-    patches: int  # of a frame group
+    frame_pairs: int  # frame pairs of a row; 0 for prompts without pixels
+    patches: int  # of a frame pair
     sequences: int  # N: responses of a row
     response: int  # T: tokens of a response
 
@@ -59,12 +59,12 @@ class _Unit:
     prompt: int
     samples: Sequence[int]
     slots: Int[np.ndarray, " P"]  # of the prompt's tokens, in its collated row
-    frame_pairs: int  # its frame groups
+    frame_pairs: int  # its frame pairs
     responses: Sequence[Int[np.ndarray, " R"]]
 
     @property
     def cost(self) -> Int[np.ndarray, "3"]:
-        """Tokens, frame groups and responses."""
+        """Tokens, frame pairs and responses."""
         return np.array(
             [len(self.slots) + sum(map(len, self.responses)), self.frame_pairs, len(self.samples)]
         )
@@ -141,7 +141,7 @@ def _units(
             for need, has, what, field in (
                 (tokens, shape.length, "tokens", "length"),
                 (frame_pairs, shape.frame_pairs, "frame pairs", "frame_pairs"),
-                (lengths.max(), shape.patches, "patches in a frame group", "patches"),
+                (lengths.max(), shape.patches, "patches in a frame pair", "patches"),
                 (sequences, shape.sequences, "responses", "sequences"),
                 (max(map(len, arrays), default=0), shape.response, "tokens in a response", "response"),
             ):
@@ -199,7 +199,7 @@ def _fill(row: UpdateBatch, units: Sequence[_Unit], prompts: Batch, merge_unit: 
             frames, into = source.frames, row.inputs.frames
             old, new = frames.values.shape[1], into.values.shape[1]
             _copy(frames, into, unit.frame_pairs, frame_pairs, min(old, new))
-            # A visual token's number tells its frame group and its place in it; both may have changed.
+            # A visual token's number tells its frame pair and its place in it; both may have changed.
             if isinstance(frames, Patches):
                 old, new = old // merge_unit, new // merge_unit
             index = source.text.visual_index[unit.slots]

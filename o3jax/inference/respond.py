@@ -59,7 +59,7 @@ class Response:
     probabilities: Float[np.ndarray, " new"]  # of each token
     text: str
     estimates: tuple[DecoderEstimate, ...] = ()  # one for each `</obj>` of the text
-    times_s: Float[np.ndarray, " T"] | None = None  # of the dense groups
+    times_s: Float[np.ndarray, " T"] | None = None  # of the dense frame pairs
     relevance: Float[np.ndarray, " T"] | None = None  # of each, a probability
     candidates: tuple[Interval, ...] = ()  # what was searched; nothing means everything
 
@@ -194,7 +194,7 @@ def _with_evidence(
 
 
 class Searched(NamedTuple):
-    """Relevance over time, the candidate intervals cut from it, and the groups inside them."""
+    """Relevance over time, the candidate intervals cut from it, and the pairs inside them."""
 
     relevance: Float[np.ndarray, "B T"]
     intervals: list[list[Interval]]

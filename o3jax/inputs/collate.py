@@ -18,7 +18,7 @@ from o3jax.errors import UserError
 from o3jax.models.batch import Batch, Patches, TextRow
 from o3jax.models.config import Config, VisionConfig
 
-# Sizes that sequences, groups and patches are padded to, so that few programs serve all inputs.
+# Sizes that sequences, pairs and patches are padded to, so that few programs serve all inputs.
 BUCKETS = tuple(sorted(base << n for base in (2, 3) for n in range(0, 18)))
 
 
@@ -63,8 +63,8 @@ def frame_layout(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Group:
-    """One temporal group of a row: where its patches start in the processor's output, and its size."""
+class _Pair:
+    """One frame pair of a row: where its patches start in the processor's output, and its size."""
 
     source: str
     start: int
@@ -72,11 +72,11 @@ class _Group:
     width: int
 
 
-def _groups(inputs: Mapping[str, np.ndarray], values: str, grids: str) -> Iterator[_Group]:
+def _pairs(inputs: Mapping[str, np.ndarray], values: str, grids: str) -> Iterator[_Pair]:
     start = 0
     for t, h, w in np.asarray(inputs.get(grids, np.zeros((0, 3), int))).tolist():
         for _ in range(t):
-            yield _Group(values, start, h, w)
+            yield _Pair(values, start, h, w)
             start += h * w
     rows = len(inputs.get(values, ()))
     if start != rows:
@@ -114,11 +114,11 @@ def collate(
     rows = len(ids)
     positions = np.zeros((rows, 3, size), np.int32)
     next_position = np.zeros(rows, np.int32)
-    owners: list[list[_Group]] = []
-    token_spans: list[list[tuple[np.ndarray, int]]] = []  # per row and group: its token slots
+    owners: list[list[_Pair]] = []
+    token_spans: list[list[tuple[np.ndarray, int]]] = []  # per row and pair: its token slots
     pending = {
-        config.image_token_id: _groups(inputs, "pixel_values", "image_grid_thw"),
-        config.video_token_id: _groups(inputs, "pixel_values_videos", "video_grid_thw"),
+        config.image_token_id: _pairs(inputs, "pixel_values", "image_grid_thw"),
+        config.video_token_id: _pairs(inputs, "pixel_values_videos", "video_grid_thw"),
     }
     merge, unit = config.vision.spatial_merge_size, config.vision.merge_unit
     for row in range(rows):
@@ -133,23 +133,23 @@ def collate(
                 cursor += stop - at
                 at = stop
                 continue
-            group = next(pending[int(tokens[at])], None)
-            if group is None:
+            pair = next(pending[int(tokens[at])], None)
+            if pair is None:
                 raise UserError(
                     f"row {row} of input_ids has more visual placeholders than the grids describe"
                 )
-            count = group.height * group.width // unit
+            count = pair.height * pair.width // unit
             stop = at + count
             if stop > len(tokens) or (tokens[at:stop] != tokens[at]).any():
                 raise UserError(
                     f"row {row} of input_ids has too few placeholders in a row for a grid of "
-                    f"{group.height} x {group.width} patches ({count} are needed)"
+                    f"{pair.height} x {pair.width} patches ({count} are needed)"
                 )
-            h, w = group.height // merge, group.width // merge
+            h, w = pair.height // merge, pair.width // merge
             offsets = np.stack([np.zeros(count, int), np.arange(count) // w, np.arange(count) % w])
             positions[row][:, slots[at:stop]] = cursor + offsets
             cursor += max(h, w)
-            mine.append(group)
+            mine.append(pair)
             spans.append((slots[at:stop], count))
             at = stop
         next_position[row] = cursor
@@ -184,25 +184,25 @@ def _pad(x: np.ndarray, size: int) -> np.ndarray:
 
 def _patches(
     inputs: Mapping[str, np.ndarray],
-    owners: list[list[_Group]],
+    owners: list[list[_Pair]],
     c: VisionConfig,
     frame_pairs: int | None,
     patches: int | None,
 ) -> Patches:
-    need_groups = max(1, max(len(mine) for mine in owners))
+    need_pairs = max(1, max(len(mine) for mine in owners))
     need_patches = max([g.height * g.width for mine in owners for g in mine], default=c.merge_unit)
-    shape = (len(owners), frame_pairs or need_groups, patches or need_patches)
-    if shape[1] < need_groups or shape[2] < need_patches:
+    shape = (len(owners), frame_pairs or need_pairs, patches or need_patches)
+    if shape[1] < need_pairs or shape[2] < need_patches:
         raise UserError(
-            f"{need_groups} frame groups of up to {need_patches} patches do not fit the "
+            f"{need_pairs} frame pairs of up to {need_patches} patches do not fit the "
             f"{shape[1]} x {shape[2]} that were asked for"
         )
     sources = [np.asarray(inputs[k]) for k in ("pixel_values", "pixel_values_videos") if k in inputs]
     out = empty_patches(shape, c, sources[0].dtype if sources else np.float32)
     for row, mine in enumerate(owners):
-        for number, group in enumerate(mine):
-            values = inputs[group.source][group.start : group.start + group.height * group.width]
-            put_frames(out, (row, number), values, (group.height, group.width), c)
+        for number, pair in enumerate(mine):
+            values = inputs[pair.source][pair.start : pair.start + pair.height * pair.width]
+            put_frames(out, (row, number), values, (pair.height, pair.width), c)
     return out
 
 

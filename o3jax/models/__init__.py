@@ -2,7 +2,7 @@
 
 Shape letters, used everywhere:
 
-    B batch            S sequence          T temporal groups (frame pairs, or images)
+    B batch            S sequence          T frame pairs (or images)
     P patches          N query heads       K key/value heads     H head dim
     D model width      F mlp width         V vocabulary          L layers
     E experts          G group samples     M evidence mentions   C values of one patch

@@ -5,7 +5,7 @@
 
 Both read the dense stream's feature matrix F; the decoder also reads the full-resolution visual
 tokens of the language stream. Everything that differs from row to row is data: padded mentions,
-groups, cells and tokens are masked, so shapes are static.
+pairs, cells and tokens are masked, so shapes are static.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _EPS = 1e-6  # of the RMS norms
 NEVER = -1e9  # a logit that softmax makes zero; finite, so that a row of nothing else is even, not NaN
 _QUESTION_THETA = 10_000.0
 
-# Periods of the features of a time, from half a second (finer comes from the groups themselves) to
+# Periods of the features of a time, from half a second (finer comes from the pairs themselves) to
 # hours, and wave numbers of a position, half a wave per frame and finer.
 _TIME_PERIODS = np.geomspace(0.5, 8192.0, 16)
 _CELL_WAVES = 0.5 * 2.0 ** np.arange(6)
@@ -45,7 +45,7 @@ class DenseFeatures:
 
     features: Float[Array, "B T P D"]
     times: Float[Array, "B T"]  # seconds; mean time of each frame pair
-    valid: Bool[Array, "R T"]  # which groups may be read, by each video or by each of its questions
+    valid: Bool[Array, "R T"]  # which pairs may be read, by each video or by each of its questions
     cells: Float[Array, "B P 2"]  # centre (x, y) of each cell, in [0, 1] of the frame
     cell_valid: Bool[Array, "B P"]
 
@@ -66,7 +66,7 @@ class VisualTokens:
 class Estimate:
     """What the decoder says of each mention; all float32."""
 
-    time_logits: Float[Array, "B M T"]  # over dense groups
+    time_logits: Float[Array, "B M T"]  # over dense frame pairs
     interval_logits: Float[Array, "B M 2 T"]  # of the start and of the end of the visible interval
     time_s: Float[Array, "B M"]  # expected time, seconds
     spread_s: Float[Array, "B M"]  # standard deviation of the time, seconds
@@ -197,12 +197,12 @@ class QuestionEncoder(nnx.Module):
         return rms_norm(mean.astype(dtype), self.norm[...], _EPS)
 
     def relevance(self, question: Float[Array, "R D"], dense: DenseFeatures) -> Float[Array, "R T"]:
-        """Returns float32 logits of each group being evidence: the product with F, pooled over cells.
+        """Returns float32 logits of each pair being evidence: the product with F, pooled over cells.
 
         Pooled by the logarithm of the mean exponential: close to the maximum where one cell stands
         out, with a gradient to every cell, and the same for any number of cells that shows the same
         frame. The product with the time itself lets a question that names a time find it. Padded
-        groups get a logit that is never relevant.
+        pairs get a logit that is never relevant.
         """
         features = rms_norm(dense.features.astype(question.dtype), self.feature_norm[...], _EPS)
         scaled = question * question.shape[-1] ** -0.5
@@ -269,9 +269,9 @@ class EvidenceDecoder(nnx.Module):
         Args:
             queries: the language model's final-norm hidden state at each mention.
             valid: which mentions are real; the others have no influence on them.
-            dense: F; only its valid groups and cells are read.
+            dense: F; only its valid pairs and cells are read.
             visual: the tokens that boxes are read from.
-            candidates: the groups that may be searched; a row without any searches all valid ones.
+            candidates: the pairs that may be searched; a row without any searches all valid ones.
         """
         x = linear(queries.astype(self.query_in.dtype), self.query_in[...])
         return self._decode(x, valid, dense, visual, candidates, runtime)
@@ -317,10 +317,10 @@ class EvidenceDecoder(nnx.Module):
 
         x = run_layers(body, x, self.layers)
 
-        # One distribution over all cells of all groups; over time it is its sum over the cells.
+        # One distribution over all cells of all pairs; over time it is its sum over the cells.
         scores = self.when(x, places, allowed[:, None])
-        by_group = rearrange(scores, "b m w (t p) -> b m w t p", t=times.shape[1])
-        logits = jnp.where(searched[:, None, None], jax.nn.logsumexp(by_group, axis=-1), NEVER)
+        by_pair = rearrange(scores, "b m w (t p) -> b m w t p", t=times.shape[1])
+        logits = jnp.where(searched[:, None, None], jax.nn.logsumexp(by_pair, axis=-1), NEVER)
         weights = jax.nn.softmax(logits)
         expected = jnp.einsum("bmwt,bt->bmw", weights, times)
         time = expected[..., 0]
@@ -354,7 +354,7 @@ class EvidenceDecoder(nnx.Module):
         x = rms_norm(dense.features.astype(dtype), self.feature_norm[...], _EPS)
         x = x + linear(time_features(dense.times).astype(dtype), self.time_in[...])[:, :, None]
         x = x + linear(cell_features(dense.cells).astype(dtype), self.cell_in[...])[:, None]
-        return rearrange(shard(x, "batch", "groups", None, None), "b t p d -> b (t p) d")
+        return rearrange(shard(x, "batch", "frame_pairs", None, None), "b t p d -> b (t p) d")
 
     def _box(
         self,

@@ -141,7 +141,7 @@ class Qwen3VL(nnx.Module):
     def relevance(
         self, questions: Questions, visuals: VisualFeatures, runtime: Runtime = Runtime()
     ) -> tuple[Float[Array, "R D"], Float[Array, "R T"]]:
-        """Returns each question's vector, and the logits of each dense group being its evidence."""
+        """Returns each question's vector, and the logits of each dense frame pair being its evidence."""
         ids = rearrange(questions.ids, "b q s -> (b q) s")
         embeddings = self.text.embed[...][jnp.maximum(ids, 0)]
         question = self.evidence.question(embeddings, ids >= 0, runtime)
@@ -186,32 +186,32 @@ def dense_tokens(
     The tower learns from the language stream alone: of this large pass nothing is kept.
     """
     tower, runtime = jax.lax.stop_gradient(tower), dataclasses.replace(runtime, remat="none")
-    groups = patches.length.shape[1]
-    size = chunk_size(groups)
-    if size == groups:
-        return rearrange(tower(patches, runtime)[0], "b (t p) d -> b t p d", t=groups)
+    pairs = patches.length.shape[1]
+    size = chunk_size(pairs)
+    if size == pairs:
+        return rearrange(tower(patches, runtime)[0], "b (t p) d -> b t p d", t=pairs)
 
     def split(x: Array) -> Array:
-        x = jnp.pad(x, [(0, 0), (0, -groups % size)] + [(0, 0)] * (x.ndim - 2))
+        x = jnp.pad(x, [(0, 0), (0, -pairs % size)] + [(0, 0)] * (x.ndim - 2))
         return rearrange(x, "b (n t) ... -> n b t ...", t=size)
 
     tokens = jax.lax.map(
         lambda part: tower(part, runtime)[0],
         jax.tree.map(lambda x: split(jnp.asarray(x)), patches),
     )
-    return rearrange(tokens, "n b (t p) d -> b (n t) p d", t=size)[:, :groups]
+    return rearrange(tokens, "n b (t p) d -> b (n t) p d", t=size)[:, :pairs]
 
 
 def visual_features(
-    tokens: Float[Array, "B tokens D"], taps: Float[Array, "taps B tokens D"], groups: int
+    tokens: Float[Array, "B tokens D"], taps: Float[Array, "taps B tokens D"], pairs: int
 ) -> Float[Array, "B T P K D"]:
-    """Returns what the tower made of so many frame groups, as a batch carries it."""
-    return rearrange(jnp.concatenate([tokens[None], taps]), "k b (t p) d -> b t p k d", t=groups)
+    """Returns what the tower made of so many frame pairs, as a batch carries it."""
+    return rearrange(jnp.concatenate([tokens[None], taps]), "k b (t p) d -> b t p k d", t=pairs)
 
 
-def chunk_size(groups: int) -> int:
+def chunk_size(pairs: int) -> int:
     """Returns how many frame pairs of a dense stream are processed at a time: few and equal parts."""
-    return -(-groups // -(-groups // DENSE_CHUNK))
+    return -(-pairs // -(-pairs // DENSE_CHUNK))
 
 
 def _own(

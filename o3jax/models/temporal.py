@@ -1,7 +1,7 @@
 """The temporal encoder: dense frame pairs of a video read each other along time, at each spatial cell.
 
 Frame pairs (T) may live on the mesh axis `context`; how attention then reaches across devices is a strategy,
-chosen by name. All strategies give the same numbers and differ in what they send (`wire_bytes`) and hold.
+chosen by name. All strategies give the same numbers and differ in what they send and hold.
 
 Everything is in seconds: the window, the rotary angles and the taper of the window. No result depends on the
 index of a frame pair, so one event filmed at two rates is one signal, sampled more or less often.
@@ -22,7 +22,7 @@ from o3jax.models.config import EvidenceConfig
 from o3jax.models.layers import Initializer, checkpointed, linear, rms_norm, run_layers
 from o3jax.models.rope import rotate, time_angles
 from o3jax.models.runtime import Runtime
-from o3jax.models.temporal_attention import _pad, _part, _ways, halo_groups, temporal_attention
+from o3jax.models.temporal_attention import halo_pairs, pad_pairs, shards, slice_pairs, temporal_attention
 from o3jax.sharding import shard
 
 EPS = 1e-6
@@ -64,16 +64,16 @@ class TemporalEncoder(nnx.Module):
         """Returns F: each frame pair's cells, having read the same cell within L windows of their time.
 
         Cells are never mixed. Shifting all times by a constant changes nothing. Outputs of invalid
-        groups are finite and mean nothing.
+        pairs are finite and mean nothing.
 
         Args:
             tokens: the vision tower's tokens of the frame pairs, any values where not valid.
             times: mean time of each pair, seconds, not decreasing where valid, at most `max_rate` of them per
                 second, as `o3jax.inputs.dense` makes them: a window is a fixed number of pairs each side,
                 which would cut off denser ones.
-            valid: which groups are real.
-            chunk: groups at a time and device, through all layers, for long videos; the numbers stay the
-                same. Beside its inputs and F the encoder then holds activations of chunk + 2 L halo groups
+            valid: which pairs are real.
+            chunk: pairs at a time and device, through all layers, for long videos; the numbers stay the
+                same. Beside its inputs and F the encoder then holds activations of chunk + 2 L halo pairs
                 (also in the backward pass, which recomputes), and does (chunk + 2 L halo) / chunk of the
                 work. More than one chunk over several devices also sends the chunks' inputs and F around.
 
@@ -85,28 +85,28 @@ class TemporalEncoder(nnx.Module):
         first = jnp.min(jnp.where(valid, times, jnp.inf), axis=1, keepdims=True)
         times = jnp.where(valid, times - first, 0)
         tokens = jnp.where(valid[:, :, None, None], tokens, 0)
-        groups = valid.shape[1]
-        chunk = chunk and chunk * _ways()
-        if chunk is None or chunk >= groups:
+        pairs = valid.shape[1]
+        chunk = chunk and chunk * shards()
+        if chunk is None or chunk >= pairs:
             return self._encode(tokens, times, valid, runtime)
         if chunk < 1 or math.isinf(self.config.window_s):
-            raise ValueError(f"chunks of {chunk} groups with a window of {self.config.window_s} s")
-        halo = self.config.temporal_layers * halo_groups(self.config, groups)
-        count = -(-groups // chunk)
-        inputs = [_pad(x, halo, halo + count * chunk - groups) for x in (tokens, times, valid)]
+            raise ValueError(f"chunks of {chunk} pairs with a window of {self.config.window_s} s")
+        halo = self.config.temporal_layers * halo_pairs(self.config, pairs)
+        count = -(-pairs // chunk)
+        inputs = [pad_pairs(x, halo, halo + count * chunk - pairs) for x in (tokens, times, valid)]
 
         def one(start: Array) -> Array:
-            parts = [_part(x, start, chunk + 2 * halo) for x in inputs]
+            parts = [slice_pairs(x, start, chunk + 2 * halo) for x in inputs]
             return self._encode(*parts, runtime)[:, halo : halo + chunk]
 
         chunks = jax.lax.map(jax.checkpoint(one), jnp.arange(count) * chunk)
-        return rearrange(chunks, "n b t p d -> b (n t) p d")[:, :groups]
+        return rearrange(chunks, "n b t p d -> b (n t) p d")[:, :pairs]
 
     def _encode(self, tokens: Array, times: Array, valid: Array, runtime: Runtime) -> Float[Array, "B T P D"]:
         c = self.config
-        groups, dtype = valid.shape[1], self.input.dtype
-        tokens, times, valid = (_pad(x, 0, -groups % _ways()) for x in (tokens, times, valid))
-        halo = halo_groups(c, groups)
+        pairs, dtype = valid.shape[1], self.input.dtype
+        tokens, times, valid = (pad_pairs(x, 0, -pairs % shards()) for x in (tokens, times, valid))
+        halo = halo_pairs(c, pairs)
         angles = time_angles(times, c.hidden_size // c.num_heads)
         cos, sin = jnp.cos(angles), jnp.sin(angles)
 
@@ -124,11 +124,11 @@ class TemporalEncoder(nnx.Module):
             x = x + linear(rearrange(h, "b t p n h -> b t p (n h)"), p.out[...].reshape(-1, c.hidden_size))
             h = linear(rms_norm(x, p.mlp_norm[...], EPS), p.up[...])
             x = x + linear(jax.nn.gelu(h, approximate=True), p.down[...])
-            return shard(x, "batch", "groups", None, None)
+            return shard(x, "batch", "frame_pairs", None, None)
 
         block = checkpointed(block, runtime.remat)
         x = linear(rms_norm(tokens.astype(dtype), self.input_norm[...], EPS), self.input[...])
-        x = shard(x, "batch", "groups", None, None)
+        x = shard(x, "batch", "frame_pairs", None, None)
         if self.layers is not None:
             x = run_layers(lambda x, p, _: block(x, p), x, self.layers)
-        return rms_norm(x, self.norm[...], EPS)[:, :groups]
+        return rms_norm(x, self.norm[...], EPS)[:, :pairs]

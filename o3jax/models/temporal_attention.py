@@ -14,16 +14,12 @@ from jaxtyping import Array, Bool, Float
 
 from o3jax.models.config import EvidenceConfig
 
-_AXIS = "context"
-
-
+_AXIS = "context"  # of the mesh
 _BLOCK = 128  # queries at a time, where every query reads every key
-
-
 _HIDDEN = -1e30  # the score of a key that may not be read: finite, so that a query without keys is too
 
 
-def halo_groups(c: EvidenceConfig, groups: int) -> int:
+def halo_pairs(c: EvidenceConfig, pairs: int) -> int:
     """Returns how many frame pairs the window reaches to each side at `max_rate`, at most all others.
 
     Raises:
@@ -32,7 +28,7 @@ def halo_groups(c: EvidenceConfig, groups: int) -> int:
     if not c.window_s > 0:
         raise ValueError(f"evidence.window_s is {c.window_s}; a window is a positive number of seconds")
     # Rounded first: 0.28 s at 12.5 per second are 3.5000000000000004 pairs to the machine.
-    return math.ceil(round(min(c.window_s * c.max_rate, groups - 1), 6))
+    return math.ceil(round(min(c.window_s * c.max_rate, pairs - 1), 6))
 
 
 class Keys(NamedTuple):
@@ -45,14 +41,14 @@ class Keys(NamedTuple):
 
     def padded(self, left: int, right: int) -> Keys:
         """Returns the keys with invalid ones on both sides."""
-        return Keys(*[_pad(x, left, right) for x in self])
+        return Keys(*[pad_pairs(x, left, right) for x in self])
 
 
-def _pad(x: Array, left: int, right: int) -> Array:
+def pad_pairs(x: Array, left: int, right: int) -> Array:
     return jnp.pad(x, [(0, 0), (left, right)] + [(0, 0)] * (x.ndim - 2))
 
 
-def _part(x: Array, start: Array | int, size: int) -> Array:
+def slice_pairs(x: Array, start: Array | int, size: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
 
 
@@ -91,62 +87,64 @@ def _dense(
 
 def _blocked(q: Array, times: Array, keys: Keys, window_s: float) -> tuple[Array, Array]:
     """Returns `_dense`, computed a block of queries at a time and again in the backward pass."""
-    groups = q.shape[1]
-    if groups <= _BLOCK:
+    pairs = q.shape[1]
+    if pairs <= _BLOCK:
         return _dense(q, times, keys, window_s)
-    blocks = -(-groups // _BLOCK)
+    blocks = -(-pairs // _BLOCK)
 
     def split(x: Array) -> Array:
-        x = _pad(x, 0, blocks * _BLOCK - groups)
+        x = pad_pairs(x, 0, blocks * _BLOCK - pairs)
         return rearrange(x, "b (n s) ... -> n b s ...", n=blocks)
 
     block = jax.checkpoint(lambda xs: _dense(*xs, keys, window_s))
     out = jax.lax.map(block, (split(q), split(times)))
-    return jax.tree.map(lambda x: rearrange(x, "n b s ... -> b (n s) ...")[:, :groups], out)
+    return jax.tree.map(lambda x: rearrange(x, "n b s ... -> b (n s) ...")[:, :pairs], out)
 
 
 def _windowed(q: Array, times: Array, keys: Keys, halo: int, window_s: float) -> Float[Array, "B T P N H"]:
-    """Returns attention of queries to keys that go `halo` groups further on both sides.
+    """Returns attention of queries to keys that go `halo` pairs further on both sides.
 
     Query i stands at key i + halo. Blocks of queries read their own keys and the halo around; a few
     queries read everything, which is then less work.
     """
-    batch, groups = q.shape[:2]
-    if groups <= 3 * halo:
+    batch, pairs = q.shape[:2]
+    if pairs <= 3 * halo:
         return _blocked(q, times, keys, window_s)[0]
     block = max(halo, 16)
-    blocks = -(-groups // block)
+    blocks = -(-pairs // block)
     keys = keys.padded(0, (blocks + 2) * block - keys.valid.shape[1])
 
     def fold(x: Array) -> Array:
         return x.reshape(batch * blocks, block, *x.shape[2:])
 
     def around(x: Array) -> Array:
-        parts = [fold(_part(x, shift * block, blocks * block)) for shift in range(3)]
+        parts = [fold(slice_pairs(x, shift * block, blocks * block)) for shift in range(3)]
         return jnp.concatenate(parts, axis=1)[:, : block + 2 * halo]
 
-    q, times = (fold(_pad(x, 0, blocks * block - groups)) for x in (q, times))
+    q, times = (fold(pad_pairs(x, 0, blocks * block - pairs)) for x in (q, times))
     out = _dense(q, times, Keys(*[around(x) for x in keys]), window_s)[0]
-    return out.reshape(batch, blocks * block, *out.shape[2:])[:, :groups]
+    return out.reshape(batch, blocks * block, *out.shape[2:])[:, :pairs]
 
 
 def _whole(q: Array, keys: Keys, halo: int, window_s: float) -> Float[Array, "B T P N H"]:
-    """Returns attention among groups that are all here."""
+    """Returns attention among pairs that are all here."""
     if keys.valid.shape[1] <= 3 * halo:
         return _blocked(q, keys.times, keys, window_s)[0]
     return _windowed(q, keys.times, keys.padded(halo, halo), halo, window_s)
 
 
 def _neighbourhood(keys: Keys, reach: int, size: int) -> tuple[Array, Array]:
-    """Returns times and validity of this device's groups and `reach` ones on both sides."""
+    """Returns times and validity of this device's pairs and `reach` ones on both sides."""
     start = jax.lax.axis_index(_AXIS) * size
-    return tuple(_part(_pad(x, reach, reach), start, size + 2 * reach) for x in (keys.times, keys.valid))
+    return tuple(
+        slice_pairs(pad_pairs(x, reach, reach), start, size + 2 * reach) for x in (keys.times, keys.valid)
+    )
 
 
 def _halo(q: Array, keys: Keys, halo: int, window_s: float, ways: int) -> Array:
     """Returns attention after the neighbours sent the edge of their keys, over several hops if need be.
 
-    Wire: the keys and values of 2 x halo groups, whatever the length of the video.
+    Wire: the keys and values of 2 x halo pairs, whatever the length of the video.
     """
     size = q.shape[1]
     kv = jnp.stack([keys.k, keys.v])  # one message per hop and side
@@ -159,24 +157,24 @@ def _halo(q: Array, keys: Keys, halo: int, window_s: float, ways: int) -> Array:
         right.append(jax.lax.ppermute(kv[:, :, :count], _AXIS, backward))
     k, v = jnp.concatenate([*left, kv, *right], axis=2)
     times, valid = _neighbourhood(keys, halo, size)
-    return _windowed(q, _part(times, halo, size), Keys(k, v, times, valid), halo, window_s)
+    return _windowed(q, slice_pairs(times, halo, size), Keys(k, v, times, valid), halo, window_s)
 
 
 def _allgather(q: Array, keys: Keys, halo: int, window_s: float, ways: int) -> Array:
     """Returns attention after every device got all keys.
 
-    Wire: the keys and values of all groups of the other devices.
+    Wire: the keys and values of all pairs of the other devices.
     """
     size = q.shape[1]
     k, v = jax.lax.all_gather(jnp.stack([keys.k, keys.v]), _AXIS, axis=2, tiled=True)
     start = jax.lax.axis_index(_AXIS) * size
-    k, v = (_part(_pad(x, halo, halo), start, size + 2 * halo) for x in (k, v))
+    k, v = (slice_pairs(pad_pairs(x, halo, halo), start, size + 2 * halo) for x in (k, v))
     times, valid = _neighbourhood(keys, halo, size)
-    return _windowed(q, _part(times, halo, size), Keys(k, v, times, valid), halo, window_s)
+    return _windowed(q, slice_pairs(times, halo, size), Keys(k, v, times, valid), halo, window_s)
 
 
 def _alltoall(q: Array, keys: Keys, halo: int, window_s: float, ways: int) -> Array:
-    """Returns attention after every device got all groups of some cells, and then gave its result back.
+    """Returns attention after every device got all pairs of some cells, and then gave its result back.
 
     Wire: of q, k, v and the output, what belongs to the other devices' cells. Cells that do not divide
     are padded.
@@ -194,16 +192,16 @@ def _ring(q: Array, keys: Keys, halo: int, window_s: float, ways: int) -> Array:
 
     The parts are merged by the logs of their sums. Each device holds one share at a time; the backward
     pass holds all of them, a layer at a time.
-    Wire: the keys and values of all groups of the other devices.
+    Wire: the keys and values of all pairs of the other devices.
     """
     size, device = q.shape[1], jax.lax.axis_index(_AXIS)
-    here = _part(keys.times, device * size, size)
+    here = slice_pairs(keys.times, device * size, size)
     onwards = [(source, (source + 1) % ways) for source in range(ways)]
 
     @jax.checkpoint
     def read(kv: Array, hop: Array | int) -> tuple[Array, Array]:
         start = (device - hop) % ways * size
-        times, valid = (_part(x, start, size) for x in (keys.times, keys.valid))
+        times, valid = (slice_pairs(x, start, size) for x in (keys.times, keys.valid))
         return _blocked(q, here, Keys(*kv, times, valid), window_s)
 
     def step(carry: tuple[Array, Array, Array], hop: Array) -> tuple[tuple[Array, Array, Array], None]:
@@ -230,8 +228,8 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def _ways() -> int:
-    """Returns over how many devices the groups are spread; 1 outside of a mesh."""
+def shards() -> int:
+    """Returns over how many devices the pairs are spread; 1 outside of a mesh."""
     return jax.sharding.get_abstract_mesh().shape.get(_AXIS, 1)
 
 
@@ -248,14 +246,14 @@ def temporal_attention(
 ) -> Float[Array, "B T P N H"]:
     """Returns softmax attention along T at each cell, the keys weighted by a Hann window in seconds.
 
-    Group i reads the valid groups less than `window_s` from it, which must lie at most `halo` groups
-    from it. Inside `use_mesh` the groups are spread over the axis `context`; a number
+    Pair i reads the valid pairs less than `window_s` from it, which must lie at most `halo` pairs
+    from it. Inside `use_mesh` the pairs are spread over the axis `context`; a number
     that does not divide is padded. Softmax in float32. Zero where not valid.
 
     Args:
         q, k, v: times are already rotated in.
         times: seconds, not decreasing where valid.
-        halo: see `halo_groups`.
+        halo: see `halo_pairs`.
         strategy: one of `STRATEGIES`.
 
     Raises:
@@ -263,46 +261,19 @@ def temporal_attention(
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"unknown strategy '{strategy}'; available: {', '.join(STRATEGIES)}")
-    groups, ways = q.shape[1], _ways()
+    pairs, ways = q.shape[1], shards()
     keys = Keys(k, v, times, valid)
     if ways == 1:
         out = _whole(q, keys, halo, window_s)
     else:
-        fill = -groups % ways
-        q, keys = _pad(q, 0, fill), keys.padded(0, fill)
-        halo = min(halo, q.shape[1] - q.shape[1] // ways)  # no further than the farthest device's groups
+        fill = -pairs % ways
+        q, keys = pad_pairs(q, 0, fill), keys.padded(0, fill)
+        halo = min(halo, q.shape[1] - q.shape[1] // ways)  # no further than the farthest device's pairs
         split, everywhere = PartitionSpec(None, _AXIS), PartitionSpec()
         out = jax.shard_map(
             lambda q, keys: STRATEGIES[strategy](q, keys, halo, window_s, ways),
             in_specs=(split, Keys(split, split, everywhere, everywhere)),
             out_specs=split,
             axis_names={_AXIS},
-        )(q, keys)[:, :groups]
+        )(q, keys)[:, :pairs]
     return jnp.where(valid[:, :, None, None, None], out, 0).astype(v.dtype)
-
-
-def wire_bytes(
-    strategy: str, *, groups: int, cells: int, width: int, halo: int, ways: int, itemsize: int = 4
-) -> int:
-    """Returns the bytes that a device receives in one layer's forward pass, per row of the batch.
-
-    The backward pass moves as many again, twice as many where `remat` has it compute the layer anew. Of
-    `halo`, those of a device with neighbours enough on both sides. Times and validity are on every device
-    from the start.
-
-    Args:
-        groups, cells, width: T, P and N * H of k.
-        halo: see `halo_groups`.
-        ways: devices along `context`.
-        itemsize: bytes of one value.
-    """
-    size = -(-groups // ways)
-    others = (ways - 1) * size
-    whole_cells = -(-cells // ways) * ways
-    values = {
-        "halo": 2 * 2 * min(halo, others) * cells,
-        "allgather": 2 * others * cells,
-        "alltoall": 4 * others * whole_cells // ways,
-        "ring": 2 * others * cells,
-    }
-    return values[strategy] * width * itemsize

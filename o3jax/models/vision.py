@@ -1,7 +1,7 @@
 """The Qwen3-VL vision tower: patches of frame pairs -> language tokens and DeepStack features.
 
-Temporal groups (frame pairs, or images) sit on the batch axis, so no frame sees another one and there
-is no mask across frames; groups of one bucket may differ in size, so there is one along patches.
+Frame pairs (or images) sit on the batch axis, so no frame sees another one and there is no mask across
+frames; pairs of one bucket may differ in size, so there is one along patches.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class VisionTower(nnx.Module):
         """
         c, dtype = self.config, self.patch_embed.dtype
         values = patches.values
-        batch, groups, size = values.shape[:3]
-        rows = batch * groups
+        batch, pairs, size = values.shape[:3]
+        rows = batch * pairs
 
         def flat(a: Array) -> Array:
             return shard(a.reshape(rows, *a.shape[2:]), "batch", *[None] * (a.ndim - 2))

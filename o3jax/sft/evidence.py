@@ -32,7 +32,7 @@ class EvidenceWeights:
     relevance: float = 1.0
     proposals: float = 0.5  # of all terms above, of the proposals
     huber_s: float = 1.0  # an error above this many seconds counts linearly
-    bell_s: float = 0.1  # standard deviation of the softened target over groups
+    bell_s: float = 0.1  # standard deviation of the softened target over pairs
 
 
 # A mention is right when it is this close in time and overlaps a true box this much.
@@ -82,9 +82,9 @@ def mention_loss(
     `right` (see RIGHT_S and RIGHT_IOU; what the confidence learns).
 
     Args:
-        estimate: of the decoder; time in it is over the groups at `times`.
+        estimate: of the decoder; time in it is over the pairs at `times`.
         targets: what is true; times outside the video are approached as far as it goes.
-        times: seconds of the dense groups.
+        times: seconds of the dense frame pairs.
         weights: of the terms.
         counts: denominators, by term.
     """
@@ -132,9 +132,9 @@ def mention_loss(
 def _bell(
     true: Float[Array, "*dims"], logits: Float[Array, "*dims T"], times: Array, deviation: float
 ) -> Float[Array, "*dims T"]:
-    """Returns a bell around each true time over the groups that the logits allow; sums to one.
+    """Returns a bell around each true time over the pairs that the logits allow; sums to one.
 
-    A softmax, so that a time far from every searched group still weighs the nearest ones.
+    A softmax, so that a time far from every searched pair still weighs the nearest ones.
     """
     true = jnp.clip(true, times.min(), times.max())
     bell = -0.5 * jnp.square((times[:, None] - true[..., None]) / deviation)
@@ -164,16 +164,16 @@ def box_overlaps(
 def relevance_loss(
     relevance: Float[Array, "B T"], inside: Bool[Array, "B T"], known: Bool[Array, "B T"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Returns the summed loss of the rows with a known group, and how many rows these are.
+    """Returns the summed loss of the rows with a known pair, and how many rows these are.
 
-    A row's loss is the binary cross-entropy, averaged over the groups inside the true intervals and
+    A row's loss is the binary cross-entropy, averaged over the pairs inside the true intervals and
     over those outside, and over these two (or the one that there is): short evidence in a long video
     weighs as much as the rest. The caller divides the sum by the count over all micro-batches.
 
     Args:
         relevance: logits.
-        inside: which groups lie in a true interval.
-        known: which groups count: the valid ones of rows whose intervals are known.
+        inside: which pairs lie in a true interval.
+        known: which pairs count: the valid ones of rows whose intervals are known.
     """
     losses = optax.sigmoid_binary_cross_entropy(relevance, inside.astype(jnp.float32))
     total, sides = jnp.zeros(len(relevance)), jnp.zeros(len(relevance))
@@ -187,7 +187,7 @@ def relevance_loss(
 def open_candidates(
     relevance: Float[Array, "B T"], true: Bool[Array, "B T"], valid: Bool[Array, "B T"], *, low: float
 ) -> Bool[Array, "B T"]:
-    """Returns the groups that the decoder searches in a training step, where relevance is in the making.
+    """Returns the pairs that the decoder searches in a training step, where relevance is in the making.
 
     Those whose probability reaches `low`, and those of `true`: the true intervals and times, jittered
     on the host (`data_pipelines.rows.evidence.OpenCandidates`), so that the truth is always inside.

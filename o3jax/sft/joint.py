@@ -56,7 +56,7 @@ def joint_loss(
 
     Args:
         counts: of `joint_counts`, over all micro-batches.
-        candidate_low: groups of at least this relevance are searched, beside the true ones.
+        candidate_low: pairs of at least this relevance are searched, beside the true ones.
         soft_targets: see `cross_entropy`.
     """
     inputs = batch.inputs

@@ -127,7 +127,7 @@ def test_a_row_has_room_for_no_more(setting, two):
     with pytest.raises(UserError, match="150 dense frame pairs, more than the 149"):
         few.map(two)
     cost = [rows.cost(clip) for clip in two]
-    assert [need.dense_groups for need in cost] == [75, 75] and cost[1].questions == 2
+    assert [need.dense_pairs for need in cost] == [75, 75] and cost[1].questions == 2
     assert cost[0].tokens == (rows.map(two[0]).inputs.text.segment_ids > 0).sum()
     with pytest.raises(UserError, match="b needs .* tokens, more than the 200 .* raise config.row_length"):
         check_fit("ab", cost, dataclasses.replace(rows.capacity(), tokens=200))
@@ -194,7 +194,7 @@ need = st.builds(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(need, min_size=1, max_size=300))
 def test_every_clip_is_in_one_row_that_has_room(cost):
-    capacity = RowCapacity(tokens=60, frame_pairs=10, questions=4, dense_groups=40, clips=3)
+    capacity = RowCapacity(tokens=60, frame_pairs=10, questions=4, dense_pairs=40, clips=3)
     rows = first_fit(cost, capacity)
     assert sorted(n for row in rows for n in row) == list(range(len(cost)))
     for row in rows:
@@ -206,7 +206,7 @@ def test_padding_by_hand():
     cost, capacity = [RowCost(6, 1), RowCost(5, 2), RowCost(3, 1)], RowCapacity(10, 4, None, None, 9)
     rows = first_fit(cost, capacity)
     assert sorted(rows) == [[0, 2], [1]]
-    assert padding(rows, cost, capacity) == pytest.approx({"tokens": 1 - 14 / 20, "groups": 1 - 4 / 8})
+    assert padding(rows, cost, capacity) == pytest.approx({"tokens": 1 - 14 / 20, "frame pairs": 1 - 4 / 8})
 
 
 def test_an_epoch_is_every_clip_once_and_the_next_one_another_order():

@@ -69,7 +69,7 @@ def test_prompts_may_be_padded_on_the_left(setting, repeated):
 
 
 def test_rows_carry_the_features_of_their_prompts(setting):
-    """Each of them tells its prompt, its frame group and its place there."""
+    """Each of them tells its prompt, its frame pair and its place there."""
     prompts = collate(make_inputs(PROMPTS), setting.reference.config, length=64, patches=64)
     length = prompts.patches.length
     index = np.indices((*length.shape, 64 // 4), np.float32) + 1
@@ -107,7 +107,7 @@ def test_values_go_where_their_sequences_are(setting):
     [
         ({"length": 50}, "prompt 0 with its responses has 52 tokens, more than the 50 .*raise `length`"),
         ({"frame_pairs": 2}, "prompt 0 with its responses has 3 frame pairs, more than the 2"),
-        ({"patches": 40}, "prompt 1 with its responses has 48 patches in a frame group, more than the 40"),
+        ({"patches": 40}, "prompt 1 with its responses has 48 patches in a frame pair, more than the 40"),
         ({"sequences": 2}, "prompt 0 with its responses has 3 responses, more than the 2"),
         ({"response": 7}, "prompt 0 with its responses has 8 tokens in a response, more than the 7"),
     ],

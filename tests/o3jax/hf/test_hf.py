@@ -26,6 +26,7 @@ from safetensors.numpy import load_file, save_file
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, config_to_hf, export_weights, load_weights
 from o3jax.hf.names import model_leaves, tensor_table
+from o3jax.models.presets import PRESETS
 from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
 from o3jax.sharding import make_mesh
 from tests.support.tiny import KINDS, make_inputs, to_release_dialect
@@ -472,6 +473,7 @@ def test_config_of_published_8b():
         "vision_start_token_id": 151652,
     }
     config = config_from_hf(published)
+    assert config == PRESETS["8B"]
     leaves = jax.tree.leaves(abstract_model(config))
     assert sum(int(np.prod(leaf.shape)) for leaf in leaves) == 8_767_123_696
     written = config_to_hf(config, jnp.bfloat16)

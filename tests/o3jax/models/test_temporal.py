@@ -20,8 +20,9 @@ from o3jax.models.config import EvidenceConfig
 from o3jax.models.layers import Initializer
 from o3jax.models.runtime import Runtime
 from o3jax.models.temporal import TemporalEncoder
-from o3jax.models.temporal_attention import STRATEGIES, halo_groups, temporal_attention, wire_bytes
+from o3jax.models.temporal_attention import STRATEGIES, halo_pairs, temporal_attention
 from o3jax.sharding import make_mesh, use_mesh
+from tests.support.wire import wire_bytes
 
 RATE = 10.0
 CONFIG = EvidenceConfig(hidden_size=16, num_heads=2, temporal_layers=2, window_s=0.5, max_rate=RATE)
@@ -65,7 +66,7 @@ def reference(q, k, v, times, valid, window_s, d_out):
 def attention_and_gradients(window_s: float, groups: int, strategy: str):
     """Returns a jitted function of (q, k, v, times, valid, d_out): the output and three gradients."""
     c = EvidenceConfig(16, 2, window_s=window_s, max_rate=RATE)
-    options = {"window_s": window_s, "halo": halo_groups(c, groups), "strategy": strategy}
+    options = {"window_s": window_s, "halo": halo_pairs(c, groups), "strategy": strategy}
 
     def both(q, k, v, times, valid, d_out):
         out, back = jax.vjp(lambda *x: temporal_attention(*x, times, valid, **options), q, k, v)
@@ -179,7 +180,7 @@ def test_the_compiled_program_sends_what_is_documented(strategy):
                 out_shardings=split,
             )
             program = attention.lower(x, x, x, times, valid).compile().as_text()
-            documented = wire_bytes(strategy, groups=groups, cells=cells, width=8, halo=halo, ways=8)
+            documented = wire_bytes(strategy, pairs=groups, cells=cells, width=8, halo=halo, ways=8)
             assert received(program, repeats=7) == {OPERATIONS[strategy]: rows * documented}
             counted.append(documented)
     assert (counted[0] == counted[1]) == (strategy == "halo")
@@ -431,7 +432,7 @@ def test_no_window_over_a_dense_stream_loses_a_pair(native, rate, share, window_
     shown = np.arange(frames) / dense_rate(native, c)
     times = np.append(shown, shown[-1:].repeat(frames % 2)).reshape(-1, 2).mean(1)
     near = np.abs(times[:, None] - times) < window_s
-    assert max(j - i for i, j in zip(*np.nonzero(near), strict=True)) <= halo_groups(c, len(times))
+    assert max(j - i for i, j in zip(*np.nonzero(near), strict=True)) <= halo_pairs(c, len(times))
 
 
 @pytest.mark.parametrize(
@@ -445,10 +446,10 @@ def test_no_window_over_a_dense_stream_loses_a_pair(native, rate, share, window_
     ],
 )
 def test_groups_of_a_window(window_s, rate, groups, halo):
-    assert halo_groups(EvidenceConfig(16, 2, window_s=window_s, max_rate=rate), groups) == halo
+    assert halo_pairs(EvidenceConfig(16, 2, window_s=window_s, max_rate=rate), groups) == halo
 
 
 @pytest.mark.parametrize("window_s", [0.0, -1.0, math.nan])
 def test_a_window_is_positive(window_s):
     with pytest.raises(ValueError, match="positive number of seconds"):
-        halo_groups(EvidenceConfig(16, 2, window_s=window_s), 10)
+        halo_pairs(EvidenceConfig(16, 2, window_s=window_s), 10)
