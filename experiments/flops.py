@@ -108,7 +108,7 @@ def row_shapes(config: Config, c: Any) -> SupervisedBatch:
         judged=flags(Q, M),
     )
     search = Search(*[flags(Q, T)] * 3)
-    return SupervisedBatch(inputs, ints(S), EvidenceTruth(mentions, floats(Q, e.intervals, 2), search))
+    return SupervisedBatch(inputs, ints(S), EvidenceTruth(mentions, search=search))
 
 
 def study(config: Config, c: Any) -> dict[str, int]:

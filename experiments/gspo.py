@@ -51,11 +51,11 @@ from experiments.training.scoring import Scored, Scorer
 from experiments.training.trainer import check_choices, export, make_trainer, trained_model
 from experiments.training.workdir import Workdir
 from o3jax.api import end_tokens, model_folder
+from o3jax.choices import RATIOS, SCALES
 from o3jax.errors import UserError
 from o3jax.files import write_text
 from o3jax.generate.sampling import Sampling
 from o3jax.gspo import group_advantages
-from o3jax.gspo.loss import RATIOS, SCALES
 from o3jax.gspo.rows import UpdateShape
 from o3jax.gspo.update import gspo_objective, sequence_counts
 from o3jax.hf.config import config_from_hf

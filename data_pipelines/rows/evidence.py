@@ -136,7 +136,7 @@ def check_capacity(sample: Sample, count: int, capacity: int, what: str, field: 
 
 @dataclasses.dataclass(frozen=True)
 class OpenCandidates(grain.transforms.RandomMap):
-    """Row -> row with `evidence.search`.
+    """Row -> row with `evidence.search` in the place of the intervals.
 
     The decoder may search the pairs in the true intervals, and at the times of the question's mentions, which
     may lie outside, opened by up to `jitter_s` at each side; or all where no interval is known; of a
@@ -160,5 +160,5 @@ class OpenCandidates(grain.transforms.RandomMap):
             inside[q, own] = interval_mask(intervals, times)
             opened[q, own] = interval_mask(moved, times) if len(intervals) else True
             known[q, own] = len(intervals) > 0
-        truth = dataclasses.replace(truth, search=Search(inside, known, opened))
+        truth = dataclasses.replace(truth, intervals=None, search=Search(inside, known, opened))
         return dataclasses.replace(row, evidence=truth)

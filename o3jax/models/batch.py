@@ -157,8 +157,8 @@ class EvidenceTruth:
     """What is true of a row's questions."""
 
     mentions: EvidenceTargets  # [*B, Q, M, ...]
-    intervals: Float[Array, "*B Q I 2"]  # seconds, NaN where there is none
-    search: Search | None = None  # drawn anew each time a row is read
+    intervals: Float[Array, "*B Q I 2"] | None = None  # seconds, NaN where there is none
+    search: Search | None = None  # made of the intervals, which it replaces, anew each time a row is read
 
 
 @dataclasses.dataclass(frozen=True)

@@ -339,7 +339,7 @@ def test_epochs_become_steps(rows, batch, epochs, steps):
     clips = FolderClips(Index(Path(), [], [], {}), 1)
     clips.clips = [Clip((Sample("s", "source", "task", "?", "x"),), Path("x.mp4"))] * rows
     maker = SimpleNamespace(
-        needs=lambda clip: RowCost(10, 1), room=lambda: RowCapacity(15, 4, None, None, c.clips_per_row)
+        cost=lambda clip: RowCost(10, 1), capacity=lambda: RowCapacity(15, 4, None, None, c.clips_per_row)
     )
     with command("sft", "--config=configs/sft_tiny.py", "--workdir=unused") as sft:
         assert sft.plan(c, clips, maker, batch)[2] == steps

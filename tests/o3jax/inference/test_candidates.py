@@ -9,6 +9,15 @@ from data_pipelines.rows.evidence import OpenCandidates
 from o3jax.errors import UserError
 from o3jax.inference.candidates import candidate_intervals
 from o3jax.inputs.dense import interval_mask
+from o3jax.models.batch import (
+    Batch,
+    DenseStream,
+    EvidenceTargets,
+    EvidenceTruth,
+    Features,
+    Questions,
+    SupervisedBatch,
+)
 
 QUARTERS = st.integers(0, 40).map(lambda i: i / 4)
 SIGNALS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 8)), min_size=1, max_size=20).map(
@@ -105,9 +114,22 @@ def test_mistakes_are_named():
             candidate_intervals(np.ones(2), times, high=0.5, low=0.2, **options)
 
 
-SPAN = {"dense_length": np.array([4] * 50 + [0] * 3), "dense_times": np.append(np.arange(50) / 5, [0, 0, 0])}
-SPAN["dense_clip"] = np.array([1] * 50 + [0] * 3)
-SPAN |= {"target_time": np.zeros((2, 1), np.float32), "target_has_time": np.zeros((2, 1), bool)}
+LENGTH, TIMES = np.array([4] * 50 + [0] * 3), np.append(np.arange(50) / 5, [0, 0, 0])
+
+
+def opened_row(intervals, clips, jitter_s, seed, *, dense_clip=None, times=TIMES, moments=()):
+    """Returns what may be searched in a row of 50 frame pairs, 3 more are padding."""
+    questions = len(intervals)
+    has_time = np.tile([*[True] * len(moments), False], (questions, 1))  # the last one is padding
+    nothing = [None] * 5
+    mentions = EvidenceTargets(np.tile(np.float32([*moments, 0.0]), (questions, 1)), has_time, *nothing)
+    dense_clip = np.minimum(LENGTH, 1) if dense_clip is None else dense_clip
+    stream = DenseStream(times, None, features=Features(None, LENGTH), clip=dense_clip)
+    inputs = Batch(None, dense=stream, questions=Questions(None, clip=np.array(clips)))
+    row = SupervisedBatch(inputs, None, EvidenceTruth(mentions, np.float32(intervals)))
+    out = OpenCandidates(jitter_s).random_map(row, np.random.default_rng(seed)).evidence
+    assert out.intervals is None
+    return out.search
 
 
 @settings(max_examples=100, deadline=None)
@@ -116,31 +138,27 @@ def test_what_training_may_search_holds_the_truth(truth, moments, seed, jitter_s
     given_intervals = np.full((2, 5, 2), np.nan, np.float32)
     for i, interval in enumerate(truth):
         given_intervals[0, i] = interval
-    row = SPAN | {"true_intervals": given_intervals, "question_clip": np.array([1, 1])}
-    row["target_time"] = np.tile(np.float32([*moments, 0.0]), (2, 1))  # the last one is padding
-    row["target_has_time"] = np.tile([*[True] * len(moments), False], (2, 1))
-    out = OpenCandidates(jitter_s).random_map(row, np.random.default_rng(seed))
-    assert "true_intervals" not in out and not any(out[k][:, 50:].any() for k in out if k not in row)
-    times = SPAN["dense_times"][:50]
-    inside, opened = out["relevance_inside"][0, :50], out["true_candidates"][0, :50]
+    out = opened_row(given_intervals, [1, 1], jitter_s, seed, moments=moments)
+    assert not any(mask[:, 50:].any() for mask in (out.inside, out.known, out.candidates))
+    times = TIMES[:50]
+    inside, opened = out.inside[0, :50], out.candidates[0, :50]
     assert (inside == interval_mask(truth, times)).all()
     if not truth:
-        assert opened.all() and not out["relevance_known"].any()
+        assert opened.all() and not out.known.any()
         return
-    assert out["relevance_known"][0, :50].all() and (inside <= opened).all()
+    assert out.known[0, :50].all() and (inside <= opened).all()
     # Also the mentions' times, which no interval need hold; times here are 0.2 s apart.
     assert all(abs(times[opened] - moment).min() < 0.2 + 1e-6 for moment in moments)
     spans = truth + [(moment, moment) for moment in moments]
     near = interval_mask([(a - jitter_s, b + jitter_s) for a, b in spans], times)
     assert (opened <= near).all()
     # The second question has no intervals: everything is searched, and nothing is known of it.
-    assert out["true_candidates"][1, :50].all() and not out["relevance_known"][1].any()
+    assert out.candidates[1, :50].all() and not out.known[1].any()
 
 
 def test_borders_move_and_the_same_seed_moves_them_alike():
     def searched(seed):
-        row = SPAN | {"true_intervals": np.array([[[4.0, 5.0]]], np.float32), "question_clip": np.array([1])}
-        return OpenCandidates(3.0).random_map(row, np.random.default_rng(seed))["true_candidates"].tolist()
+        return opened_row([[[4.0, 5.0]]], [1], 3.0, seed).candidates.tolist()
 
     assert searched(1) == searched(1) and len({str(searched(seed)) for seed in range(5)}) == 5
 
@@ -160,14 +178,11 @@ def test_a_mask_holds_the_times_inside_and_loses_no_interval(signal, intervals):
 
 
 def test_a_question_searches_its_own_clip_alone():
-    row = SPAN | {
-        "true_intervals": np.array([[[1.0, 2.0]], [[np.nan, np.nan]]], np.float32),
-        "question_clip": np.array([2, 1]),
-        "dense_clip": np.array([1] * 20 + [2] * 30 + [0] * 3),
-        "dense_times": np.concatenate([np.arange(20) / 5, np.arange(30) / 5, np.zeros(3)]),
-    }
-    out = OpenCandidates(0.0).random_map(row, np.random.default_rng(0))
-    # 1.0 to 2.0 s of the second clip are its groups 5 to 10.
-    assert np.flatnonzero(out["true_candidates"][0]).tolist() == list(range(25, 31))
-    assert np.flatnonzero(out["relevance_known"][0]).tolist() == list(range(20, 50))
-    assert np.flatnonzero(out["true_candidates"][1]).tolist() == list(range(20))
+    dense_clip = np.array([1] * 20 + [2] * 30 + [0] * 3)
+    times = np.concatenate([np.arange(20) / 5, np.arange(30) / 5, np.zeros(3)])
+    intervals = [[[1.0, 2.0]], [[np.nan, np.nan]]]
+    out = opened_row(intervals, [2, 1], 0.0, 0, dense_clip=dense_clip, times=times)
+    # 1.0 to 2.0 s of the second clip are its pairs 5 to 10.
+    assert np.flatnonzero(out.candidates[0]).tolist() == list(range(25, 31))
+    assert np.flatnonzero(out.known[0]).tolist() == list(range(20, 50))
+    assert np.flatnonzero(out.candidates[1]).tolist() == list(range(20))

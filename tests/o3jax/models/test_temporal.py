@@ -418,7 +418,7 @@ def test_chunks_of_a_global_window_are_refused():
         make_encoder(EvidenceConfig(16, 2, window_s=math.inf)),
         padded_video((9,), 9),
     )
-    with pytest.raises(ValueError, match="chunks of 4 groups with a window of inf s"):
+    with pytest.raises(ValueError, match="chunks of 4 pairs with a window of inf s"):
         encoder(tokens, times, valid, chunk=4)
 
 

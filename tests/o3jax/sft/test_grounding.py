@@ -80,7 +80,7 @@ def test_targets_belong_to_the_tokens_that_show_the_object(video_model):
     change = np.abs(tokens[0] - tokens[1]).mean(-1)
     covered = row.object == 1
     assert covered.any() and change[covered].min() > 2 * change[row.object == 0].max()
-    assert not (empty["object"] != 0).any()
+    assert not (empty.object != 0).any()
 
 
 @pytest.mark.parametrize(("index", "language"), [(4, "en"), (9, "zh")])

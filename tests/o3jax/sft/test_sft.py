@@ -344,7 +344,7 @@ def test_accumulation_equals_the_large_batch(setting, uneven):
         step = make_train_step(text_loss, optimizer, token_counts).lower(state, batch).compile()
         state, metrics = step(state, batch)
         assert int(state.step) == 1
-        assert metrics["tokens"] == (uneven["labels"] != IGNORE).sum()
+        assert metrics["tokens"] == (uneven.labels != IGNORE).sum()
         results.append((state.opt_state, metrics))
     (accumulated, metrics), (whole, expected) = results
     for name in ("loss", "accuracy", "grad_norm"):
