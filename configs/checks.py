@@ -224,8 +224,8 @@ def check_text_alone(have: EvidenceConfig | None) -> None:
     """Raises a UserError if a text is to be trained alone that is written with the help of its modules."""
     if have and have.feedback == "prompt":
         raise UserError(
-            "the model's text reads its evidence modules' proposals, but config.evidence is None, which would "
-            "train it without: take a config that describes the modules, such as configs/sft_tiny.py "
+            "the model's text reads its evidence modules' proposals, but config.evidence is None, which "
+            "would train it without: take a config that describes the modules, such as configs/sft_tiny.py "
             "(to train the text alone, with config.loss.evidence_weight=0 and "
             "config.lr_multipliers.evidence=0)"
         )
