@@ -17,9 +17,9 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from data_pipelines.rows.grounding import FramePairs, MakeGroundingRow
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.supervised import RowShape
+from data_pipelines.synthetic.grounding import FramePairs, MakeGroundingRow
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import COLORS, SHAPES, make_scene, scene_seed
 from experiments.cli import shell

@@ -25,12 +25,13 @@ from ml_collections import ConfigDict
 
 from configs.common import given
 from data_pipelines.formats.sample import Sample
-from data_pipelines.rows.clips import Clip, SyntheticClips
+from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.evidence import EvidenceShape
 from data_pipelines.rows.frames import FramesConfig
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.prompts import MakePrompt, Minibatch, Minibatches
 from data_pipelines.rows.supervised import RowShape
+from data_pipelines.synthetic.clips import SyntheticClips
 from experiments.cli import shell
 from experiments.data.audit import as_record
 from experiments.data.clips import check_length, open_clips, open_reader, plan

@@ -40,12 +40,16 @@ class FeatureCache:
     dtype: str
 
     def find(self, files: Sequence[Path], *asked: Any) -> tuple[str, Arrays | None]:
-        """Returns the key of a clip's entry, and the entry if there is one; no key if a file is missing.
+        """Returns the key of a clip's entry, and the entry if there is one.
+
+        There is no key if a file is missing, or if the clip has none.
 
         Args:
             files: what is read of the clip.
             asked: what of them, and how.
         """
+        if not files:
+            return "", None
         try:
             found = [(str(file), (s := os.stat(file)).st_size, s.st_mtime_ns) for file in files]
         except OSError:

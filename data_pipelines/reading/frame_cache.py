@@ -23,7 +23,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from data_pipelines.reading import guarded as safety
-from data_pipelines.reading import media as reading
+from data_pipelines.reading import sources as reading
 from data_pipelines.reading.guarded import GuardedReader, Limits
 from o3jax.errors import UserError
 from o3jax.files import PART, whole_file

@@ -9,23 +9,19 @@ an image of its own behind a line of text that tells its time.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int
 
 from data_pipelines.formats.sample import KeyFrame, Sample
-from data_pipelines.reading.guarded import inside
-from data_pipelines.reading.media import read_frames_at, read_picture
-from data_pipelines.synthetic.scenes import FPS, Scene
+from data_pipelines.reading.sources import Reader, Source
 from o3jax.errors import UserError
 from o3jax.inputs import image as media
 from o3jax.inputs.processor import IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START, Medium, Processor
 from o3jax.tasks import SPATIO_TEMPORAL, VISUAL
-from o3jax.video import VideoInfo
+from o3jax.video import PRESENTED_FPS, VideoInfo
 
 _IMAGE = VISION_START + IMAGE_PAD + VISION_END
 _VIDEO = VISION_START + VIDEO_PAD + VISION_END
@@ -132,15 +128,9 @@ class FramePlan:
         )[0]
 
 
-class Reader(Protocol):
-    """Runs a function that decodes, such as `safety.GuardedReader` in a process that may crash."""
-
-    def run(self, function: Any, /, *args: Any, **kwargs: Any) -> Any: ...
-
-
 def plan_frames(
     samples: Sequence[Sample],
-    info: VideoInfo | Scene | None,
+    info: VideoInfo,
     processor: Processor,
     config: FramesConfig,
     *,
@@ -152,19 +142,16 @@ def plan_frames(
 
     Args:
         samples: the questions.
-        info: what `probe` says of the video, or the scene to render; None for visual questions, whose
-            records tell the size of their image.
+        info: what is known of the video or image, see `Source.info`.
         processor: its configurations say how frames become patches and, in layout "native", which are
             sampled.
         pairs: of the frame pairs of layout "native", only these.
 
     Raises:
-        UserError: if an image's size is unknown, or the frames have a size that cannot be read.
+        UserError: if the frames have a size that cannot be read.
     """
     if samples and samples[0].task == VISUAL:
-        return _plan_image(samples[0], processor, config)
-    if info is None:
-        raise ValueError(f"{samples[0].id} asks about a video: its VideoInfo or Scene is needed")
+        return _plan_image(info, processor, config)
     if config.layout == "native":
         return _plan_native(info, processor, pairs)
     if any(sample.task != samples[0].task for sample in samples):
@@ -172,43 +159,32 @@ def plan_frames(
     return _plan_images(samples, info, processor, config)
 
 
-def _plan_image(sample: Sample, processor: Processor, config: FramesConfig) -> FramePlan:
-    if sample.image_size is None:
-        raise UserError(f"{sample.id} does not tell the size of its image; add image_size to the record")
-    width, height = sample.image_size
+def _plan_image(info: VideoInfo, processor: Processor, config: FramesConfig) -> FramePlan:
     rules = processor.image_config
     if config.layout == "images":
         rules = _budget(rules, config.min_image_tokens, config.max_image_tokens)
-    size = media.image_size(height, width, rules)
+    size = media.image_size(info.height, info.width, rules)
     return FramePlan((), size, _IMAGE, (_outline(1, size, rules),))
 
 
-def _plan_native(info: VideoInfo | Scene, processor: Processor, pairs: Sequence[int] | None) -> FramePlan:
-    if isinstance(info, Scene):
-        height, width = info.size
-        total = info.frame_count
-    else:
-        height, width = info.height, info.width
-        # Presented at a constant rate, so that an index is a time also at a variable rate.
-        total = max(1, int(info.duration_s * FPS + 1e-6))
-    indices = processor.sample_indices(total, FPS)
+def _plan_native(info: VideoInfo, processor: Processor, pairs: Sequence[int] | None) -> FramePlan:
+    # Presented at a constant rate, so that an index is a time also at a variable rate.
+    total = max(1, int(info.duration_s * PRESENTED_FPS + 1e-6))
+    indices = processor.sample_indices(total, PRESENTED_FPS)
     if pairs is not None:
         indices = np.concatenate([indices[2 * pair : 2 * pair + 2] for pair in pairs])
-    times = (indices / FPS).tolist()
+    times = (indices / PRESENTED_FPS).tolist()
     rules = processor.video_config
-    size = media.video_size(len(times), height, width, rules)
+    size = media.video_size(len(times), info.height, info.width, rules)
     outline = _outline(len(times), size, rules)._replace(times_s=processor.pair_times(times))
     return FramePlan(tuple(Frame(time) for time in times), size, _VIDEO, (outline,))
 
 
 def _plan_images(
-    samples: Sequence[Sample], info: VideoInfo | Scene, processor: Processor, config: FramesConfig
+    samples: Sequence[Sample], info: VideoInfo, processor: Processor, config: FramesConfig
 ) -> FramePlan:
-    if isinstance(info, Scene):
-        (height, width), fps, total = info.size, float(FPS), info.frame_count
-    else:
-        height, width, fps = info.height, info.width, info.fps or float(FPS)
-        total = info.frames or max(1, int(info.duration_s * fps))
+    fps = info.fps or PRESENTED_FPS
+    total = info.frames or max(1, int(info.duration_s * fps))
     indices = sample_indices(total, fps, config)
     rate = len(indices) / total * fps
     times = (indices / fps).tolist()
@@ -224,7 +200,7 @@ def _plan_images(
             shown.sort(key=lambda one: (one.told, one.frame.path is None))
     rules = _budget(processor.image_config, config.frame_tokens, config.frame_tokens)
     rules = dataclasses.replace(rules, max_pixels=int(_MORE_PIXELS * rules.max_pixels))
-    size = media.image_size(height, width, rules)
+    size = media.image_size(info.height, info.width, rules)
     text = _lines([one.label for one in shown], int(len(indices) / rate), task, config.stage)
     return FramePlan(tuple(one.frame for one in shown), size, text, (_outline(1, size, rules),) * len(shown))
 
@@ -285,60 +261,28 @@ def _outline(frames: int, size: tuple[int, int], config: media.ImageConfig) -> M
     return Medium(np.zeros((0, 3 * group * patch**2), np.uint8), grid)
 
 
-def decode_frames(
-    source: str | os.PathLike[str] | Scene,
-    times_s: Float[np.ndarray, " n"],
-    size: tuple[int, int],
-    reader: Reader,
-) -> UInt8[np.ndarray, "n h w 3"]:
-    """Returns the frames that a video file or a scene shows at the times, resized.
-
-    Raises:
-        VideoError: if a file cannot be read, or not at all of the times.
-    """
-    if isinstance(source, Scene):
-        return media.resize_video(source.render(times_s), size)
-    (frames,) = reader.run(read_frames_at, source, times_s, size)
-    return frames
-
-
-def read_frames(
-    plan: FramePlan,
-    source: str | os.PathLike[str] | Scene,
-    reader: Reader,
-    processor: Processor,
-    *,
-    root: str | os.PathLike[str] | None = None,
-) -> list[Medium]:
+def read_frames(plan: FramePlan, source: Source, reader: Reader, processor: Processor) -> list[Medium]:
     """Returns what was planned, with its patches.
 
     Args:
-        plan: of `plan_frames`.
-        source: the video or image file, or the scene.
+        plan: of `plan_frames`, with this processor.
         reader: opens files.
-        processor: the one that was planned with.
-        root: the data set's folder, which the pictures of key frames are in.
 
     Raises:
-        UserError: if a picture's path leads out of the folder.
+        UserError: if a picture's path leads out of the data set's folder.
         VideoError: if a file cannot be read.
     """
     rules = processor.video_config if plan.kind == "video" else processor.image_config
-    if not plan.frames:
-        (image,) = reader.run(read_picture, source, plan.size)
-        return [plan.media[0]._replace(patches=media.patchify(image[None], rules))]
-    drawn = isinstance(source, Scene)  # shows any moment: no pictures are needed
-    times = np.array([frame.time_s for frame in plan.frames if drawn or frame.path is None])
-    decoded = decode_frames(source, times, plan.size, reader)
+    times = [frame.time_s for frame in plan.frames if frame.path is None] if plan.frames else [0.0]
+    decoded = source.frames_at(np.array(times), plan.size, reader)
     if plan.kind == "video":
         return [plan.media[0]._replace(patches=media.patchify(decoded, rules))]
-    of_video, out = iter(decoded), []
-    for frame, outline in zip(plan.frames, plan.media, strict=True):
-        if drawn or frame.path is None:
-            picture = next(of_video)
-        elif root is None:
-            raise UserError(f"the picture {frame.path} of a key frame needs the data set's folder; name it")
-        else:
-            (picture,) = reader.run(read_picture, inside(Path(root), frame.path), plan.size)
-        out.append(outline._replace(patches=media.patchify(picture[None], rules)))
-    return out
+    sampled = iter(decoded[:, None])
+    pictures = [
+        next(sampled) if frame.path is None else source.key_frame(frame.time_s, frame.path, plan.size, reader)
+        for frame in plan.frames
+    ] or [decoded]
+    return [
+        outline._replace(patches=media.patchify(picture, rules))
+        for outline, picture in zip(plan.media, pictures, strict=True)
+    ]

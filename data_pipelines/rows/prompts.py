@@ -11,7 +11,6 @@ from jaxtyping import Float, UInt8
 from data_pipelines.formats.sample import Sample
 from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.evidence import check_capacity
-from data_pipelines.rows.frames import decode_frames, plan_frames
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.supervised import MakeRow, Written
 from o3jax.errors import UserError
@@ -57,16 +56,16 @@ class MakePrompt(MakeRow):
     def source(self, clip: Clip) -> Source | None:
         """Returns what boxes about a clip are read from beside the prompt's frames; None for these alone."""
         evidence = self.config.evidence
-        if self.evidence is None or evidence.box_frames == "stream" or clip.is_image:
+        if self.evidence is None or evidence.box_frames == "stream" or clip.source.kind == "image":
             return None
-        times, _ = clip.dense_plan(evidence, self.processor.video_config.factor)
-        size = plan_frames(clip.samples, clip.about(), self.processor, self.frames, pairs=clip.pairs).size
+        times = clip.dense_plan(evidence, self.processor.video_config.factor).times_s
+        size = clip.plan(self.processor, self.frames).size
 
         def frames_at(
             times: Float[np.ndarray, " n"],
         ) -> tuple[UInt8[np.ndarray, "n H W 3"], Float[np.ndarray, " n"]]:
             try:
-                return decode_frames(clip.video, times, size, self.reader), times
+                return clip.source.frames_at(times, size, self.reader), times
             except UserError as failure:
                 print(f"boxes are read from the prompt's frames alone: {failure}", flush=True)
                 return np.zeros((0, *size, 3), np.uint8), np.zeros(0)

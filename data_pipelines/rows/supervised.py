@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, UInt8
 from data_pipelines.formats.sample import Sample
 from data_pipelines.reading.feature_cache import FeatureCache
 from data_pipelines.reading.frame_cache import Arrays, CachedReader
-from data_pipelines.reading.guarded import GuardedReader, inside
+from data_pipelines.reading.guarded import GuardedReader
 from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.evidence import (
     EvidenceShape,
@@ -28,7 +28,7 @@ from data_pipelines.rows.evidence import (
     pointed_times,
     truth_of,
 )
-from data_pipelines.rows.frames import FramePlan, FramesConfig, decode_frames, plan_frames, read_frames
+from data_pipelines.rows.frames import FramePlan, FramesConfig, read_frames
 from data_pipelines.rows.packing import RowCapacity, RowCost
 from o3jax.errors import UserError
 from o3jax.inputs.collate import collate
@@ -117,8 +117,7 @@ class MakeRow(grain.transforms.Map):
     def write(self, clip: Clip) -> Written:
         """Returns the tokens of a clip, without decoding."""
         p = self.processor
-        plan = plan_frames(clip.samples, clip.about(), p, self.frames, pairs=clip.pairs)
-        kind = "image" if clip.is_image else "video"
+        plan, kind = clip.plan(p, self.frames), clip.source.kind
         prompts = [
             p.apply_chat_template(templates.messages(self._question(s), self.style, s.task, kind))
             for s in clip.samples
@@ -151,15 +150,15 @@ class MakeRow(grain.transforms.Map):
             return RowCost(tokens, frame_pairs, len(clip.samples))
         self._questions([clip], [written], [""], [[0] * len(clip.samples)])
         video = self.processor.video_config
-        times, (height, width) = clip.dense_plan(self.config.evidence, video.factor)
-        grid = height // video.patch_size, width // video.patch_size
+        dense = clip.dense_plan(self.config.evidence, video.factor)
+        grid = tuple(side // video.patch_size for side in dense.size)
         if grid[0] * grid[1] > self.evidence.patches:
             raise UserError(
                 f"{clip.samples[0].id} has dense frames of {grid[0] * grid[1]} patches, more than the "
                 f"{self.evidence.patches} of a row: raise config.evidence_shape.patches"
             )
         return RowCost(
-            tokens, frame_pairs, len(clip.samples), -(-len(times) // video.temporal_patch_size), grid
+            tokens, frame_pairs, len(clip.samples), -(-len(dense.times_s) // video.temporal_patch_size), grid
         )
 
     def capacity(self) -> RowCapacity:
@@ -239,11 +238,11 @@ class MakeRow(grain.transforms.Map):
         try:
             key, kept = self._kept(clip, written)
             if kept is None:
-                media = read_frames(plan, clip.video, self.reader, p, root=clip.root)
+                media = read_frames(plan, clip.source, self.reader, p)
                 if self.evidence is not None:
-                    dense = clip.dense(p, c.evidence, self.reader)
+                    dense = clip.dense(c.evidence, p.video_config.factor, self.reader)
                 if len(pointed):
-                    pointed = decode_frames(clip.video, written.pointed, plan.size, self.reader)
+                    pointed = clip.source.frames_at(written.pointed, plan.size, self.reader)
                 return Read(media, dense, pointed, key=key)
         except UserError as failure:  # VideoError is one
             error = str(failure) or type(failure).__name__
@@ -252,7 +251,7 @@ class MakeRow(grain.transforms.Map):
             for m in plan.media
         ]
         if self.evidence is not None:
-            times, size = clip.dense_plan(c.evidence, p.video_config.factor)
+            times, _, size = clip.dense_plan(c.evidence, p.video_config.factor)
             if kept is not None:  # of frame pairs
                 times = np.repeat(kept[-1], p.video_config.temporal_patch_size)
             dense = np.zeros((len(times), *size, 3), np.uint8), times
@@ -264,11 +263,11 @@ class MakeRow(grain.transforms.Map):
             return "", None
         plan, dense = written.frames, None
         if self.evidence is not None:
-            times, size = clip.dense_plan(self.config.evidence, self.processor.video_config.factor)
+            times, _, size = clip.dense_plan(self.config.evidence, self.processor.video_config.factor)
             dense = len(times), times[-1], size
-        pictures = [inside(clip.root, frame.path) for frame in plan.frames if frame.path is not None]
+        files = clip.source.files([frame.path for frame in plan.frames if frame.path is not None])
         asked = plan.frames, plan.size, plan.media, written.pointed, dense, self.reader.limits
-        return self.features.find([clip.video, *pictures], *asked)
+        return self.features.find(files, *asked)
 
     def _text(
         self, written: Sequence[Written], read: Sequence[Read]
@@ -371,10 +370,11 @@ class MakeRow(grain.transforms.Map):
 
     def _pointed(self, clip: Clip) -> Float[np.ndarray, " m"]:
         """Returns the times of the clip's frames that boxes are read from, beside those that a text shows."""
-        if self.evidence is None or self.config.evidence.box_frames == "stream" or clip.is_image:
+        c = self.config.evidence
+        if self.evidence is None or c.box_frames == "stream" or clip.source.kind == "image":
             return np.zeros(0)
-        times, _ = clip.dense_plan(self.config.evidence, self.processor.video_config.factor)
-        return pointed_times(clip.samples, times)
+        plan = clip.dense_plan(c, self.processor.video_config.factor)
+        return pointed_times(clip.samples, plan.times_s)
 
     def _add_pointed(
         self, patches: Patches, places: VisualPlaces, written: Sequence[Written], read: Sequence[Read]

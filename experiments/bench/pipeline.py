@@ -30,6 +30,7 @@ import numpy as np
 from data_pipelines.formats.index import Index
 from data_pipelines.reading.frame_cache import ArrayCache, CachedReader
 from data_pipelines.reading.guarded import GuardedReader
+from data_pipelines.reading.sources import VideoSource
 from data_pipelines.rows.clips import Clip, FolderClips
 from data_pipelines.rows.evidence import EvidenceShape
 from data_pipelines.rows.packing import PlannedRows, padding, plan_rows
@@ -151,7 +152,7 @@ def measure_ratio(rounds: int = 5, rows_each: int = 12) -> dict[str, Any]:
             for row in rows[:rows_each]:
                 for n in row:
                     times = np.array([frame.time_s for frame in plans[n].frames])
-                    bare(data.clips[n].video, times, plans[n].size)
+                    bare(data.clips[n].source.path, times, plans[n].size)
 
         maker.map(first[0])  # the process that reads files is there
         compared = _compare(theirs, ours, rounds)
@@ -172,7 +173,7 @@ def measure_cache(rounds: int = 5, seconds: int = 20) -> dict[str, Any]:
         path = write_numbered(Path(scratch) / "360.mp4", 360, 640, gop=30, seconds=seconds)
         (sample, *_) = make_samples(make_scene(0, questions=1))
         sample = dataclasses.replace(sample, video_path=path.name)
-        clip = Clip((sample,), path, info=probe(path))
+        clip = Clip((sample,), VideoSource(path, probe(path)))
         folder = model_folder("o3-tiny")
         processor, config = load_processor(folder), config_from_hf(folder)
         video = dataclasses.replace(processor.video_config, fps=0.8, max_frames=16, max_pixels=16 * 252 * 448)

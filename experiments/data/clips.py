@@ -17,10 +17,11 @@ import o3jax.prompts
 from data_pipelines.formats.index import Index, read_index
 from data_pipelines.reading.frame_cache import ArrayCache, CachedReader
 from data_pipelines.reading.guarded import GuardedReader
-from data_pipelines.rows.clips import Clip, FolderClips, SyntheticClips
-from data_pipelines.rows.grounding import FramePairs
+from data_pipelines.rows.clips import Clip, FolderClips
 from data_pipelines.rows.packing import PlannedRows, RowCost, check_fit, fingerprint, padding, plan_rows
 from data_pipelines.rows.supervised import MakeRow
+from data_pipelines.synthetic.clips import SyntheticClips
+from data_pipelines.synthetic.grounding import FramePairs
 from experiments.training.hosts import is_first_host
 from experiments.training.workdir import Workdir
 from o3jax.errors import UserError

@@ -24,6 +24,7 @@ from configs.ablation_tiny import CELLS
 from configs.common import given
 from data_pipelines.formats.index import Index
 from data_pipelines.formats.sample import Sample
+from data_pipelines.reading.sources import ImageSource, VideoSource
 from data_pipelines.rows.clips import Clip, FolderClips
 from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates
 from data_pipelines.rows.frames import FramesConfig, plan_frames
@@ -223,7 +224,9 @@ def test_published_frames_fit_a_row():
         )
         assert c.row_frame_pairs * (plan.patches // 4 + 16) <= c.row_length - 1800, (height, width)
         asked = dataclasses.replace(sample, task=VISUAL, image_size=(width, height))
-        plan = plan_frames([asked], None, processor, FramesConfig(**c.frames))
+        plan = plan_frames(
+            [asked], ImageSource(Path("x.jpg"), (width, height)).info(), processor, FramesConfig(**c.frames)
+        )
         assert plan.frame_pairs == 1 and plan.patches <= c.row_patches
 
 
@@ -337,7 +340,7 @@ def test_epochs_become_steps(rows, batch, epochs, steps):
     c = common.sft()
     c.num_train_epochs = float(epochs)
     clips = FolderClips(Index(Path(), [], [], {}), 1)
-    clips.clips = [Clip((Sample("s", "source", "task", "?", "x"),), Path("x.mp4"))] * rows
+    clips.clips = [Clip((Sample("s", "source", "task", "?", "x"),), VideoSource(Path("x.mp4")))] * rows
     maker = SimpleNamespace(
         cost=lambda clip: RowCost(10, 1), capacity=lambda: RowCapacity(15, 4, None, None, c.clips_per_row)
     )

@@ -19,11 +19,13 @@ import pytest
 from tokenizers.normalizers import NFC
 
 from configs import gspo_tiny
-from data_pipelines.rows.clips import Clip, SyntheticClips
+from data_pipelines.reading.sources import VideoSource
+from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.evidence import EvidenceShape
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.prompts import MakePrompt, Minibatches, with_text
 from data_pipelines.rows.supervised import RowShape
+from data_pipelines.synthetic.clips import SyntheticClips
 from data_pipelines.synthetic.datasets import write_video
 from experiments.training import rollouts
 from experiments.training.rollouts import Rollout, Updates, decoder, decoder_evidence, sample
@@ -380,8 +382,8 @@ def test_the_model_is_asked_as_the_api_asks(tmp_path):
     clips, requests = [], []
     for index in range(2):
         one, path = SyntheticClips("test", 1, 1)[index], tmp_path / f"{index}.mp4"
-        write_video(one.video, path)
-        clips.append(dataclasses.replace(one, video=path))
+        write_video(one.source.scene, path)
+        clips.append(dataclasses.replace(one, source=VideoSource(path)))
         requests.append(model.request(path, one.samples[0].question)[0])
     prompts, rows = make_prompts(model.folder, clips, evidence=SHAPE)
     wanted = model.respond(requests, max_new_tokens=96)
@@ -433,8 +435,8 @@ def test_a_frame_that_cannot_be_read_leaves_those_of_the_prompt(tmp_path, capfd)
     frames, times = made.source(clip).frames_at(np.array([1.0, 2.0]))
     assert frames.shape == (2, *made.source(clip).size, 3) and times.tolist() == [1.0, 2.0]
     broken = tmp_path / "broken.mp4"
-    write_video(clip.video, broken)
-    source = made.source(dataclasses.replace(clip, video=broken))
+    write_video(clip.source.scene, broken)
+    source = made.source(dataclasses.replace(clip, source=VideoSource(broken)))
     broken.write_bytes(b"no video")
     frames, times = source.frames_at(np.array([1.0, 2.0]))
     assert len(frames) == len(times) == 0

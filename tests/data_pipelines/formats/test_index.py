@@ -422,7 +422,7 @@ def test_clips_hold_the_given_samples(folder):
     write(folder, "stgr.json", [STGR, STGR | {"task": TEMPORAL}, STGR, STGR, STGR | {"answer": ""}])
     clips = FolderClips(read_index(folder), questions=2)
     assert [len(clips[i].samples) for i in range(len(clips))] == [2, 1, 1]
-    assert {clip.video for clip in clips} == {folder / "clip.mp4"}
+    assert {clip.source.path for clip in clips} == {folder / "clip.mp4"}
     assert {clip.info for clip in clips} == {probe(folder / "clip.mp4")}
 
 

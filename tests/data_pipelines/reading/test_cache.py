@@ -12,7 +12,7 @@ import pytest
 
 from data_pipelines.reading.frame_cache import ArrayCache, CachedReader
 from data_pipelines.reading.guarded import GuardedReader, Limits
-from data_pipelines.reading.media import read_frames_at
+from data_pipelines.reading.sources import read_frames_at
 from data_pipelines.rows.clips import FolderClips
 from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates
 from data_pipelines.rows.packing import PlannedRows
@@ -39,7 +39,7 @@ def setting(video_model, tmp_path_factory):
     config = dataclasses.replace(config_from_hf(video_model), evidence=EVIDENCE)
     rows = MakeRow(load_processor(video_model), config, RowShape(640, 6, 16, clips=2), evidence=SHAPE)
     clips = film(tmp_path_factory.mktemp("films"), 3)
-    clips.clips[1].video.write_bytes(clips.clips[1].video.read_bytes()[:300])  # it cannot be read
+    clips.clips[1].source.path.write_bytes(clips.clips[1].source.path.read_bytes()[:300])  # it cannot be read
     plain = batches(rows, clips)
     yield rows, clips, plain
     rows.reader.close()
@@ -81,7 +81,7 @@ def test_cold_and_warm(setting, tmp_path, workers):
     reads = []
     warm.reader.reader.run = lambda function, path, *args: reads.append(path) or _refuse(path)
     same(without_errors(batches(warm, clips)), without_errors(plain))
-    assert set(reads) == {clips.clips[1].video}
+    assert set(reads) == {clips.clips[1].source.path}
 
 
 def _refuse(path):

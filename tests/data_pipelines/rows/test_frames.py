@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from data_pipelines.formats.sample import KeyFrame, Sample
+from data_pipelines.reading.sources import ImageSource
 from data_pipelines.rows.frames import Frame, FramesConfig, plan_frames, read_frames, sample_indices
+from data_pipelines.synthetic.clips import SceneSource
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import make_scene
 from data_pipelines.video import read_video
@@ -19,18 +22,12 @@ from o3jax.inputs.processor import Processor, load_processor
 from o3jax.prompts import templates
 from o3jax.tasks import MCQ, SPATIO_TEMPORAL, TEMPORAL, VISUAL
 from o3jax.video import VideoInfo, probe
+from tests.support.clips import Here, filmed
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 QWEN2_5 = ImageConfig(patch_size=14)  # 28 pixels a language token
 IMAGES = FramesConfig(layout="images")
 RELEASED = {"layout": "images", "timestamps": "released", "key_frames": "released"}
-
-
-class Here:
-    """Runs what a guarded reader would, in this process."""
-
-    def run(self, function, /, *args, **kwargs):
-        return function(*args, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +76,7 @@ def test_a_frame_has_the_published_size(published, width, height, size, tokens):
 
 
 def test_the_image_of_a_visual_question_has_its_own_budget(published):
-    plan = plan_frames([question(VISUAL, image_size=(640, 480))], None, published, IMAGES)
+    plan = plan_frames([question(VISUAL)], ImageSource(Path("a.jpg"), (640, 480)).info(), published, IMAGES)
     assert plan.size == (364, 504) and plan.text == IMAGE and plan.frames == ()
 
 
@@ -191,7 +188,7 @@ def test_native_is_what_the_processor_makes(processor, clip):
     frames = read_video(clip, times_s=indices / 25).frames
     expected = processor.read_video(frames, {"fps": 25, "frames_indices": indices})
     plan = plan_frames([question()], probe(clip), processor, FramesConfig())
-    (medium,) = read_frames(plan, clip, Here(), processor)
+    (medium,) = read_frames(plan, filmed(clip), Here(), processor)
     assert medium.grid == expected.grid == plan.media[0].grid
     assert medium.times_s == expected.times_s == plan.media[0].times_s
     assert np.array_equal(medium.patches, expected.patches)
@@ -201,8 +198,8 @@ def test_native_of_a_scene_and_of_some_of_its_pairs(processor):
     scene = make_scene(8)
     indices = processor.sample_indices(scene.frame_count, 25)[[0, 1, 4, 5]]
     expected = processor.read_video(scene.render(indices / 25), {"fps": 25, "frames_indices": indices})
-    plan = plan_frames([question()], scene, processor, FramesConfig(), pairs=(0, 2))
-    (medium,) = read_frames(plan, scene, Here(), processor)
+    plan = plan_frames([question()], SceneSource(scene).info(), processor, FramesConfig(), pairs=(0, 2))
+    (medium,) = read_frames(plan, SceneSource(scene), Here(), processor)
     assert (medium.grid, medium.times_s) == (expected.grid, expected.times_s)
     assert np.array_equal(medium.patches, expected.patches)
 
@@ -212,7 +209,7 @@ def test_images_are_the_frames_at_their_times_and_the_key_frames(processor, clip
     Image.fromarray(green).save(tmp_path / "key.png")
     asked = question(key_frames=((2.5, "key.png"),))
     plan = plan_frames([asked], probe(clip), processor, IMAGES)
-    media = read_frames(plan, clip, Here(), processor, root=tmp_path)
+    media = read_frames(plan, filmed(clip, root=tmp_path), Here(), processor)
     assert [medium.grid for medium in media] == [medium.grid for medium in plan.media]
     (at,) = [i for i, frame in enumerate(plan.frames) if frame.path]
     channels = media[at].patches.reshape(-1, 3, 2 * 16 * 16)
@@ -226,10 +223,10 @@ def test_images_are_the_frames_at_their_times_and_the_key_frames(processor, clip
         first = medium.patches[0].reshape(3, 2, 16, 16)
         assert np.array_equal(first[:, 0], corner) and np.array_equal(first[:, 1], corner)
     with pytest.raises(UserError, match="data set's folder"):
-        read_frames(plan, clip, Here(), processor)
+        read_frames(plan, filmed(clip), Here(), processor)
     outside = plan_frames([question(key_frames=((2.5, "../key.png"),))], probe(clip), processor, IMAGES)
     with pytest.raises(UserError, match=r"\.\."):
-        read_frames(outside, clip, Here(), processor, root=tmp_path)
+        read_frames(outside, filmed(clip, root=tmp_path), Here(), processor)
 
 
 def test_a_scene_draws_its_key_frames(processor):
@@ -238,9 +235,9 @@ def test_a_scene_draws_its_key_frames(processor):
     (asked, *_) = make_samples(scene)
     config = FramesConfig(layout="images", key_frames="true")
     asked = dataclasses.replace(asked, task=SPATIO_TEMPORAL)
-    plan = plan_frames([asked], scene, processor, config)
+    plan = plan_frames([asked], SceneSource(scene).info(), processor, config)
     assert any(frame.path for frame in plan.frames)
-    found = read_frames(plan, scene, Here(), processor)
+    found = read_frames(plan, SceneSource(scene), Here(), processor)
     assert len(found) == len(plan.frames) and all(m.patches.any() for m in found)
 
 
@@ -248,12 +245,13 @@ def test_the_image_of_a_visual_question(processor, tmp_path):
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (48, 64, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
-    plan = plan_frames([question(VISUAL, image_size=(64, 48))], None, processor, FramesConfig())
-    (medium,) = read_frames(plan, tmp_path / "a.png", Here(), processor)
+    source = ImageSource(tmp_path / "a.png", (64, 48))
+    plan = plan_frames([question(VISUAL)], source.info(), processor, FramesConfig())
+    (medium,) = read_frames(plan, source, Here(), processor)
     expected = processor.read_image(picture)
     assert medium.grid == expected.grid and np.array_equal(medium.patches, expected.patches)
     with pytest.raises(UserError, match="image_size"):
-        plan_frames([question(VISUAL)], None, processor, FramesConfig())
+        ImageSource(tmp_path / "a.png", None).info()
 
 
 # --- tokens ---

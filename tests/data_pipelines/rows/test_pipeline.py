@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from data_pipelines.rows.clips import SyntheticClips
 from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates
 from data_pipelines.rows.packing import (
     PlannedRows,
@@ -29,6 +28,7 @@ from data_pipelines.rows.packing import (
 )
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.synthetic.clips import SyntheticClips
 from data_pipelines.synthetic.datasets import write_video
 from experiments.training.loop import train
 from experiments.training.workdir import Workdir
@@ -42,6 +42,7 @@ from o3jax.sft.joint import joint_counts, joint_loss
 from o3jax.train.state import TrainState
 from o3jax.train.token_loss import IGNORE
 from tests.support.batches import assert_equal
+from tests.support.clips import filmed
 from tests.support.streams import Drawn, Named
 from tests.support.tiny import EVIDENCE, film
 
@@ -135,12 +136,11 @@ def test_a_row_has_room_for_no_more(setting, two):
 
 def test_a_bad_clip_keeps_its_place_and_teaches_nothing(setting, two, tmp_path):
     _, rows = setting
-    write_video(two[0].video, tmp_path / "v.mp4")
-    filmed = dataclasses.replace(two[0], video=tmp_path / "v.mp4", number=7)
-    filmed = dataclasses.replace(filmed, info=filmed.about())
-    good = rows.map((filmed, two[1]))
+    write_video(two[0].source.scene, tmp_path / "v.mp4")
+    one = dataclasses.replace(two[0], source=filmed(tmp_path / "v.mp4"), number=7)
+    good = rows.map((one, two[1]))
     (tmp_path / "v.mp4").write_bytes(b"\0" * 999)
-    bad = rows.map((filmed, two[1]))
+    bad = rows.map((one, two[1]))
     shapes = map_arrays(np.shape, bad)
     assert flatten(shapes) == flatten(map_arrays(np.shape, good))
     assert bad.failures.number.tolist() == [7, two[1].number]
@@ -168,7 +168,7 @@ def test_clips_of_one_row_have_dense_frames_of_one_size(setting, two):
     wide = next(
         clip
         for clip in map(SyntheticClips("train", 3, questions=1).__getitem__, range(20))
-        if clip.video.size[0] != clip.video.size[1]
+        if clip.source.scene.size[0] != clip.source.scene.size[1]
     )
     clips = [two[0], wide, two[1], wide]
     cost = [rows.cost(clip) for clip in clips]

@@ -15,11 +15,11 @@ import pytest
 from configs import common
 from data_pipelines.reading.frame_cache import ArrayCache
 from data_pipelines.reading.guarded import GuardedReader
-from data_pipelines.rows.clips import SyntheticClips
 from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates
 from data_pipelines.rows.packing import PlannedRows
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.synthetic.clips import SyntheticClips
 from data_pipelines.synthetic.datasets import make_dataset
 from experiments.training.features import FeatureMaker, open_features
 from experiments.training.rollouts import with_features
@@ -49,7 +49,7 @@ PLANNED = [(0, 1), (2,), (2, 0)]  # the clip 1 cannot be read
 def setting(video_model, tmp_path_factory):
     model = with_evidence(load_weights(video_model, config_from_hf(video_model)), EVIDENCE, jax.random.key(1))
     clips = film(tmp_path_factory.mktemp("films"), 3)
-    clips.clips[1].video.write_bytes(clips.clips[1].video.read_bytes()[:300])
+    clips.clips[1].source.path.write_bytes(clips.clips[1].source.path.read_bytes()[:300])
     rows = MakeRow(load_processor(video_model), model.config, ROW, evidence=ASKED)
     yield model, clips, rows, batches(rows, clips)
     rows.reader.close()
@@ -139,7 +139,7 @@ def test_cold_and_warm(setting, tmp_path, monkeypatch):
     monkeypatch.setattr(rows.reader, "run", read)
     monkeypatch.setattr(FeatureMaker, "_make", None)
     warm = [features(batch) for batch in batches(rows, clips)]
-    assert set(tried) == {clips.clips[1].video}
+    assert set(tried) == {clips.clips[1].source.path}
     same(*([changed(batch, {"failures.error": None}) for batch in some] for some in (warm, made)))
 
 
@@ -153,14 +153,15 @@ def test_whatever_features_depend_on_is_another_entry(setting, tmp_path):
 
     other = jax.tree.map(jnp.array, model.vision)
     other.merger.fc2_bias[...] = other.merger.fc2_bias[...].at[0].add(1e-6)
-    copy = dataclasses.replace(clips.clips[0], video=tmp_path / "copy.mp4")
-    copy.video.write_bytes(clips.clips[0].video.read_bytes())
+    source = dataclasses.replace(clips.clips[0].source, path=tmp_path / "copy.mp4")
+    copy = dataclasses.replace(clips.clips[0], source=source)
+    source.path.write_bytes(clips.clips[0].source.path.read_bytes())
     keys = [key(), key(other), key(shape=(16, 24)), key(clip=copy), key(dtype="bfloat16")]
-    os.utime(copy.video, ns=(1, 1))
+    os.utime(source.path, ns=(1, 1))
     keys += [key(clip=copy), key(evidence=None)]
     keys += [key(clip=dataclasses.replace(clips.clips[0], pairs=pairs)) for pairs in ((0, 1), (0, 2), (0,))]
     assert len(set(keys)) == len(keys) and key() == keys[0]
-    copy.video.unlink()
+    source.path.unlink()
     assert key(clip=copy) == ""
 
 

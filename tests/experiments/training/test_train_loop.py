@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from data_pipelines.rows.clips import SyntheticClips
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.synthetic.clips import SyntheticClips
 from experiments.training.loop import train as run_steps
 from experiments.training.metrics_log import MetricsLog
 from experiments.training.workdir import Workdir

@@ -12,11 +12,12 @@ from einops import rearrange
 
 import o3jax
 from data_pipelines.formats.sample import Mention, Sample
-from data_pipelines.rows import supervised as sft
-from data_pipelines.rows.clips import Clip, SyntheticClips
+from data_pipelines.reading.sources import VideoSource
+from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.evidence import pointed_times
 from data_pipelines.rows.prompts import MakePrompt
 from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.synthetic.clips import SceneSource, SyntheticClips
 from o3jax.errors import UserError
 from o3jax.generate.sampler import Generated
 from o3jax.inference import respond as engine
@@ -85,7 +86,7 @@ def test_a_row_shows_the_frames_of_its_mentions(loaded, clip):
     again = rows_of(loaded, ROOMY, "pointed").map(clip)
     np.testing.assert_array_equal(again.inputs.places.times, places.times)
     # The same frames given to the processor as a video, each of them twice.
-    frames = np.repeat(clip.video.render(times.astype(float) + 1e-4), 2, axis=0)
+    frames = np.repeat(clip.source.scene.render(times.astype(float) + 1e-4), 2, axis=0)
     medium = loaded.processor.read_video(frames, {"fps": 25.0, "frames_indices": range(6)})
     np.testing.assert_array_equal(rearrange(patches.values[GROUPS:], "t p c -> (t p) c"), medium.patches)
     layout = dataclasses.replace(patches, values=None)  # as that of the stream
@@ -99,8 +100,8 @@ def test_a_file_s_frames_are_read_at_the_mentions(loaded, numbered):
     nowhere = (Mention("blue", 1.0), Mention("green", None, ((0.1, 0.1, 0.5, 0.5),)))
     sample = Sample("s", "test", "t", "When?", "x", duration=4.0, mentions=mentions + nowhere)
     rows = rows_of(loaded, RowShape(512, 5, 12), "pointed", patches=24)
-    row = rows.map(Clip((sample,), numbered.path))
-    assert rows.cost(Clip((sample,), numbered.path)).frame_pairs == 5
+    row = rows.map(Clip((sample,), VideoSource(numbered.path)))
+    assert rows.cost(Clip((sample,), VideoSource(numbered.path))).frame_pairs == 5
     pictures = rearrange(
         row.inputs.patches.values,
         "t (h w i j) (c g y x) -> t g (h i y) (w j x) c",
@@ -157,12 +158,21 @@ def test_what_has_no_room_or_cannot_be_read(loaded, clip, monkeypatch):
     one = dataclasses.replace(clip, samples=clip.samples[:1])
     assert (prompts.map(one).inputs.patches.length > 0).sum() == GROUPS  # no truth in a prompt
 
-    def fail(*args):
-        raise UserError("torn")
+    reads, frames_at = [], SceneSource.frames_at
 
-    monkeypatch.setattr(sft, "decode_frames", fail)
+    def torn(self, times_s, *args):
+        reads.append(times_s)
+        if len(reads) == 2:  # the frames that boxes are read from
+            raise UserError("torn")
+        return frames_at(self, times_s, *args)
+
+    monkeypatch.setattr(SceneSource, "frames_at", torn)
     row = rows_of(loaded, ROOMY, "pointed").map(clip)
-    assert bytes(row.failures.error[0, :4]) == b"torn" and not row.inputs.patches.values.any()
+    assert (
+        len(reads) == 2
+        and bytes(row.failures.error[0, :4]) == b"torn"
+        and not row.inputs.patches.values.any()
+    )
     assert (row.labels == IGNORE).all() and (row.inputs.patches.length > 0).sum() == 6
 
 
@@ -175,7 +185,7 @@ def test_a_frame_added_later_is_as_one_seen_from_the_start(loaded, clip):
     names = ("questions.clip", "dense.clip", "places.clip")
     batch = take(changed(row.inputs, dict.fromkeys(names)), None)
     times = row.inputs.places.times[GROUPS:].astype(np.float64)
-    frames, video = clip.video.render(times + 1e-4), loaded.processor.video_config
+    frames, video = clip.source.scene.render(times + 1e-4), loaded.processor.video_config
     added = pointed_frames(frames, times, (64, 64), video, loaded.config.vision, frame_pairs=4, patches=16)
     added = take(added, None)
     rng = np.random.default_rng(0)
@@ -242,10 +252,10 @@ def requests(loaded):
 
         def frames_at(times):
             looked.append((number, times))
-            return clip.video.render(times + 1e-4), times
+            return clip.source.scene.render(times + 1e-4), times
 
         question = clip.samples[0].question
-        return dataclasses.replace(prompt_of(loaded, clip, question), frames_at=frames_at), clip.video
+        return dataclasses.replace(prompt_of(loaded, clip, question), frames_at=frames_at), clip.source.scene
 
     made = [request(number) for number in range(3)]
     return [one for one, _ in made], [scene for _, scene in made], looked

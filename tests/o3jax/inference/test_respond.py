@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import o3jax
-from data_pipelines.rows.clips import SyntheticClips
 from data_pipelines.rows.evidence import OpenCandidates
 from data_pipelines.rows.supervised import MakeRow
+from data_pipelines.synthetic.clips import SyntheticClips
 from data_pipelines.synthetic.datasets import write_video
 from o3jax.generate.cache import extend, prefill
 from o3jax.generate.sampler import Generated, greedy
@@ -26,6 +26,7 @@ from o3jax.models.text import for_training
 from o3jax.prompts import templates
 from o3jax.prompts.mentions import mention_positions
 from tests.o3jax.sft.test_joint import EVIDENCE, ROW, SHAPE
+from tests.support.clips import dense_of, sampled
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,8 @@ def model(video_model):
 
 def prompt_of(model, clip, question):
     text = model.processor.apply_chat_template(templates.messages(question, model.settings.prompt_style))
-    frames, metadata = clip.frames(model.processor)
-    return Request(question, text, frames, metadata, *clip.dense(model.processor, EVIDENCE))
+    frames, metadata = sampled(clip, model.processor)
+    return Request(question, text, frames, metadata, *dense_of(clip, model.processor, EVIDENCE))
 
 
 TEXTS = (
@@ -148,7 +149,7 @@ def test_an_answer_is_estimated_as_in_training(model, monkeypatch):
 
 def test_answers_show_both_estimates(model, tmp_path, monkeypatch):
     clip = SyntheticClips("train", 1, questions=1)[0]
-    write_video(clip.video, tmp_path / "clip.mp4")
+    write_video(clip.source.scene, tmp_path / "clip.mp4")
     claim = "<obj>red circle</obj><box>[100,200,300,400]</box>at<t>2.0</t>s"
     text = f"<think>{claim} and <obj>x</obj></think><answer>yes</answer>"
 

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 import o3jax
 from data_pipelines.formats.sample import Mention, Sample
-from data_pipelines.rows.clips import Clip, SyntheticClips
+from data_pipelines.reading.sources import VideoSource
+from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.supervised import MakeRow
+from data_pipelines.synthetic.clips import SyntheticClips
 from o3jax.generate.sampler import Generated
 from o3jax.hf import config_from_hf
 from o3jax.inference import respond as engine
@@ -103,7 +105,7 @@ def test_what_a_row_makes_up_may_lie_anywhere_in_the_video(video_model):
     ends = []
     for name in map(str, range(40)):
         sample = Sample(name, "test", SPATIO_TEMPORAL, "When?", "x", duration=8.0, **evidence)
-        (prompt,) = rows.write(Clip((sample,), Path("v.mp4"), info=info)).prompts
+        (prompt,) = rows.write(Clip((sample,), VideoSource(Path("v.mp4"), info))).prompts
         made = made_up([Proposal(4.0, (2.0, 6.0), None)], name, 8.0)
         text = processor.decode(prompt, skip_special_tokens=False)
         assert f"{with_proposals('When?', made)}<|im_end|>" in text

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from data_pipelines.rows.clips import Clip, SyntheticClips
+from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.synthetic.clips import SyntheticClips
 from o3jax.hf import config_from_hf
 from o3jax.inputs.processor import load_processor
 from o3jax.prompts import templates
@@ -56,7 +57,7 @@ def test_every_token_but_the_first_the_video_and_the_padding(make):
 def test_continuations_have_their_own_labels(make):
     clip = SyntheticClips("train", 1, questions=3)[0]
     row, words, labels = make(clip)
-    alone = [make(Clip((sample,), clip.video)) for sample in clip.samples]
+    alone = [make(Clip((sample,), clip.source)) for sample in clip.samples]
     video = int(
         (row.inputs.text.continuation_ids[: (row.inputs.text.segment_ids > 0).sum()] == 0).sum()
     )  # tokens up to its end
@@ -73,7 +74,7 @@ def test_continuations_have_their_own_labels(make):
 
 def test_continuations_that_begin_alike_share_that_label(make):
     clip = SyntheticClips("train", 1, questions=1)[0]
-    row, words, labels = make(Clip(clip.samples * 2, clip.video))
+    row, words, labels = make(Clip(clip.samples * 2, clip.source))
     video = int((row.inputs.text.continuation_ids == 1).argmax())
     assert labels[video - 1] == words[video]
 

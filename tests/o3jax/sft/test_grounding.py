@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from data_pipelines.rows.clips import Clip
-from data_pipelines.rows.grounding import FramePairs, MakeGroundingRow, token_targets
 from data_pipelines.rows.supervised import RowShape
+from data_pipelines.synthetic.clips import SceneSource
+from data_pipelines.synthetic.grounding import FramePairs, MakeGroundingRow, token_targets
 from data_pipelines.synthetic.scenes import COLORS, SHAPES, make_scene
 from o3jax.hf import config_from_hf
 from o3jax.inputs.processor import load_processor
 from o3jax.prompts import coords, grammar
+from tests.support.clips import sampled
 
 FINE = 240  # points along each side of the frame
 
@@ -72,7 +74,8 @@ def test_targets_belong_to_the_tokens_that_show_the_object(video_model):
     scene = make_scene(5)
     make_row = MakeGroundingRow(processor, config, RowShape(0, 2, 16))
     row, empty = (
-        make_row.map(Clip((), world, (0, 2))) for world in (scene, dataclasses.replace(scene, objects=()))
+        make_row.map(Clip((), SceneSource(world), (0, 2)))
+        for world in (scene, dataclasses.replace(scene, objects=()))
     )
     unit = config.vision.merge_unit
     assert row.object.shape == (2 * 16 // unit,) and row.box.shape == (2 * 16 // unit, 4)
@@ -87,8 +90,8 @@ def test_targets_belong_to_the_tokens_that_show_the_object(video_model):
 def test_a_caption_names_what_each_pair_shows(video_model, index, language):
     processor = load_processor(video_model)
     clip = FramePairs(processor, level=1, pairs=2, seed=0)[index]
-    (sample,), scene = clip.samples, clip.video
-    _, metadata = clip.frames(processor)
+    (sample,), scene = clip.samples, clip.source.scene
+    _, metadata = sampled(clip, processor)
     claims = list(grammar.parse(sample.answer, coords.NORMALISED).claims)
     assert sample.language == language and len(claims) > 1
     for pair in (metadata["frames_indices"] / metadata["fps"]).reshape(2, 2):

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.formats.sample import Mention, Sample
-from data_pipelines.rows.clips import Clip, SyntheticClips
+from data_pipelines.reading.sources import VideoSource
+from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates, interval_of, mentions_of, truth_of
 from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.synthetic.clips import SyntheticClips
 from data_pipelines.synthetic.datasets import write_video
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
@@ -32,6 +34,7 @@ from o3jax.sft.evidence import EvidenceWeights, mention_counts, mention_loss
 from o3jax.sft.joint import by_question, joint_counts, joint_loss
 from o3jax.train.token_loss import IGNORE
 from o3jax.video import OpenVideo
+from tests.support.clips import dense_of, sampled
 from tests.support.tiny import EVIDENCE
 
 ROW = RowShape(384, 3, 16)
@@ -141,7 +144,7 @@ def test_a_row_with_evidence(setting, clip):
     assert (dense.length > 0).sum() == 75
     np.testing.assert_allclose(dense.times[:75], 0.02 + 0.08 * np.arange(75), atol=1e-6)
     assert dense.cells.tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
-    medium = processor.read_video(*clip.frames(processor))
+    medium = processor.read_video(*sampled(clip, processor))
     np.testing.assert_allclose(row.inputs.places.times, medium.times_s)
     decode = processor.tokenizer.decode
     for q, asked in enumerate(clip.samples):
@@ -172,10 +175,10 @@ def test_a_row_with_evidence(setting, clip):
 
 def test_a_file_gives_the_dense_stream_of_its_scene(setting, clip, tmp_path):
     processor, _, model, _ = setting
-    write_video(clip.video, tmp_path / "v.mp4")
-    filmed = dataclasses.replace(clip, video=tmp_path / "v.mp4")
-    frames, times = clip.dense(processor, EVIDENCE)
-    read, read_times = filmed.dense(processor, EVIDENCE)
+    write_video(clip.source.scene, tmp_path / "v.mp4")
+    filmed = dataclasses.replace(clip, source=VideoSource(tmp_path / "v.mp4"))
+    frames, times = dense_of(clip, processor, EVIDENCE)
+    read, read_times = dense_of(filmed, processor, EVIDENCE)
     assert read.shape == frames.shape == (150, 64, 64, 3)
     np.testing.assert_allclose(read_times, times)
     assert np.abs(read.astype(int) - frames).mean() < 6  # compression, and another resize
@@ -316,7 +319,7 @@ def test_forty_mentions(setting, clip):
     asked = dataclasses.replace(clip.samples[0], mentions=many, reasoning=reasoning)
     shape = dataclasses.replace(SHAPE, mentions=40, questions=1)
     row = MakeRow(processor, model.config, RowShape(1536, 3, 16), evidence=shape).map(
-        Clip((asked,), clip.video)
+        Clip((asked,), clip.source)
     )
     assert row.evidence.mentions.has_time.sum() == row.evidence.mentions.has_box.sum() == 40
     assert len(set(row.inputs.questions.mention_index[0])) == 40
@@ -336,7 +339,7 @@ def test_forty_mentions(setting, clip):
 
 
 def test_dense_reader_follows_the_file(tmp_path, clip):
-    write_video(clip.video, tmp_path / "v.mp4")
+    write_video(clip.source.scene, tmp_path / "v.mp4")
     with OpenVideo(tmp_path / "v.mp4") as video:
         (dense,) = video.read(dense_wanted(video.info(), EVIDENCE, 32))
     assert dense.frames.shape == (150, 64, 64, 3) and dense.size == (128, 128)

@@ -17,8 +17,8 @@ import torch
 from flax import nnx
 
 from configs import common
-from data_pipelines.rows.clips import SyntheticClips
 from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.synthetic.clips import SyntheticClips
 from experiments.training.trainer import optimizer_of
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
@@ -36,6 +36,7 @@ from o3jax.sft.text import number_targets, text_loss, token_counts
 from o3jax.train.optimizer import learning_rate, make_optimizer
 from o3jax.train.state import TrainState, make_train_step
 from o3jax.train.token_loss import IGNORE, cross_entropy, token_logprobs
+from tests.support.clips import sampled
 
 LENGTH, GROUPS, PATCHES = 384, 3, 16  # of every row here, so that programs are shared
 ONE = {"text": 1.0}  # counts that leave a sum what it is
@@ -269,7 +270,7 @@ def row_of_its_own(setting, clip, sample):
     """Returns the row of one question, made by the processor's plain call on the whole text."""
     model, processor, _ = setting
     prompt = processor.apply_chat_template(templates.messages(sample.question, "plain"))
-    frames, metadata = clip.frames(processor)
+    frames, metadata = sampled(clip, processor)
     response = templates.response(sample) + processor.tokenizer.eos_token
     inputs = processor(text=[prompt + response], videos=[frames], video_metadata=[metadata])
     batch = collate(inputs, model.config, length=LENGTH, frame_pairs=GROUPS, patches=PATCHES)

@@ -11,8 +11,10 @@ from jaxtyping import Float
 
 from data_pipelines.formats.sample import Box, Sample
 from data_pipelines.rows.clips import Clip
+from data_pipelines.rows.frames import FramesConfig
 from data_pipelines.rows.supervised import RowShape
-from data_pipelines.synthetic.scenes import COLORS, SHAPES, Object, Scene, make_scene, scene_seed
+from data_pipelines.synthetic.clips import SceneSource
+from data_pipelines.synthetic.scenes import COLORS, FPS, SHAPES, Object, Scene, make_scene, scene_seed
 from o3jax.inputs.collate import collate
 from o3jax.inputs.processor import Processor
 from o3jax.models.batch import GroundingBatch, take
@@ -46,7 +48,8 @@ class FramePairs:
         rank = shown + 2 * np.random.default_rng(scene.seed).random(len(times))
         pairs = np.sort(np.argsort(-rank)[: self.pairs]).tolist()
         times = [times[pair] for pair in pairs]
-        return Clip((caption(scene, times, ("en", "zh")[index % 2]),), scene, tuple(pairs), number=int(index))
+        sample = caption(scene, times, ("en", "zh")[index % 2])
+        return Clip((sample,), SceneSource(scene), tuple(pairs), number=int(index))
 
 
 def caption(scene: Scene, pair_times: Sequence[Float[np.ndarray, " 2"]], language: str) -> Sample:
@@ -82,8 +85,10 @@ class MakeGroundingRow(grain.transforms.Map):
 
     def map(self, clip: Clip) -> GroundingBatch:
         """Returns one row, without a batch axis."""
-        frames, metadata = clip.frames(self.processor)
-        medium = self.processor.read_video(frames, metadata)
+        plan = clip.plan(self.processor, FramesConfig())
+        times = np.array([frame.time_s for frame in plan.frames])
+        metadata = {"fps": FPS, "frames_indices": np.rint(times * FPS).astype(np.int64)}
+        medium = self.processor.read_video(clip.source.scene.render(times), metadata)
         t, h, w = medium.grid
         pads = np.full(t * h * w // self.config.vision.merge_unit, self.config.video_token_id)
         inputs = {
@@ -94,8 +99,7 @@ class MakeGroundingRow(grain.transforms.Map):
         sizes = {"frame_pairs": self.shape.frame_pairs, "patches": self.shape.patches}
         patches = take(collate(inputs, self.config, **sizes).patches, 0)
         merge = self.config.vision.spatial_merge_size
-        times = metadata["frames_indices"] / metadata["fps"]
-        return GroundingBatch(patches, **token_targets(clip.video, times, (h // merge, w // merge)))
+        return GroundingBatch(patches, **token_targets(clip.source.scene, times, (h // merge, w // merge)))
 
 
 def token_targets(
