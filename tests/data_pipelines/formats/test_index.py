@@ -423,7 +423,7 @@ def test_clips_hold_the_given_samples(folder):
     clips = FolderClips(read_index(folder), questions=2)
     assert [len(clips[i].samples) for i in range(len(clips))] == [2, 1, 1]
     assert {clip.source.path for clip in clips} == {folder / "clip.mp4"}
-    assert {clip.info for clip in clips} == {probe(folder / "clip.mp4")}
+    assert {clip.source.known for clip in clips} == {probe(folder / "clip.mp4")}
 
 
 def test_check_prints_counts_and_reasons(folder, capfd):
