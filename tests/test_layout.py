@@ -125,6 +125,34 @@ def test_imports_point_one_way(name):
     assert not wrong, f"{name} may not import {', '.join(wrong)}"
 
 
+def test_there_are_no_circles():
+    """No module imports itself through others, wherever in a file the imports stand."""
+    waiting = {name: {other for other in imports_of(name) if other in MODULES} - {name} for name in MODULES}
+    while free := [name for name, others in waiting.items() if not others]:
+        for name in free:
+            del waiting[name]
+        for others in waiting.values():
+            others.difference_update(free)
+    assert not waiting, f"these import each other in circles: {sorted(waiting)}"
+
+
+def test_nothing_of_the_product_imports_tests():
+    wrong = [name for name in MODULES if any(inside(other, "tests") for other in imports_of(name))]
+    assert not wrong
+
+
+def test_the_root_of_experiments_holds_commands_alone():
+    for path in (ROOT / "experiments").iterdir():
+        if path.suffix == ".py" and path.name != "__init__.py":
+            text = path.read_text(encoding="utf-8")
+            assert "\ndef main(argv" in text and '\nif __name__ == "__main__":' in text, path.name
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_file_is_read_in_one_sitting(name):
+    assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= 400
+
+
 def test_torch_and_tensorflow_are_not_needed():
     """Only the benchmark may use torch, because torch is what it measures against."""
     for name in MODULES:

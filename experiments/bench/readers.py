@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 from rich.console import Console
 from rich.table import Table
 
+from experiments.bench.numbered import draw, read_number, write_video
 from o3jax.video import read_video
 
 SECONDS, FPS = 20, 30
@@ -105,8 +106,6 @@ READERS = {
 
 def write_numbered(path: Path, height: int, width: int, gop: int, seconds: int = SECONDS) -> Path:
     """Writes numbered pictures with a moving texture, which a decoder has to work for."""
-    from tests.support.videos import draw
-
     noise = np.random.default_rng(0).integers(0, 120, (height, width), np.uint8)
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=FPS)
@@ -123,8 +122,6 @@ def write_numbered(path: Path, height: int, width: int, gop: int, seconds: int =
 
 def _wrong(frames: Frames, numbers: Sequence[int]) -> int:
     """Returns how many frames are not the ones that a viewer would see."""
-    from tests.support.videos import read_number
-
     right = 0
     for frame, number in zip(frames, numbers, strict=False):
         try:
@@ -136,8 +133,6 @@ def _wrong(frames: Frames, numbers: Sequence[int]) -> int:
 
 def _odd_files(folder: Path) -> dict[str, tuple[Path, list[float], list[int]]]:
     """Returns files that readers stumble over, times to read and the numbers of the frames shown then."""
-    from tests.support.videos import write_video
-
     steps = np.random.default_rng(1).integers(1, 12, 119)
     files = {
         "VFR mp4": write_video(folder / "vfr.mp4", [0, *np.cumsum(steps).tolist()], Fraction(1, 60)),

@@ -16,13 +16,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import o3jax
+from experiments.bench.numbered import silence, write_video
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.hf.export import export_weights
 from o3jax.inference.respond import Response
 from o3jax.video.decoder import VideoFile
 from tests.support.commands import run_command
 from tests.support.paths import ROOT
-from tests.support.videos import silence, write_video
 
 SAID = (
     "<think>A <obj>red circle</obj><box>[100,200,300,400]</box>at<t>1.2</t>s</think>"

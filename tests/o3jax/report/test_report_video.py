@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.bench import numbered as videos
 from o3jax.errors import UserError
 from o3jax.report import annotate, annotate_video, write_report
 from o3jax.report.answer import Located
-from tests.support import videos
 from tests.support.answers import BOX, RELEVANCE, make_answer, numbers_shown, two_estimates
 
 
