@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from o3jax.errors import UserError
 from o3jax.files import read_json
 from o3jax.generate.sampler import greedy
+from o3jax.grounding import Grounding
 from o3jax.hf.config import config_from_hf
 from o3jax.hf.export import export_weights
 from o3jax.hf.o3_config import Settings, read_settings
@@ -31,7 +32,7 @@ from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.models.text import for_decoding, for_training
 from o3jax.prompts import coords, grammar, templates
 from o3jax.prompts.mentions import claim_numbers
-from o3jax.report.answer import Answer, Box, Evidence, Located, plain_text, question_language
+from o3jax.report.answer import Answer, Evidence, plain_text, question_language
 from o3jax.video import Clip, OpenVideo, Wanted
 
 __all__ = ["Answer", "Evidence", "Model", "export_hf", "load", "load_processor"]
@@ -242,41 +243,41 @@ class Model:
         numbers = claim_numbers(response.text, [claim.span for claim in parsed.claims])
         found, outside = [], 0
         for claim, number in zip(parsed.claims, numbers, strict=True):
-            if claim.time is None:
+            if claim.time_s is None:
                 continue
-            if claim.time > clip.duration_s:
+            if claim.time_s > clip.duration_s:
                 outside += 1
                 continue
             start, end = claim.span
             first, last = np.searchsorted(ends, [start, end - 1], side="right")
             confidence = float(response.probabilities[first : last + 1].mean())
-            stated = [_located(claim.time, box, clip, fps) for box in claim.boxes or (None,)]
+            stated = [
+                _evidence(claim.object, Grounding("", claim.time_s, None, boxes, confidence), clip, fps)
+                for boxes in [(box,) for box in claim.boxes] or [()]
+            ]
             if response.estimates:
                 decoded = response.estimates[number]
-                where = _located(decoded.time_s, decoded.box, clip, fps)
-                found.append(
-                    Evidence(
-                        claim.object,
-                        **dataclasses.asdict(where),
-                        confidence=decoded.confidence,
-                        spread_s=decoded.spread_s,
-                        interval=decoded.interval,
-                        text=stated[0],
-                    )
-                )
+                own = _evidence(claim.object, decoded, clip, fps)
+                found.append(dataclasses.replace(own, spread_s=decoded.spread_s, text=stated[0]))
             else:
-                found += [
-                    Evidence(claim.object, **dataclasses.asdict(s), confidence=confidence) for s in stated
-                ]
+                found += stated
         notes = [f"{outside} claims lie after the end of the video and were left out"] if outside else []
         return tuple(found), notes
 
 
-def _located(time_s: float, box: Box | None, clip: Clip, fps: float) -> Located:
+def _evidence(name: str, found: Grounding, clip: Clip, fps: float) -> Evidence:
+    """Returns a grounding of what `name` names, with its frame and its pixels in the video."""
     height, width = clip.size
-    px = coords.convert(box, coords.NORMALISED, coords.pixels(width, height)) if box else None
-    corners = tuple(int(c) for c in px) if px else None
-    return Located(time_s, coords.frame_index(time_s, fps), corners, box)
+    px = coords.convert(found.box, coords.NORMALISED, coords.pixels(width, height)) if found.box else None
+    return Evidence(
+        name,
+        found.time_s,
+        found.interval,
+        found.boxes,
+        found.confidence,
+        frame=coords.frame_index(found.time_s, fps),
+        box_px=tuple(int(c) for c in px) if px else None,
+    )
 
 
 def _curve(response: Response) -> tuple[tuple[float, float], ...]:

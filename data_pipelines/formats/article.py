@@ -21,7 +21,8 @@ from data_pipelines.formats.fields import (
     span_of,
     within,
 )
-from data_pipelines.formats.sample import Box, Candidate, Interval, Mention, Sample
+from data_pipelines.formats.sample import Candidate, Sample
+from o3jax.grounding import Box, Grounding, Interval
 from o3jax.prompts import coords, grammar
 from o3jax.tasks import SPATIO_TEMPORAL, TEMPORAL
 
@@ -45,9 +46,9 @@ def to_article(sample: Sample) -> Record:
 
 def _claims_record(told: Sample | Candidate) -> Record:
     claims = [
-        (mention.interval or mention.time, list(box) if box else None, mention.object)
+        (mention.interval or mention.time_s, list(box) if box else None, mention.object)
         for mention in told.mentions
-        if mention.time is not None
+        if mention.time_s is not None
         for box in (mention.boxes or (None,))
     ]
     record = {
@@ -108,7 +109,7 @@ def from_article(record: Record, sample_id: str) -> Sample:
 
 def _read_claims(
     record: Record, size: tuple[int, int] | None, language: str, inside: str = ""
-) -> tuple[str, tuple[Mention, ...], tuple[Interval, ...], str]:
+) -> tuple[str, tuple[Grounding, ...], tuple[Interval, ...], str]:
     """Returns answer, mentions, intervals and reasoning of an article's record or candidate."""
     spans = [span_of(t, "timestamps", inside) for t in read_field(record, "timestamps", list, inside=inside)]
     given = read_field(record, "bboxes", list, inside=inside)
@@ -143,10 +144,10 @@ def _read_claims(
     return answer, mentions, intervals, read_field(record, "reasoning", str, "", inside=inside)
 
 
-def _article_mention(name: str, span: float | Interval, boxes: tuple[Box, ...]) -> Mention:
+def _article_mention(name: str, span: float | Interval, boxes: tuple[Box, ...]) -> Grounding:
     if isinstance(span, float):
-        return Mention(name, span, boxes)
-    return Mention(name, (span[0] + span[1]) / 2, boxes, span)
+        return Grounding(name, span, boxes=boxes)
+    return Grounding(name, (span[0] + span[1]) / 2, span, boxes)
 
 
 def _article_box(value: Any, size: tuple[int, int] | None, inside: str) -> Box:

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from data_pipelines.formats.sample import Box, Interval, Mention
 from o3jax.errors import UserError
 from o3jax.files import write_text
+from o3jax.grounding import Box, Grounding, Interval
 
 Record = dict[str, Any]
 
@@ -32,18 +32,24 @@ class RecordError(UserError):
         self.field, self.missing = field, missing
 
 
-def read_mention(item: Any, field: str = "mentions") -> Mention:
+def read_mention(item: Any, field: str = "mentions") -> Grounding:
     """Returns a mention from an object with object, time, boxes and perhaps interval, which is in `field`."""
     if not isinstance(item, dict):
         raise RecordError(field, f"field {field!r} must have mentions, objects with object, time and boxes")
     known(item, ("object", "time", "boxes", "interval"), field)
     time, interval = item.get("time"), item.get("interval")
-    return Mention(
+    return Grounding(
         read_field(item, "object", str, inside=field),
         None if time is None else time_of(time, field),
-        boxes_of(item.get("boxes", []), field),
         None if interval is None else interval_of(interval, field),
+        boxes_of(item.get("boxes", []), field),
     )
+
+
+def mention_record(mention: Grounding) -> Record:
+    """Returns a mention as `read_mention` reads it."""
+    record = {"object": mention.object, "time": mention.time_s, "boxes": [list(box) for box in mention.boxes]}
+    return record if mention.interval is None else record | {"interval": list(mention.interval)}
 
 
 def known(record: Record, names: Sequence[str], inside: str = "") -> None:

@@ -22,6 +22,7 @@ from data_pipelines.formats.stgr import from_stgr
 from data_pipelines.reading.guarded import GuardedReader, Limits, inside, read_image
 from o3jax.errors import UserError
 from o3jax.files import read_json
+from o3jax.grounding import Box
 from o3jax.prompts import coords
 from o3jax.tasks import VISUAL
 from o3jax.video import VideoInfo, probe
@@ -244,7 +245,7 @@ def _check_evidence(
 ) -> None:
     """RecordError if times, boxes or texts of a sample or candidate are wrong."""
     for mention in told.mentions:
-        for time in (mention.time, *(mention.interval or ())):
+        for time in (mention.time_s, *(mention.interval or ())):
             if time is not None:
                 _check_time(time, end, form.times)
         for box in mention.boxes:
@@ -342,7 +343,7 @@ def _check_interval(start: float, stop: float, end: float | None, field: str) ->
         raise RecordError(field, f"field {field!r} tells an interval without length: {start:g} to {stop:g} s")
 
 
-def _check_area(box: coords.Box, field: str) -> None:
+def _check_area(box: Box, field: str) -> None:
     if box[0] == box[2] or box[1] == box[3]:
         raise RecordError(field, f"field {field!r} has the box {list(box)}, which has no area")
 

@@ -17,7 +17,8 @@ import re
 from typing import Literal, NamedTuple
 
 from data_pipelines.formats.fields import RecordError
-from data_pipelines.formats.sample import Interval, Sample
+from data_pipelines.formats.sample import Sample
+from o3jax.grounding import Box, Interval
 from o3jax.prompts import coords, grammar
 from o3jax.tasks import TEMPORAL, TEMPORAL_MCQ, VISUAL
 
@@ -143,7 +144,7 @@ def checked_size(size: tuple[int, int] | None) -> tuple[int, int]:
     return size
 
 
-def check_pixels(box: coords.Box, size: tuple[int, int], field: str) -> None:
+def check_pixels(box: Box, size: tuple[int, int], field: str) -> None:
     """RecordError if a box is not one of pixels of a picture of this (width, height)."""
     shown = [round(v, 4) for v in box]
     if max(box) <= 1:

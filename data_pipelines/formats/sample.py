@@ -4,18 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in [0, 1] of the displayed frame
-Interval = tuple[float, float]  # start, end in seconds from the first presented frame
-
-
-@dataclasses.dataclass(frozen=True)
-class Mention:
-    """One `<obj>` mention: what is where, and when."""
-
-    object: str
-    time: float | None = None  # seconds; None where the annotation has no time (visual QA)
-    boxes: tuple[Box, ...] = ()  # empty where the annotation has no box
-    interval: Interval | None = None  # where the annotation tells a stretch, of which `time` is the middle
+from o3jax.grounding import Grounding, Interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +23,7 @@ class Candidate:
     answer: str
     preference: float  # higher is better; only the order counts
     reasoning: str = ""
-    mentions: tuple[Mention, ...] = ()
+    mentions: tuple[Grounding, ...] = ()
     intervals: tuple[Interval, ...] = ()
 
 
@@ -57,7 +46,7 @@ class Sample:
     image_size: tuple[int, int] | None = None  # (width, height) of the original, pixels
     duration: float | None = None  # seconds; `index.py` fills it in where a record of a video has none
     reasoning: str = ""
-    mentions: tuple[Mention, ...] = ()  # in the order in which `reasoning` names them
+    mentions: tuple[Grounding, ...] = ()  # in the order in which `reasoning` names them
     intervals: tuple[Interval, ...] = ()  # when the answer's evidence is visible
     key_frames: tuple[KeyFrame, ...] = ()  # in the record's order
     candidates: tuple[Candidate, ...] = ()  # several answers, of which one is preferred

@@ -32,12 +32,14 @@ from data_pipelines.formats.fields import (
     interval_of,
     known,
     language_of,
+    mention_record,
     read_field,
     read_mention,
     size_of,
     time_of,
 )
-from data_pipelines.formats.sample import Candidate, KeyFrame, Mention, Sample
+from data_pipelines.formats.sample import Candidate, KeyFrame, Sample
+from o3jax.grounding import Grounding
 from o3jax.prompts import coords, grammar
 from o3jax.tasks import TASKS, TEMPORAL, VISUAL
 
@@ -64,14 +66,14 @@ def to_stgr(sample: Sample) -> Record:
     record |= {"intervals": [list(i) for i in sample.intervals], "language": sample.language}
     record["kind"] = sample.kind
     if _mentions(record, sample.reasoning, sample.answer) != sample.mentions:
-        record["mentions"] = [_mention_record(m) for m in sample.mentions]
+        record["mentions"] = [mention_record(m) for m in sample.mentions]
     if sample.candidates:
         record["candidates"] = [
             {
                 "answer": _written(c.answer, sample),
                 "preference": c.preference,
                 "reasoning_process": _written(c.reasoning, sample),
-                "mentions": [_mention_record(m) for m in c.mentions],
+                "mentions": [mention_record(m) for m in c.mentions],
                 "intervals": [list(i) for i in c.intervals],
             }
             for c in sample.candidates
@@ -104,7 +106,7 @@ def _published_fields(sample: Sample, roots: published.Roots) -> Record:
     """Returns what both kinds of STGR records have in common; texts with boxes are not among it."""
     key_items: dict[str, dict[str, list]] = {}
     for mention in sample.mentions:
-        if (frame := next((k for k in sample.key_frames if k.time == mention.time), None)) is not None:
+        if (frame := next((k for k in sample.key_frames if k.time == mention.time_s), None)) is not None:
             names = key_items.setdefault(str(frame.index), {})
             names.setdefault(mention.object, []).extend(list(box) for box in mention.boxes)
     record: Record = {"id": sample.id, "source": sample.source, "task": sample.task}
@@ -135,11 +137,6 @@ def _below(path: str, folder: str, field: str) -> str:
 def _written(text: str, sample: Sample) -> str:
     """Returns a text of the sample as records have it."""
     return published.to_pixels(text, sample.image_size) if sample.task == VISUAL else text
-
-
-def _mention_record(mention: Mention) -> Record:
-    record = {"object": mention.object, "time": mention.time, "boxes": [list(box) for box in mention.boxes]}
-    return record if mention.interval is None else record | {"interval": list(mention.interval)}
 
 
 def from_stgr(record: Record, in_published_tree: bool = False) -> Sample:
@@ -234,7 +231,7 @@ def _read_candidate(item: Any, text: Callable[[str, str], str]) -> Candidate:
     )
 
 
-def _mentions(record: Record, reasoning: str, answer: str) -> tuple[Mention, ...]:
+def _mentions(record: Record, reasoning: str, answer: str) -> tuple[Grounding, ...]:
     """Returns the mentions that key frames and their items describe, in their order.
 
     Of visual QA, those that its texts make, with boxes in 0-1: nothing reads its key items.
@@ -242,14 +239,14 @@ def _mentions(record: Record, reasoning: str, answer: str) -> tuple[Mention, ...
     items = read_field(record, "key_items", dict, {})
     if record.get("task") == VISUAL:
         claims = [c for text in (reasoning, answer) for c in grammar.parse(text, coords.NORMALISED).claims]
-        return tuple(dict.fromkeys(Mention(c.object, None, c.boxes) for c in claims))
+        return tuple(dict.fromkeys(Grounding(c.object, boxes=c.boxes) for c in claims))
     mentions, seen = [], set()
     for frame in read_field(record, "key_frames", list, []):
         index, time, _ = _key_frame_fields(frame)
         idx = str(index)
         seen.add(idx)
         for name, boxes in read_field(items, idx, dict, {}, inside="key_items").items():
-            mentions.append(Mention(name, time, boxes_of(boxes, "key_items")))
+            mentions.append(Grounding(name, time, boxes=boxes_of(boxes, "key_items")))
     if lost := [idx for idx in items if idx not in seen]:
         raise RecordError(
             "key_items", f"field 'key_items' has boxes for frame {lost[0]!r:.80}, which 'key_frames' lacks"

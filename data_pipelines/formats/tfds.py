@@ -21,10 +21,12 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from data_pipelines.formats.sample import Candidate, KeyFrame, Mention, Sample
+from data_pipelines.formats.fields import mention_record
+from data_pipelines.formats.sample import Candidate, KeyFrame, Sample
 from data_pipelines.reading.guarded import inside, one_line
 from o3jax.errors import UserError
 from o3jax.files import whole_file
+from o3jax.grounding import Grounding
 
 _TEXTS = ("id", "source", "task", "question", "answer", "reasoning", "language", "kind")  # never None
 
@@ -78,7 +80,9 @@ class O3Synthetic(_SampleBuilder):
 
 def encode(sample: Sample) -> dict[str, str]:
     """Returns the features of a sample; `decode` gives the sample back."""
-    values = dataclasses.asdict(sample)
+    values = dataclasses.asdict(sample) | _mention_records(sample)
+    candidates = zip(values["candidates"], sample.candidates, strict=True)
+    values["candidates"] = [record | _mention_records(candidate) for record, candidate in candidates]
     return {
         name: value if name in _TEXTS else json.dumps(value, ensure_ascii=False)
         for name, value in values.items()
@@ -108,10 +112,16 @@ def _evidence(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _mention(item: Mapping[str, Any]) -> Mention:
+def _mention_records(told: Sample | Candidate) -> dict[str, Any]:
+    return {
+        "mentions": [mention_record(mention) | {"interval": mention.interval} for mention in told.mentions]
+    }
+
+
+def _mention(item: Mapping[str, Any]) -> Grounding:
     interval = item.get("interval")  # sets built earlier lack it
-    boxes = tuple(map(tuple, item["boxes"]))
-    return Mention(**item | {"boxes": boxes, "interval": None if interval is None else tuple(interval)})
+    interval = None if interval is None else tuple(interval)
+    return Grounding(item["object"], item["time"], interval, tuple(map(tuple, item["boxes"])))
 
 
 def write(

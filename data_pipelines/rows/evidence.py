@@ -15,8 +15,9 @@ import grain
 import numpy as np
 from jaxtyping import Float
 
-from data_pipelines.formats.sample import Interval, Mention, Sample
+from data_pipelines.formats.sample import Sample
 from o3jax.errors import UserError
+from o3jax.grounding import Grounding, Interval
 from o3jax.inputs.dense import interval_mask
 from o3jax.models.batch import EvidenceTargets, EvidenceTruth, Search, SupervisedBatch
 from o3jax.prompts import grammar
@@ -38,13 +39,13 @@ class EvidenceShape:
     intervals: int  # of a question
 
 
-def mentions_of(sample: Sample, response: str, count: int) -> list[Mention | None]:
+def mentions_of(sample: Sample, response: str, count: int) -> list[Grounding | None]:
     """Returns for each of the `count` `</obj>` of a response the annotated mention that it means.
 
     None where there is no annotation: the tag stands alone, or its claim has no counterpart.
     """
     claims = grammar.parse(response).claims
-    found: list[Mention | None] = [None] * count
+    found: list[Grounding | None] = [None] * count
     numbers = claim_numbers(response, [claim.span for claim in claims])
     for number, matched in zip(numbers, match_mentions(claims, sample.mentions), strict=True):
         if matched >= 0:
@@ -52,16 +53,16 @@ def mentions_of(sample: Sample, response: str, count: int) -> list[Mention | Non
     return found
 
 
-def interval_of(sample: Sample, mention: Mention) -> Interval | None:
+def interval_of(sample: Sample, mention: Grounding) -> Interval | None:
     """Returns when a mention's object is visible, as far as the annotation tells; else None.
 
     Its own, if it tells one; else, of those that no other mention tells, the interval at the mention's place
     in the list where each mention has one, otherwise the only one that holds its time.
     """
-    if mention.time is None or mention.interval is not None:
+    if mention.time_s is None or mention.interval is not None:
         return mention.interval
     others = {m.interval for m in sample.mentions}
-    holding = [i for i in sample.intervals if i not in others and i[0] <= mention.time <= i[1]]
+    holding = [i for i in sample.intervals if i not in others and i[0] <= mention.time_s <= i[1]]
     if len(sample.intervals) == len(sample.mentions):
         own = sample.intervals[sample.mentions.index(mention)]
         return own if own in holding else None
@@ -81,14 +82,14 @@ def pointed_times(samples: Sequence[Sample], frames: Float[np.ndarray, " n"]) ->
     for sample in samples:
         rng = np.random.default_rng(zlib.crc32(f"{sample.id} pointed".encode()))
         for mention in sample.mentions:
-            if mention.time is not None and mention.boxes:
-                near = mention.time + rng.uniform(-_NEAR_S, _NEAR_S)
+            if mention.time_s is not None and mention.boxes:
+                near = mention.time_s + rng.uniform(-_NEAR_S, _NEAR_S)
                 times.append(frames[np.abs(frames - near).argmin()])
     return np.array(times)
 
 
 def truth_of(
-    samples: Sequence[Sample], mentions: Sequence[Sequence[Mention | None]], shape: EvidenceShape
+    samples: Sequence[Sample], mentions: Sequence[Sequence[Grounding | None]], shape: EvidenceShape
 ) -> EvidenceTruth:
     """Returns what is true of the questions of a row, without a batch axis.
 
@@ -114,14 +115,14 @@ def truth_of(
             if mention is None:
                 continue
             check_capacity(sample, len(mention.boxes), K, "boxes at one mention", "boxes")
-            if mention.time is not None:
-                out.time[q, m], out.has_time[q, m] = mention.time, True
+            if mention.time_s is not None:
+                out.time[q, m], out.has_time[q, m] = mention.time_s, True
             interval = interval_of(sample, mention)
             if interval is not None:
                 out.interval[q, m], out.has_interval[q, m] = interval, True
             for k, box in enumerate(mention.boxes):
                 out.boxes[q, m, k], out.has_box[q, m, k] = box, True
-            out.judged[q, m] = mention.time is not None or bool(mention.boxes)
+            out.judged[q, m] = mention.time_s is not None or bool(mention.boxes)
     return EvidenceTruth(out, intervals)
 
 

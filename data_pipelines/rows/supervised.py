@@ -51,7 +51,7 @@ from o3jax.models.batch import (
 )
 from o3jax.models.config import Config
 from o3jax.prompts import templates
-from o3jax.prompts.feedback import Proposal, made_up, with_proposals
+from o3jax.prompts.feedback import made_up, with_proposals
 from o3jax.prompts.mentions import mention_positions
 
 IGNORE = -100
@@ -333,9 +333,9 @@ class MakeRow(grain.transforms.Map):
         if self.evidence is None or self.config.evidence.feedback == "none":
             return sample.question
         truth = [
-            Proposal(m.time, interval_of(sample, m), m.boxes[0] if m.boxes else None)
-            for m in sample.mentions
-            if m.time is not None
+            dataclasses.replace(mention, interval=interval_of(sample, mention))
+            for mention in sample.mentions
+            if mention.time_s is not None
         ]
         return with_proposals(sample.question, made_up(truth, sample.id, sample.duration), self.box_step)
 

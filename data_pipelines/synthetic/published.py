@@ -17,11 +17,12 @@ from PIL import Image
 from data_pipelines.formats import published, stgr
 from data_pipelines.formats.article import to_article
 from data_pipelines.formats.fields import save_records
-from data_pipelines.formats.sample import Candidate, Interval, KeyFrame, Mention, Sample
+from data_pipelines.formats.sample import Candidate, KeyFrame, Sample
 from data_pipelines.synthetic.datasets import claim_folder, make_dataset, write_key_frames, write_video
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import Scene, make_scene, scene_seed
 from o3jax.errors import UserError
+from o3jax.grounding import Grounding, Interval
 from o3jax.prompts import coords, grammar
 from o3jax.tasks import FREE_FORM, MCQ, SPATIO_TEMPORAL, TEMPORAL, TEMPORAL_MCQ, VISUAL
 
@@ -133,7 +134,7 @@ def _sample(scene: Scene, source: str, task: str, folder: str) -> Sample:
     return sample
 
 
-def _about_an_image(sample: Sample, scene: Scene, mention: Mention, path: str) -> Sample:
+def _about_an_image(sample: Sample, scene: Scene, mention: Grounding, path: str) -> Sample:
     """Returns the question where a thing is in one frame, its box in whole pixels of that."""
     height, width = scene.size
     pixels = coords.convert(mention.boxes[0], coords.NORMALISED, coords.pixels(width, height))
@@ -147,7 +148,7 @@ def _about_an_image(sample: Sample, scene: Scene, mention: Mention, path: str) -
         video_path=None,
         image_path=path,
         image_size=(width, height),
-        mentions=(Mention(mention.object, None, grammar.parse(claim, coords.NORMALISED).claims[0].boxes),),
+        mentions=(Grounding(mention.object, boxes=grammar.parse(claim, coords.NORMALISED).claims[0].boxes),),
     )
 
 
@@ -159,7 +160,7 @@ def _write_media(out: Path, scene: Scene, sample: Sample) -> None:
     write_key_frames(out, scene, sample)
     if sample.image_path is not None:
         (asked,) = make_samples(dataclasses.replace(scene, kinds=("where",)), "en")
-        picture = scene.render([asked.mentions[0].time])[0]
+        picture = scene.render([asked.mentions[0].time_s])[0]
         Image.fromarray(picture).save(out / sample.image_path, quality=95)
     elif not (out / sample.video_path).exists():
         write_video(scene, out / sample.video_path)
@@ -220,8 +221,8 @@ def _moved(sample: Sample, seconds: float, preference: float) -> Candidate:
         else:
             (time,) = said.times
             answer = answer.replace(grammar.render_time(time), grammar.render_time(move(time)))
-    mentions = tuple(dataclasses.replace(m, time=move(m.time)) for m in sample.mentions)
-    claims = [grammar.render_claim(m.object, m.boxes, m.time, coords.NORMALISED) for m in mentions]
+    mentions = tuple(dataclasses.replace(m, time_s=move(m.time_s)) for m in sample.mentions)
+    claims = [grammar.render_claim(m.object, m.boxes, m.time_s, coords.NORMALISED) for m in mentions]
     return Candidate(
         answer, preference, "; ".join(claims), mentions, tuple(stretch(i) for i in sample.intervals)
     )

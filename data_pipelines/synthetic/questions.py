@@ -11,10 +11,11 @@ import itertools
 import math
 import random
 
-from data_pipelines.formats.sample import Interval, KeyFrame, Mention, Sample
+from data_pipelines.formats.sample import KeyFrame, Sample
 from data_pipelines.synthetic.scenes import Object, Scene
 from data_pipelines.synthetic.words import CHINESE, EVENTS, LANGUAGES, QUESTIONS, VISITS
 from o3jax.errors import UserError
+from o3jax.grounding import Grounding, Interval
 from o3jax.prompts.coords import NORMALISED, frame_index
 from o3jax.prompts.grammar import render_claim, render_interval, render_time
 from o3jax.tasks import MCQ, SPATIO_TEMPORAL, TEMPORAL
@@ -63,7 +64,9 @@ def _sample(scene: Scene, kind: str, language: str) -> Sample:
         video_path=f"videos/{scene.id}.mp4",
         duration=scene.duration,
         reasoning=_reasoning(scene, evidence, language),
-        mentions=tuple(Mention(e.thing.name(language), e.time, (e.thing.box(e.time),)) for e in evidence),
+        mentions=tuple(
+            Grounding(e.thing.name(language), e.time, boxes=(e.thing.box(e.time),)) for e in evidence
+        ),
         intervals=tuple(e.interval for e in evidence),
         key_frames=tuple(KeyFrame(i, t, f"kfs/{scene.id}_{i}.jpg") for t, i in numbers.items()),
         language=language,

@@ -22,10 +22,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from data_pipelines.formats.sample import Box, Interval
 from data_pipelines.synthetic import drawing
 from data_pipelines.synthetic.words import object_name
 from o3jax.errors import UserError
+from o3jax.grounding import Box, Interval
 
 FPS = 25
 COLORS = {

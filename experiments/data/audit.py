@@ -34,7 +34,7 @@ def completion(candidate: Candidate, language: str) -> str:
     reasoning = candidate.reasoning
     if not reasoning:
         claims = [
-            grammar.render_claim(m.object, m.boxes, m.time, coords.NORMALISED) for m in candidate.mentions
+            grammar.render_claim(m.object, m.boxes, m.time_s, coords.NORMALISED) for m in candidate.mentions
         ]
         claims += [grammar.render_interval(*interval, language) for interval in candidate.intervals]
         reasoning = "; ".join(claims)
@@ -46,7 +46,7 @@ def as_record(sample: Sample) -> dict[str, Any]:
     evidence = [
         {
             "object": m.object,
-            "time": m.time,
+            "time": m.time_s,
             "interval": m.interval,
             "box": None if box is None else list(box),
         }

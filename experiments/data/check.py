@@ -101,7 +101,7 @@ def times_figure(index: Index) -> Figure:
     for sample in index.samples:
         if sample.video_path in index.media:
             duration = index.media[sample.video_path].duration_s
-            moments += [m.time / duration for m in sample.mentions if m.time is not None]
+            moments += [m.time_s / duration for m in sample.mentions if m.time_s is not None]
             lengths += [(end - start) / duration for start, end in sample.intervals]
     figure, axes = _panels(f"{len(moments)} times, {len(lengths)} intervals, {len(index.media)} videos")
     panels: Iterable = (

@@ -16,10 +16,11 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from data_pipelines.formats.sample import Box, Interval, Sample
+from data_pipelines.formats.sample import Sample
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import COLORS, LEVELS, SHAPES, Scene, make_scene, scene_seed
 from data_pipelines.synthetic.words import CHINESE, LANGUAGES, object_name
+from o3jax.grounding import Box, Interval
 from o3jax.prompts import grammar
 
 _TRAIN_CLIPS = 500  # whose annotations the prior is fitted on
@@ -158,7 +159,7 @@ def _typical(samples: list[Sample]) -> Guess:
     return Guess(
         object=_most_frequent(mention.object for mention in mentions),
         interval=(statistics.median(starts), statistics.median(ends)),
-        time=statistics.median(mention.time for mention in mentions),
+        time=statistics.median(mention.time_s for mention in mentions),
         box=tuple(box.tolist()),
         words=_most_frequent(sample.answer for sample in samples),
     )

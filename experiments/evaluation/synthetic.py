@@ -197,7 +197,9 @@ def score(question: Question, text: str, estimates: Sequence[DecoderEstimate] = 
     truth = sample.intervals[0]
 
     box_at = (
-        {str(claim.time): list(claim.boxes[0])} if claim and claim.boxes and claim.time is not None else {}
+        {str(claim.time_s): list(claim.boxes[0])}
+        if claim and claim.boxes and claim.time_s is not None
+        else {}
     )
     named = (claim and question.thing(claim.object)) or question.target
     item = {
@@ -221,9 +223,9 @@ def score(question: Question, text: str, estimates: Sequence[DecoderEstimate] = 
 
     ends = () if interval is None else tuple(p - t for p, t in zip(interval, truth, strict=True))
     off = [abs(error) for error in ends]
-    if claim and claim.time is not None:
-        off.append(max(truth[0] - claim.time, claim.time - truth[1], 0.0))
-    moment = sample.mentions[0].time
+    if claim and claim.time_s is not None:
+        off.append(max(truth[0] - claim.time_s, claim.time_s - truth[1], 0.0))
+    moment = sample.mentions[0].time_s
     return Scored(
         question=question,
         text=text,
@@ -234,7 +236,7 @@ def score(question: Question, text: str, estimates: Sequence[DecoderEstimate] = 
         v_iou=ious["spatial_mIoU"],
         v_iou_answer=strict["spatial_mIoU"],
         signed_end_errors_s=ends,
-        point_error_s=None if claim is None or claim.time is None else claim.time - moment,
+        point_error_s=None if claim is None or claim.time_s is None else claim.time_s - moment,
         time_off_s=max(off, default=None),
         decoded=_decoder_score(question, named, parsed, text, estimates) if claim else None,
     )
@@ -252,7 +254,7 @@ def _decoder_score(
         t_iou=interval_iou(decoded.interval, truth),
         v_iou=box_iou(decoded.box, box) if box else 0.0,
         end_errors_s=tuple(p - t for p, t in zip(decoded.interval, truth, strict=True)),
-        point_error_s=decoded.time_s - question.sample.mentions[0].time,
+        point_error_s=decoded.time_s - question.sample.mentions[0].time_s,
         confidence=decoded.confidence,
     )
 
@@ -406,8 +408,8 @@ def _is_correct(sample: Sample, answer: str) -> bool:
 def _box_entry(question: Question, thing: Object, claim: grammar.Claim | None) -> dict[str, float | None]:
     """Returns V-STaR's truth box: of the thing at the claimed time, or where it is not visible then the
     annotated one without a time, so that no claim is compared with it, not even at the annotated moment."""
-    box = None if claim is None or claim.time is None else thing.box(claim.time)
-    time = claim.time if box else None
+    box = None if claim is None or claim.time_s is None else thing.box(claim.time_s)
+    time = claim.time_s if box else None
     box = box or question.sample.mentions[0].boxes[0]
     return {"timestamp": time, **dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))}
 

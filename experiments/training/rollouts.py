@@ -23,6 +23,7 @@ from o3jax.errors import UserError
 from o3jax.files import write_arrays
 from o3jax.generate.group import sample_groups
 from o3jax.generate.sampling import Sampling, StopStrings
+from o3jax.grounding import Grounding
 from o3jax.gspo.rows import UpdateBatch, UpdateShape, pack_groups
 from o3jax.gspo.update import response_logprobs
 from o3jax.inference.respond import AddFrames, add_frames_at, encode_visuals, estimate, proposals, search
@@ -248,8 +249,8 @@ def _logprobs(model: Qwen3VL, batch: UpdateBatch) -> Float[Array, "B N T"]:
 
 def decoder_evidence(
     model: Qwen3VL, processor: Processor, updates: Updates, sampled: Sampled, parts: Sequence[slice]
-) -> list[list[list[dict[str, Any]]]]:
-    """Returns what the evidence modules say of each completion's claims: {"object", "time", "box"} each.
+) -> list[list[list[Grounding]]]:
+    """Returns what the evidence modules say of each completion's claims.
 
     Args:
         model: in the dtype that the update computes in, layers stacked.
@@ -284,7 +285,7 @@ def decoder_evidence(
         there = [mine[at >= 0] for mine, at in zip(times, index, strict=True)]
         guess = estimate(*asked, sampled.add_frames(there), candidates)
     guess = jax.tree.map(np.asarray, guess)
-    evidence: list[list[list[dict[str, Any]]]] = []
+    evidence: list[list[list[Grounding]]] = []
     for row, mine in enumerate(responses):
         evidence.append([])
         for number, ids in enumerate(mine):
@@ -293,7 +294,7 @@ def decoder_evidence(
             numbers = claim_numbers(text, [claim.span for claim in claims])
             evidence[-1].append(
                 [
-                    {"object": c.object, "time": float(guess.time_s[at, m]), "box": guess.box[at, m].tolist()}
+                    Grounding(c.object, float(guess.time_s[at, m]), boxes=(tuple(guess.box[at, m].tolist()),))
                     for c, m in zip(claims, numbers, strict=True)
                 ]
             )

@@ -18,6 +18,7 @@ from typing import Any
 
 from data_pipelines.reading.child import Child, Died, clock, limit_memory
 from o3jax.errors import UserError
+from o3jax.grounding import Grounding
 from o3jax.rewards import registry
 
 _CHUNK = 8  # completions in one request
@@ -79,7 +80,7 @@ class Scorer:
         self,
         completions: Sequence[str],
         records: Sequence[Mapping[str, Any]],
-        evidence: Sequence[Sequence[Mapping[str, Any]] | None] | None = None,
+        evidence: Sequence[Sequence[Grounding] | None] | None = None,
         step_percent: float = 0.0,
     ) -> list[Scored]:
         """Returns one result for each completion, in their order.
@@ -87,7 +88,7 @@ class Scorer:
         Args:
             completions: texts.
             records: what each of them answers, see `o3jax.rewards.registry`.
-            evidence: the evidence modules' estimates for each, {"object", "time", "box"}; a reward without
+            evidence: the evidence modules' estimates for each; a reward without
                 such a parameter does not see them.
             step_percent: share of the training that is over, likewise.
         """

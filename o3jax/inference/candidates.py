@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from o3jax.errors import UserError
-
-Interval = tuple[float, float]  # start, end in seconds
+from o3jax.grounding import Interval
 
 
 def candidate_intervals(

@@ -16,14 +16,15 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from o3jax.generate.sampler import Generated, greedy
-from o3jax.inference.candidates import Interval, candidate_intervals
+from o3jax.grounding import Grounding, Interval
+from o3jax.inference.candidates import candidate_intervals
 from o3jax.inputs.collate import bucket, collate
 from o3jax.inputs.dense import FramesAt, Source, dense_stream, interval_mask, pointed_frames, visual_places
 from o3jax.inputs.processor import Processor
 from o3jax.models.batch import Batch, PointedFrames, Questions, stack
 from o3jax.models.evidence import Estimate
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures, mention_states
-from o3jax.prompts.feedback import Proposal, with_proposals
+from o3jax.prompts.feedback import with_proposals
 from o3jax.prompts.mentions import mention_positions
 
 
@@ -40,15 +41,11 @@ class Request:
     frames_at: FramesAt | None = None  # where boxes are read from the frame pointed at
 
 
-@dataclasses.dataclass(frozen=True)
-class DecoderEstimate:
-    """What the evidence decoder says of one mention."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderEstimate(Grounding):
+    """What the evidence decoder says of one mention; it has a box, and no name."""
 
-    time_s: float
     spread_s: float  # standard deviation of the time
-    interval: Interval  # seconds in which the object is visible
-    box: tuple[float, float, float, float]  # normalised xyxy, at the time
-    confidence: float  # of being right, in [0, 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +251,7 @@ def proposals(
     visuals: VisualFeatures,
     searched: Searched,
     add_frames: AddFrames | None = None,
-) -> list[list[Proposal]]:
+) -> list[list[Grounding]]:
     """Returns where each question alone points: the best proposal, and others that are likely."""
     guess = _propose(model, batch.questions, visuals, searched.candidates)
     if add_frames is not None:
@@ -266,10 +263,10 @@ def proposals(
         chosen = [m for rank, m in enumerate(order) if not rank or guess.confidence[row, m] > 0]
         found.append(
             [
-                Proposal(
-                    float(guess.time_s[row, m]),
-                    tuple(guess.interval[row, m].tolist()),
-                    tuple(guess.box[row, m].tolist()),
+                Grounding(
+                    time_s=float(guess.time_s[row, m]),
+                    interval=tuple(guess.interval[row, m].tolist()),
+                    boxes=(tuple(guess.box[row, m].tolist()),),
                 )
                 for m in chosen
             ]
@@ -277,7 +274,7 @@ def proposals(
     return found
 
 
-def _with_proposals(request: Request, found: Sequence[Proposal], box_step: int) -> str:
+def _with_proposals(request: Request, found: Sequence[Grounding], box_step: int) -> str:
     """Returns the prompt with the proposals after its question."""
     before, _, after = request.prompt.rpartition(request.question)
     return before + with_proposals(request.question, found, box_step) + after
@@ -309,11 +306,11 @@ def _grounded(
 
     def decoded(row: int, m: int) -> DecoderEstimate:
         return DecoderEstimate(
-            float(found_at.time_s[row, m]),
-            float(found_at.spread_s[row, m]),
-            tuple(found_at.interval[row, m].tolist()),
-            tuple(found_at.box[row, m].tolist()),
-            float(sure[row, m]),
+            time_s=float(found_at.time_s[row, m]),
+            interval=tuple(found_at.interval[row, m].tolist()),
+            boxes=(tuple(found_at.box[row, m].tolist()),),
+            confidence=float(sure[row, m]),
+            spread_s=float(found_at.spread_s[row, m]),
         )
 
     return [

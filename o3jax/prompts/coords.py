@@ -12,8 +12,7 @@ import math
 import re
 
 from o3jax.errors import UserError
-
-Box = tuple[float, float, float, float]  # x1, y1, x2, y2
+from o3jax.grounding import Box
 
 # A box of four numbers is never longer; a longer text between box tags is not worth reading.
 _MAX_BOX_CHARS = 200

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
+from o3jax.grounding import Grounding
 from o3jax.prompts import coords, grammar
 
 FEEDBACK = ("none", "prompt")  # of EvidenceConfig.feedback
@@ -18,20 +18,17 @@ _WRONG = 0.1
 _SILENT = 0.25  # of the questions come without any: the text can be written without them, too
 
 
-class Proposal(NamedTuple):
-    """When and where something is that may answer the question."""
+def with_proposals(question: str, proposals: Sequence[Grounding], box_step: int = 1) -> str:
+    """Returns the question with a line for each proposal, in the words that a response uses.
 
-    time_s: float
-    interval: tuple[float, float] | None
-    box: tuple[float, float, float, float] | None  # normalised xyxy
-
-
-def with_proposals(question: str, proposals: Sequence[Proposal], box_step: int = 1) -> str:
-    """Returns the question with a line for each proposal, in the words that a response uses."""
+    Args:
+        proposals: when, and perhaps where, something is that may answer the question.
+        box_step: see `coords.per_mille`.
+    """
     return "\n".join([question, *(_line(proposal, box_step) for proposal in proposals)])
 
 
-def _line(proposal: Proposal, box_step: int) -> str:
+def _line(proposal: Grounding, box_step: int) -> str:
     space, text = coords.per_mille(box_step), ""
     if proposal.box is not None:
         corners = coords.convert(proposal.box, coords.NORMALISED, space)
@@ -43,7 +40,7 @@ def _line(proposal: Proposal, box_step: int) -> str:
     return text + "."
 
 
-def made_up(truth: Sequence[Proposal], sample_id: str, duration: float) -> list[Proposal]:
+def made_up(truth: Sequence[Grounding], sample_id: str, duration: float) -> list[Grounding]:
     """Returns proposals for training: the truth as far off as proposals are, the same ones for the same id.
 
     One in ten is somewhere else altogether, and one question in four gets none, so that the language
@@ -54,7 +51,7 @@ def made_up(truth: Sequence[Proposal], sample_id: str, duration: float) -> list[
         return []
     found = []
     for proposal in truth:
-        time, interval, box = proposal
+        time, interval, box = proposal.time_s, proposal.interval, proposal.box
         if rng.random() < _WRONG:
             time = rng.uniform(0, duration)
             interval = interval and tuple(np.sort(rng.uniform(0, duration, 2)))
@@ -66,5 +63,5 @@ def made_up(truth: Sequence[Proposal], sample_id: str, duration: float) -> list[
         if box is not None:
             corners = np.clip(box + rng.normal(0, _BOX, 4), 0, 1).reshape(2, 2)
             box = tuple(np.sort(corners, axis=0).ravel().tolist())
-        found.append(Proposal(time, interval, box))
+        found.append(Grounding("", time, interval, () if box is None else (box,)))
     return found

@@ -15,8 +15,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from o3jax.grounding import Box, Grounding, Interval
 from o3jax.prompts import coords
-from o3jax.prompts.coords import NORMALISED, PER_MILLE, Box, Space
+from o3jax.prompts.coords import NORMALISED, PER_MILLE, Space
 
 _TAG = re.compile(r"<(/?)(obj|box|t|think|answer)>")
 _AT = re.compile(r"\s{0,4}at\s{0,4}")
@@ -24,13 +25,10 @@ _TO = re.compile(r"\s{0,4}(?:s|秒)?\s{0,4}(?:to|-|到|至)\s{0,4}")
 _MAX_GAP = 16  # no gap that the two patterns above match is longer
 
 
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """One `<obj>` mention: what is where, and when."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claim(Grounding):
+    """One `<obj>` mention, with what of its time and boxes can be read."""
 
-    object: str
-    boxes: tuple[Box, ...]  # normalised; empty where the text has no readable box
-    time: float | None  # seconds
     span: tuple[int, int]  # character range in the parsed text, from `<obj>` to the end of the claim
 
 
@@ -43,7 +41,7 @@ class Parsed:
     answer: str  # stripped; the text after the reasoning where the tags are missing
     claims: tuple[Claim, ...]
     times: tuple[float, ...]  # every readable `<t>`, seconds
-    intervals: tuple[tuple[float, float], ...]  # seconds, start <= end
+    intervals: tuple[Interval, ...]  # seconds, start <= end
     well_formed: bool  # exactly `<think>..</think><answer>..</answer>`, with white space around at most
 
 
@@ -152,7 +150,7 @@ def _claims(text: str, elements: list[_Element], space: Space) -> Iterator[Claim
             time = _time(elements[at].content)
             end = elements[at].end + text.startswith("s", elements[at].end)
             at += 1
-        yield Claim(name, tuple(boxes), time, (element.start, end))
+        yield Claim(name, time, boxes=tuple(boxes), span=(element.start, end))
 
 
 def _gap_is(pattern: re.Pattern[str], text: str, start: int, end: int) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import numpy as np
 
+from o3jax.grounding import Grounding
 from o3jax.prompts.tokenizer import Tokenizer
 
 CLOSE = "</obj>"
@@ -18,16 +18,6 @@ _LAST = CLOSE.index("obj") + 2  # the last character of `obj`: from its token on
 _UNKNOWN_TIME = 1e5  # only one of the two has a time
 _OTHER_NAME = 1e9  # never a pair
 _ORDER = 1e-6  # per place moved; decides between equals
-
-
-class Named(Protocol):
-    """What matching needs of a mention, in a text or in an annotation."""
-
-    @property
-    def object(self) -> str: ...
-
-    @property
-    def time(self) -> float | None: ...
 
 
 def mention_positions(tokenizer: Tokenizer, ids: Iterable[int]) -> list[int]:
@@ -72,7 +62,7 @@ def claim_numbers(text: str, spans: Iterable[tuple[int, int]]) -> list[int]:
     return numbers
 
 
-def match_mentions(claims: Sequence[Named], truth: Sequence[Named]) -> list[int]:
+def match_mentions(claims: Sequence[Grounding], truth: Sequence[Grounding]) -> list[int]:
     """Returns for each mention of a text the index of the annotation that it means, -1 for none.
 
     In order where the names agree one by one. Otherwise the one-to-one pairing of equal names with
@@ -87,7 +77,7 @@ def match_mentions(claims: Sequence[Named], truth: Sequence[Named]) -> list[int]
     cost = np.array(
         [
             [
-                _ORDER * abs(i - j) + (_time_cost(a.time, b.time) if said[i] == meant[j] else _OTHER_NAME)
+                _ORDER * abs(i - j) + (_time_cost(a.time_s, b.time_s) if said[i] == meant[j] else _OTHER_NAME)
                 for j, b in enumerate(truth)
             ]
             for i, a in enumerate(claims)

@@ -20,7 +20,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from o3jax.files import whole_file
-from o3jax.report.answer import Answer, Box, Evidence, Located, format_time
+from o3jax.grounding import Box
+from o3jax.report.answer import Answer, Evidence, format_time
 from o3jax.video import VideoError, VideoInfo, probe, read_video
 
 HOLD_S = 0.5  # a box is shown this long before and after its time
@@ -70,7 +71,7 @@ def tracks(evidence: Sequence[Evidence]) -> list[Track]:
     and make several.
     """
     colors = object_colors(evidence)
-    places: list[tuple[bool, str, Evidence | Located]] = [(False, item.object, item) for item in evidence]
+    places: list[tuple[bool, str, Evidence]] = [(False, item.object, item) for item in evidence]
     places += [(True, item.object, item.text) for item in evidence if item.text]
     keys: dict[tuple[bool, str, int], list[tuple[float, Box]]] = {}
     seen: dict[tuple[bool, str, float], int] = {}

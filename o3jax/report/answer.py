@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from o3jax.grounding import Grounding, Interval
 from o3jax.verify import confidence
 
 Box = tuple[float, float, float, float]
@@ -23,33 +24,28 @@ _TAGGED = re.compile(
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{0,9})?", re.ASCII)
 
 
-@dataclasses.dataclass(frozen=True)
-class Located:
-    """When and where something is."""
-
-    time_s: float  # seconds from the first presented frame
-    frame: int  # floor(time_s * fps + 0.5)
-    box_px: tuple[int, int, int, int] | None  # x1, y1, x2, y2 in pixels of the original video
-    box: Box | None  # the same, normalised to [0, 1]
-
-
-@dataclasses.dataclass(frozen=True)
-class Evidence:
-    """One thing that the answer rests on: what, when and where.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evidence(Grounding):
+    """One thing that the answer rests on: what, when and where in this video.
 
     The evidence decoder's estimate, with the text's own beside it; the text's where the model has no
-    evidence modules (`text` is None).
+    evidence modules (`text` is None). The confidence is the decoder's, or the mean probability of the
+    claim's tokens; the interval is the decoder's.
     """
 
-    object: str
-    time_s: float  # as in Located
-    frame: int
-    box_px: tuple[int, int, int, int] | None
-    box: Box | None
-    confidence: float  # the decoder's of being right, or the mean probability of the claim's tokens
+    frame: int  # floor(time_s * fps + 0.5)
+    box_px: tuple[int, int, int, int] | None = None  # the first box in pixels of the original video
     spread_s: float | None = None  # standard deviation of the decoder's time
-    interval: tuple[float, float] | None = None  # seconds in which the decoder sees the object
-    text: Located | None = None  # what the text states of the same thing
+    text: Evidence | None = None  # what the text states of the same thing
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what the answer's JSON holds of it."""
+        record = {"object": self.object, **self._place(), "confidence": self.confidence}
+        record |= {"spread_s": self.spread_s, "interval": self.interval}
+        return record | {"text": self.text and self.text._place()}
+
+    def _place(self) -> dict[str, Any]:
+        return {"time_s": self.time_s, "frame": self.frame, "box_px": self.box_px, "box": self.box}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,11 +55,11 @@ class Answer:
     question: str
     text: str  # the answer for people, without tags
     evidence: tuple[Evidence, ...] = ()
-    intervals: tuple[tuple[float, float], ...] = ()  # (start, end) seconds that the answer names
+    intervals: tuple[Interval, ...] = ()  # seconds that the answer names
     confidence: float
     confidence_kind: str = "mean token probability"  # what the number is
     relevance: tuple[tuple[float, float], ...] = ()  # (seconds, probability of being evidence)
-    candidates: tuple[tuple[float, float], ...] = ()  # (start, end) seconds that were searched for it
+    candidates: tuple[Interval, ...] = ()  # seconds that were searched for it
     reasoning: str = ""  # as generated, with its tags
     raw: str = ""  # everything the model generated
     video: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -87,8 +83,10 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns every field, and `language`, `label` and `needs_review`, as JSON types."""
-        extra = {"language": self.language, "label": self.label, "needs_review": self.needs_review}
-        return json.loads(json.dumps(dataclasses.asdict(self) | extra))
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields |= {"evidence": [item.to_dict() for item in self.evidence]}
+        fields |= {"language": self.language, "label": self.label, "needs_review": self.needs_review}
+        return json.loads(json.dumps(fields))
 
     def to_json(self) -> str:
         """Returns `to_dict()` as indented JSON text."""

@@ -20,13 +20,7 @@ from PIL import Image, ImageDraw
 from o3jax.files import whole_file
 from o3jax.metrics.boxes import box_iou
 from o3jax.report import annotate
-from o3jax.report.answer import (
-    Answer,
-    Evidence,
-    Located,
-    format_time,
-    segments,
-)
+from o3jax.report.answer import Answer, Evidence, format_time, segments
 from o3jax.verify import confidence
 from o3jax.video import VideoError, probe, read_video
 
@@ -201,7 +195,7 @@ def _unbroken(parts: Iterable[str]) -> str:
     return " · ".join(part.replace(" ", "\u00a0") for part in parts)
 
 
-def _corners(where: Evidence | Located) -> list[str]:
+def _corners(where: Evidence) -> list[str]:
     return ["[{}, {}, {}, {}] px".format(*where.box_px)] if where.box_px else []
 
 

@@ -30,16 +30,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from o3jax.errors import UserError
+from o3jax.grounding import Box, Grounding
 from o3jax.metrics.boxes import box_iou
 from o3jax.prompts import coords, grammar
-from o3jax.prompts.coords import Box, Space
+from o3jax.prompts.coords import Space
+from o3jax.prompts.grammar import Claim
 from o3jax.rewards import open_o3, records
 from o3jax.rewards.records import Record
 from o3jax.rewards.rouge import rouge
@@ -84,26 +85,13 @@ class ArticleWeights:
     format: float = 1.0
 
 
-class _Claim(NamedTuple):
-    """What is claimed to be where, and when; boxes are normalised."""
-
-    object: str
-    time: float | None
-    boxes: tuple[Box, ...]
-
-
-class _Truth(NamedTuple):
-    interval: tuple[float, float] | None  # a moment is one without length
-    box: Box | None
-
-
 def score(
     completion: str,
     sample: Record,
     mode: str = "capped",
     weights: ArticleWeights | Mapping[str, float] = ArticleWeights(),  # noqa: B008 - frozen
     source: str | None = None,
-    evidence: Sequence[Record] | None = None,
+    evidence: Sequence[Grounding] | None = None,
     space: Space | None = None,
 ) -> dict[str, float]:
     """Returns the six terms and their sum, "total"; in linear time for any completion.
@@ -118,7 +106,7 @@ def score(
         weights: all numbers; a mapping names those that are not the default.
         source: which evidence is rewarded: "text" (the completion's claims), "decoder" (`evidence`), or
             "both", the mean of the two. None: `evidence` where it is given, otherwise the text.
-        evidence: estimates of the evidence modules, {"object", "time", "box"} as in the sample.
+        evidence: estimates of the evidence modules.
         space: how the completion writes boxes; None for what the record's `box_space` says, else 0-1000.
 
     Raises:
@@ -139,7 +127,7 @@ def score(
     if source != "decoder":
         parts.append(_evidence_terms(_claimed(completion, written), sample, mode, weights))
     if source != "text":
-        parts.append(_evidence_terms([_estimate(item) for item in evidence], sample, mode, weights))
+        parts.append(_evidence_terms([_finite(estimate) for estimate in evidence], sample, mode, weights))
     terms = {name: math.fsum(part[name] for part in parts) / len(parts) for name in parts[0]}
     answer = (records.block(completion, "answer") or "").strip()
     terms["answer"] = weights.answer * answer_term(answer, sample, written)
@@ -195,46 +183,34 @@ def _weights(given: ArticleWeights | Mapping[str, float]) -> ArticleWeights:
     return ArticleWeights(**given)
 
 
-def _claimed(completion: str, space: Space) -> list[_Claim]:
+def _claimed(completion: str, space: Space) -> list[Claim]:
     """Returns the claims of a text that say when or where."""
-    return [
-        _Claim(claim.object, claim.time, claim.boxes)
-        for claim in grammar.parse(completion, space).claims
-        if claim.boxes or claim.time is not None
-    ]
+    return [c for c in grammar.parse(completion, space).claims if c.boxes or c.time_s is not None]
 
 
-def _estimate(item: Record) -> _Claim:
-    """Returns a given estimate; a time or box that is not finite counts as none."""
-    time, box = item.get("time"), item.get("box")
-    box = box if box is not None and all(map(math.isfinite, box)) else None
+def _finite(estimate: Grounding) -> Grounding:
+    """Returns an estimate; a time or box that is not finite counts as none."""
+    time, boxes = estimate.time_s, tuple(box for box in estimate.boxes if all(map(math.isfinite, box)))
     time = time if time is not None and math.isfinite(time) else None
-    return _Claim(str(item.get("object", "")), time, () if box is None else (tuple(map(float, box)),))
+    return Grounding(estimate.object, time, boxes=boxes)
 
 
-def stretch(item: Record) -> tuple[float, float] | None:
-    """Returns when true evidence is: its interval, else its moment as one without length; or None."""
-    moment = None if item.get("time") is None else (item["time"], item["time"])
-    found = moment if item.get("interval") is None else item["interval"]
-    return None if found is None else tuple(map(float, found))
-
-
-def _truth(item: Record) -> _Truth:
+def _coverable(truth: Grounding) -> Grounding:
     """Returns a piece of true evidence; a box without area cannot be covered and counts as none."""
-    box = item.get("box")
-    return _Truth(
-        stretch(item),
-        tuple(map(float, box)) if box is not None and _areas(np.array(box, float)) > 0 else None,
-    )
+    boxes = tuple(box for box in truth.boxes if _areas(np.array(box)) > 0)
+    return dataclasses.replace(truth, boxes=boxes)
 
 
 def _evidence_terms(
-    claims: Sequence[_Claim], sample: Record, mode: str, weights: ArticleWeights
+    claims: Sequence[Grounding], sample: Record, mode: str, weights: ArticleWeights
 ) -> dict[str, float]:
     """Returns time, box, spread and coherence of the claims."""
     # Both in an order of their own, so that no term but coherence depends on the order in which they came.
-    truths = sorted((_truth(item) for item in records.field(sample, "evidence")), key=str)
-    items = sorted(((c.time, box) for c in claims for box in c.boxes or (None,)), key=str)
+    truths = sorted(
+        map(_coverable, records.groundings(records.field(sample, "evidence"))),
+        key=lambda truth: str((truth.interval, truth.box)),
+    )
+    items = sorted(((c.time_s, box) for c in claims for box in c.boxes or (None,)), key=str)
     terms = dict.fromkeys(("time", "box", "spread", "coherence"), 0.0)
     if not truths:
         return terms
@@ -273,7 +249,7 @@ def _match(
     return i[real], j[real]
 
 
-def _errors(truths: Sequence[_Truth], times: Sequence[float | None]) -> Float[np.ndarray, "M N"]:
+def _errors(truths: Sequence[Grounding], times: Sequence[float | None]) -> Float[np.ndarray, "M N"]:
     """Returns the seconds between true evidence and claims.
 
     0 inside the truth's interval, or where it has no time; infinite where only the claim has none.
@@ -290,7 +266,7 @@ def _time_tiers(errors: Float[np.ndarray, "M N"], weights: ArticleWeights) -> Fl
 
 
 def _box_tiers(
-    truths: Sequence[_Truth], boxes: Sequence[Box | None], mode: str, weights: ArticleWeights
+    truths: Sequence[Grounding], boxes: Sequence[Box | None], mode: str, weights: ArticleWeights
 ) -> Float[np.ndarray, "M N"]:
     targets = np.array([t.box or _NO_BOX for t in truths])[:, None]
     claimed = np.array([box or _NO_BOX for box in boxes])[None]
@@ -311,23 +287,23 @@ def _areas(boxes: Float[np.ndarray, "*shape 4"]) -> Float[np.ndarray, "*shape"]:
     return np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0.0), axis=-1)
 
 
-def _coherent(claims: Sequence[_Claim], sample: Record, weights: ArticleWeights) -> float:
+def _coherent(claims: Sequence[Grounding], sample: Record, weights: ArticleWeights) -> float:
     """Returns the share of consecutive claims with a time that are coherent; 0 for fewer than two.
 
     A repeat is not coherent: claims of one object, or of the same boxes, must go forward, others may share
     a moment. How far an object moved is told by its centre, and only where both claims have one box.
     """
     width, height = sample.get("image_size") or (1, 1)
-    timed = [claim for claim in claims if claim.time is not None]
+    timed = [claim for claim in claims if claim.time_s is not None]
     coherent = 0
     for a, b in zip(timed, timed[1:], strict=False):
         same, moved = a.object and a.object.casefold() == b.object.casefold(), 0.0
         if same and len(a.boxes) == len(b.boxes) == 1:
             (ax, ay), (bx, by) = _centre(a.boxes[0]), _centre(b.boxes[0])
             moved = math.hypot(bx - ax, (by - ay) * height / width)
-        together = b.time == a.time and not same and a.boxes != b.boxes
-        forward = b.time > a.time or together
-        coherent += forward and moved <= weights.widths_per_s * (b.time - a.time) + _EXACT
+        together = b.time_s == a.time_s and not same and a.boxes != b.boxes
+        forward = b.time_s > a.time_s or together
+        coherent += forward and moved <= weights.widths_per_s * (b.time_s - a.time_s) + _EXACT
     return coherent / max(len(timed) - 1, 1)
 
 

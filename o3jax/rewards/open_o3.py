@@ -19,12 +19,12 @@ import functools
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from o3jax.errors import UserError
+from o3jax.grounding import Box, Interval
 from o3jax.metrics.boxes import box_iou, interval_iou
 from o3jax.prompts import coords, grammar
-from o3jax.prompts.coords import Box, Space
+from o3jax.prompts.coords import Space
 from o3jax.rewards import records
 from o3jax.rewards.records import Record
 from o3jax.rewards.rouge import rouge
@@ -47,9 +47,7 @@ _OBJECT = {
 }
 
 
-class _Claim(NamedTuple):
-    time: float
-    boxes: Sequence[Box]
+_Claim = tuple[float, Sequence[Box]]  # seconds, and boxes in the space in which they are read
 
 
 def score(
@@ -167,7 +165,7 @@ def _has_box(text: str, named: re.Pattern[str]) -> bool:
     )
 
 
-def _said_interval(answer: str, mode: str) -> tuple[float, float] | None:
+def _said_interval(answer: str, mode: str) -> Interval | None:
     if mode == "paper":
         return next(iter(grammar.parse(answer).intervals), None)
     found = _INTERVAL.search(answer)
@@ -182,7 +180,7 @@ def _read(think: str, mode: str, written: Space) -> tuple[list[float], list[_Cla
     """
     if mode == "paper":
         said = grammar.parse(think, written)
-        return list(said.times), [_Claim(c.time, c.boxes) for c in said.claims if c.time is not None]
+        return list(said.times), [(c.time_s, c.boxes) for c in said.claims if c.time_s is not None]
     try:
         times = [float(stamp) for stamp in _STAMP.findall(think)]
     except ValueError:  # such as 1.2.3
@@ -228,19 +226,19 @@ def _claimed_boxes(claims: Sequence[_Claim], sample: Record, mode: str, written:
         for idx, named in (sample.get("key_items") or {}).items()
     }
     total = 0.0
-    for claim in claims:
-        early = {frame["idx"]: frame["time"] - claim.time for frame in records.field(sample, "key_frames")}
+    for time, boxes in claims:
+        early = {frame["idx"]: frame["time"] - time for frame in records.field(sample, "key_frames")}
         near = {
             idx: abs(seconds)
             for idx, seconds in early.items()
             if (seconds < LATE_S if mode == "compat" else abs(seconds) <= NEAR_S)
         }
-        if near and claim.boxes:
+        if near and boxes:
             total += max(
                 (
-                    sum(max(box_iou(wanted, box) for box in claim.boxes) for wanted in boxes) / len(boxes)
-                    for boxes in objects.get(str(min(near, key=near.get)), ())
-                    if boxes
+                    sum(max(box_iou(wanted, box) for box in boxes) for wanted in truth) / len(truth)
+                    for truth in objects.get(str(min(near, key=near.get)), ())
+                    if truth
                 ),
                 default=0.0,
             )
@@ -268,7 +266,7 @@ def _claims(think: str) -> Iterator[_Claim]:
         except ValueError:
             continue
         if found and None not in found:
-            yield _Claim(seconds, found)
+            yield seconds, found
 
 
 def _written(sample: Record, space: Space | None) -> Space:

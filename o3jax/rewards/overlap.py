@@ -21,11 +21,12 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from o3jax.errors import UserError
+from o3jax.grounding import Box, Interval
 from o3jax.metrics.boxes import box_iou, interval_iou
 from o3jax.prompts import grammar
-from o3jax.prompts.coords import Box, Space
+from o3jax.prompts.coords import Space
 from o3jax.rewards import open_o3, records
-from o3jax.rewards.article import answer_term, stretch
+from o3jax.rewards.article import answer_term
 from o3jax.rewards.records import Record
 from o3jax.tasks import FREE_FORM, SPATIO_TEMPORAL
 
@@ -50,8 +51,8 @@ def score(
         raise UserError(f"near_s of the overlap rewards is {near_s!r:.80}; write seconds above 0")
     written = space or records.written_space(sample, "per_mille")
     said = grammar.parse(records.block(completion, "think") or "", written)
-    claims = [(claim.time, box) for claim in said.claims for box in claim.boxes or (None,)]
-    truths = [(stretch(item), item.get("box")) for item in records.field(sample, "evidence")]
+    claims = [(claim.time_s, box) for claim in said.claims for box in claim.boxes or (None,)]
+    truths = [(t.interval, t.box) for t in records.groundings(records.field(sample, "evidence"))]
 
     def worth(truth: tuple, claim: tuple) -> float:
         return _closeness(truth[0], claim[0], near_s) * _overlap(truth[1], claim[1])
@@ -68,7 +69,7 @@ def score(
     return terms | {"format": open_o3.format_term(completion, {"task": task}, "paper")}
 
 
-def _closeness(truth: tuple[float, float] | None, claim: float | None, near_s: float) -> float:
+def _closeness(truth: Interval | None, claim: float | None, near_s: float) -> float:
     if truth is None:
         return 1.0
     if claim is None:
@@ -77,10 +78,10 @@ def _closeness(truth: tuple[float, float] | None, claim: float | None, near_s: f
     return math.exp(-((error / near_s) ** 2) / 2)
 
 
-def _overlap(truth: Sequence[float] | None, claim: Box | None) -> float:
+def _overlap(truth: Box | None, claim: Box | None) -> float:
     if truth is None:
         return 1.0
-    return 0.0 if claim is None else box_iou(tuple(truth), claim)
+    return 0.0 if claim is None else box_iou(truth, claim)
 
 
 def _matched(worth: Sequence[Sequence[float]], claims: int) -> float:

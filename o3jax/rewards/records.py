@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from o3jax.errors import UserError
+from o3jax.grounding import Box, Grounding, Interval
 from o3jax.prompts import coords, grammar
-from o3jax.prompts.coords import Box, Space
+from o3jax.prompts.coords import Space
 from o3jax.tasks import TASKS, VISUAL
 
 Record = Mapping[str, Any]
@@ -30,6 +31,27 @@ def field(sample: Record, name: str) -> Any:
     if sample.get(name) is None:
         raise UserError(f"field {name!r} is missing in the record to be rewarded; add it")
     return sample[name]
+
+
+def groundings(items: Iterable[Record]) -> list[Grounding]:
+    """Returns the evidence of a record: {"object", "time" or "interval", "box"} each, None where unknown.
+
+    Each has an interval: its own, else its moment as one without length.
+    """
+    found = []
+    for item in items:
+        time, interval, box = item.get("time"), item.get("interval"), item.get("box")
+        if interval is None and time is not None:
+            interval = time, time
+        found.append(
+            Grounding(
+                str(item.get("object", "")),
+                None if time is None else float(time),
+                None if interval is None else tuple(map(float, interval)),
+                () if box is None else (tuple(map(float, box)),),
+            )
+        )
+    return found
 
 
 def task_of(sample: Record) -> str:
@@ -90,7 +112,7 @@ def said_option(answer: str) -> str:
     return answer.partition(_OPTION)[2]
 
 
-def interval(answer: str) -> tuple[float, float] | None:
+def interval(answer: str) -> Interval | None:
     """Returns the interval in seconds that the truth of a temporal question tells, or None."""
     pair = answer[answer.find("[") :].strip()
     numbers = [coords.parse_number(part) for part in pair[1:-1].split(",")]

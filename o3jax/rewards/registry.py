@@ -7,7 +7,7 @@ completions write boxes (`records.written_space`).
 A reward of one's own is named "package.module:function". The dictionary that it returns may have a "total";
 otherwise the total is the sum of its terms. Beside its options it may name these parameters, and is then
 given them: `step_percent`, the share of the training that is over, and `evidence`, the estimates of the
-evidence modules for this completion, {"object", "time", "box"} each.
+evidence modules for this completion (a list of `o3jax.grounding.Grounding`).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.formats.sample import Mention, Sample
+from data_pipelines.formats.sample import Sample
 from data_pipelines.synthetic import scenes as synthetic
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import Object, Scene, Span, make_scene, scene_seed
@@ -25,6 +25,7 @@ from experiments.evaluation.baselines import Asked
 from experiments.evaluation.synthetic import Question
 from o3jax.api import Model
 from o3jax.errors import UserError
+from o3jax.grounding import Grounding
 from o3jax.inference.respond import DecoderEstimate, Request, Response
 from o3jax.inputs.processor import load_processor
 from o3jax.metrics.boxes import box_iou
@@ -54,7 +55,7 @@ SCENE = Scene(
 def ask(kind: str, answer: str = "", language: str = "en") -> Question:
     """Returns a question that the red circle answers, with evidence at 2 s."""
     name = {"en": "red circle", "zh": "红色圆形"}[language]
-    mention = Mention(name, 2.0, ((0.25, 0.25, 0.5, 0.5),))
+    mention = Grounding(name, 2.0, boxes=((0.25, 0.25, 0.5, 0.5),))
     sample = Sample(
         f"q-{kind}", "test", "", "?", answer, mentions=(mention,), intervals=((1.0, 3.0),), kind=kind,
         language=language,
@@ -280,7 +281,7 @@ def test_the_prior_is_fitted_on_the_train_split(monkeypatch):
     ]
     guess = fitted["where", "zh"]
     assert guess.interval == pytest.approx(np.median([s.intervals[0] for s in samples], axis=0))
-    assert guess.time == np.median([s.mentions[0].time for s in samples])
+    assert guess.time == np.median([s.mentions[0].time_s for s in samples])
     assert guess.box == pytest.approx(np.mean([s.mentions[0].boxes[0] for s in samples], axis=0))
     colors = [
         s.answer
@@ -320,7 +321,12 @@ def test_copy_says_what_the_question_says(asked, object, time, interval, answer)
         baselines.copy_question(asked, {(asked.topic, asked.language): guess})
     )
     claim = parsed.claims[0]
-    assert (claim.object, claim.time, parsed.intervals[0], parsed.answer) == (object, time, interval, answer)
+    assert (claim.object, claim.time_s, parsed.intervals[0], parsed.answer) == (
+        object,
+        time,
+        interval,
+        answer,
+    )
     assert claim.boxes == ((0.4, 0.4, 0.6, 0.6),) and parsed.well_formed
 
 
@@ -375,7 +381,13 @@ def estimate(sample: Sample, late_s: float = 0.0) -> DecoderEstimate:
     start, end = sample.intervals[0]
     mention = sample.mentions[0]
     interval = (start + late_s, end + late_s)
-    return DecoderEstimate(mention.time + late_s, 0.1, interval, mention.boxes[0], 0.75)
+    return DecoderEstimate(
+        time_s=mention.time_s + late_s,
+        spread_s=0.1,
+        interval=interval,
+        boxes=(mention.boxes[0],),
+        confidence=0.75,
+    )
 
 
 def test_the_two_estimates_side_by_side():
@@ -397,7 +409,7 @@ def test_the_two_estimates_side_by_side():
     assert decoded["time_error_median_s"] == pytest.approx(np.median(np.abs(late)))
     assert decoded["confidence_mean"] == pytest.approx(0.75)
     boxes = [
-        box_iou(q.sample.mentions[0].boxes[0], q.target.box(q.sample.mentions[0].time + s) or (0, 0, 0, 0))
+        box_iou(q.sample.mentions[0].boxes[0], q.target.box(q.sample.mentions[0].time_s + s) or (0, 0, 0, 0))
         for q, s in zip(questions, late, strict=True)
     ]
     assert decoded["m_vIoU"] == pytest.approx(np.mean(boxes)) and decoded["m_vIoU"] < 0.99

@@ -424,8 +424,8 @@ def test_the_model_is_asked_as_the_api_asks(tmp_path):
             )
             assert len(estimates[row][number]) == len(response.estimates) > 0
             for estimated, decoded in zip(estimates[row][number], response.estimates, strict=True):
-                assert estimated["time"] == pytest.approx(decoded.time_s, abs=2e-3)
-                np.testing.assert_allclose(estimated["box"], decoded.box, atol=2e-3)
+                assert estimated.time_s == pytest.approx(decoded.time_s, abs=2e-3)
+                np.testing.assert_allclose(estimated.box, decoded.box, atol=2e-3)
 
 
 def test_a_frame_that_cannot_be_read_leaves_those_of_the_prompt(tmp_path, capfd):

@@ -49,7 +49,15 @@ class Clockwork:
             time = (start + end) / 2 + late
             found.append(
                 SimpleNamespace(
-                    estimates=(DecoderEstimate(time, 0.1, (start + late, end), (0, 0, 1, 1), 1.0),)
+                    estimates=(
+                        DecoderEstimate(
+                            time_s=time,
+                            spread_s=0.1,
+                            interval=(start + late, end),
+                            boxes=((0, 0, 1, 1),),
+                            confidence=1.0,
+                        ),
+                    )
                 )
             )
         return found
@@ -69,7 +77,9 @@ def test_the_study():
 
 def test_clips_without_a_mention_are_counted(monkeypatch):
     """The first of three films has no mention at 10 frames per second, and none has one at 30."""
-    one = DecoderEstimate(1.0, 0.1, (0.5, 2.0), (0, 0, 1, 1), 0.5)
+    one = DecoderEstimate(
+        time_s=1.0, spread_s=0.1, interval=(0.5, 2.0), boxes=((0, 0, 1, 1),), confidence=0.5
+    )
     mentioned = {25: [one] * 3, 10: [None, one, one], 30: [None] * 3}
     monkeypatch.setattr(rates, "estimates", lambda model, films, *_: mentioned[films[0][1]])
     same = {"time": 0.0, "interval": 0.0}
@@ -92,7 +102,11 @@ def test_the_command(evidence, code, said, monkeypatch, capfd):
 
 
 def test_answers_without_an_estimate_are_left_out():
-    one = DecoderEstimate(1.0, 0.1, (0.5, 2.0), (0, 0, 1, 1), 0.5)
-    two = DecoderEstimate(1.5, 0.1, (0.5, 2.2), (0, 0, 1, 1), 0.5)
+    one = DecoderEstimate(
+        time_s=1.0, spread_s=0.1, interval=(0.5, 2.0), boxes=((0, 0, 1, 1),), confidence=0.5
+    )
+    two = DecoderEstimate(
+        time_s=1.5, spread_s=0.1, interval=(0.5, 2.2), boxes=((0, 0, 1, 1),), confidence=0.5
+    )
     found = rates.differences([one, None, one], [two, two, None])
     assert found["time"].tolist() == [0.5] and found["interval"] == pytest.approx([0.0, 0.2])

@@ -10,14 +10,16 @@ import av
 
 from experiments.bench import numbered as videos
 from o3jax.report import Answer, Evidence
-from o3jax.report.answer import Located
 
 BOX = (0.5, 0.4, 0.8, 0.6)  # inside the picture's middle, between the two rows of cells
 TEXT_BOX = (0.6, 0.45, 0.9, 0.62)  # what the text says of it; it also lies where the picture is blue
 
 
-def make_evidence(name: str, time_s: float, box: tuple | None, fps: float = 25.0) -> Evidence:
-    return Evidence(name, time_s, math.floor(time_s * fps + 0.5), None, box, 0.9)
+def make_evidence(
+    name: str, time_s: float, box: tuple | None, box_px: tuple | None = None, confidence: float = 0.9
+) -> Evidence:
+    frame, boxes = math.floor(time_s * 25.0 + 0.5), () if box is None else (box,)
+    return Evidence(name, time_s, boxes=boxes, confidence=confidence, frame=frame, box_px=box_px)
 
 
 def make_answer(numbered: videos.Fixture, **changes: object) -> Answer:
@@ -45,10 +47,13 @@ def two_estimates(numbered: videos.Fixture, **changes: object) -> Answer:
         box_px=(80, 38, 128, 58),
         spread_s=0.25,
         interval=(0.6, 1.6),
-        text=Located(1.4, 35, (96, 43, 144, 60), TEXT_BOX),
+        text=make_evidence("cat", 1.4, TEXT_BOX, (96, 43, 144, 60)),
     )
     dog = dataclasses.replace(
-        make_evidence("dog", 3.0, None), interval=(2.5, 3.5), spread_s=0.5, text=Located(3.1, 78, None, None)
+        make_evidence("dog", 3.0, None),
+        interval=(2.5, 3.5),
+        spread_s=0.5,
+        text=make_evidence("dog", 3.1, None),
     )
     fields = {
         "question": "Where is the cat?",

@@ -270,7 +270,7 @@ def mutations(draw, record):
 def is_usable(sample) -> bool:
     """What the rest of the program relies on, said in another way."""
     boxes = [box for mention in sample.mentions for box in mention.boxes]
-    times = [mention.time for mention in sample.mentions if mention.time is not None]
+    times = [mention.time_s for mention in sample.mentions if mention.time_s is not None]
     text = sample.reasoning + sample.answer
     told = [float(t) for t in re.findall(r"<t>([0-9.]+)</t>", text)]
     return (

@@ -18,7 +18,7 @@ from data_pipelines.formats import article as article_format
 from data_pipelines.formats import published, stgr
 from data_pipelines.formats.fields import RecordError
 from data_pipelines.formats.index import data_root, index_folder, read_index
-from data_pipelines.formats.sample import Candidate, KeyFrame, Mention, Sample
+from data_pipelines.formats.sample import Candidate, KeyFrame, Sample
 from data_pipelines.rows.clips import FolderClips
 from data_pipelines.rows.evidence import EvidenceShape
 from data_pipelines.rows.packing import PlannedRows, plan_rows
@@ -26,6 +26,7 @@ from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.supervised import MakeRow, RowShape
 from data_pipelines.synthetic.published import GROUPS, make_article, make_published
 from o3jax.errors import UserError
+from o3jax.grounding import Grounding
 from o3jax.hf import config_from_hf
 from o3jax.inputs.processor import load_processor
 from o3jax.models.batch import take
@@ -84,8 +85,8 @@ def test_a_spatio_temporal_record():
         KeyFrame(275, 9.2, "videos/stgr/plm/kfs/sav_1_275.jpg"),
     )
     assert sample.mentions == (
-        Mention("man", 5.0, ((0.25, 0.2, 0.5, 0.8),)),
-        Mention("spoon", 9.2, ((0.4, 0.5, 0.55, 0.7),)),
+        Grounding("man", 5.0, boxes=((0.25, 0.2, 0.5, 0.8),)),
+        Grounding("spoon", 9.2, boxes=((0.4, 0.5, 0.55, 0.7),)),
     )
     assert sample.intervals == () and sample.answer == "He stirs the soup."
     assert templates.response(sample) == (
@@ -212,7 +213,7 @@ def publishable(draw):
         times = draw(st.lists(tenths, min_size=1, max_size=4, unique=True))
         frames = tuple(KeyFrame(round(25 * t), t, roots.key_frames + f"{t}.jpg") for t in times)
         mentions = tuple(
-            Mention(draw(words), t, ((0.1, 0.2, 0.3, 0.4),) * draw(st.integers(1, 2))) for t in times
+            Grounding(draw(words), t, boxes=((0.1, 0.2, 0.3, 0.4),) * draw(st.integers(1, 2))) for t in times
         )
         return Sample(**common, answer=draw(words), key_frames=frames, mentions=mentions)
     if task in (MCQ, FREE_FORM):
@@ -233,7 +234,9 @@ def test_any_publishable_sample_comes_back(sample, stage):
     assert stgr.to_published(back, stage) == record
 
 
-mentions = st.builds(Mention, words, tenths, st.just(((0.1, 0.2, 0.3, 0.4),)), st.none() | pairs)
+mentions = st.builds(
+    Grounding, words, tenths, boxes=st.just(((0.1, 0.2, 0.3, 0.4),)), interval=st.none() | pairs
+)
 candidates = st.builds(
     Candidate,
     answer=words,
@@ -278,7 +281,7 @@ ARTICLE |= {"timestamps": [1], "bboxes": [[0, 0, 0.5, 1]]}
 )
 def test_spellings_of_a_timestamp(spelled, time, interval):
     sample = article_format.from_article(ARTICLE | {"timestamps": [spelled]}, "1")
-    assert sample.mentions == (Mention("object", time, ((0.0, 0.0, 0.5, 1.0),), interval),)
+    assert sample.mentions == (Grounding("object", time, boxes=((0.0, 0.0, 0.5, 1.0),), interval=interval),)
     assert sample.intervals == (() if interval is None else (interval,))
 
 
@@ -304,7 +307,7 @@ def test_stretches_come_back(answer, listed):
     record = ARTICLE | listed | {"answer": answer, "timestamps": [[2, 4], 7.0], "bboxes": [None, None]}
     claimed = {name: record[name] for name in ("answer", "timestamps", "bboxes", *listed)}
     sample = article_format.from_article(record | {"candidates": [claimed | {"preference": 1}]}, "1")
-    assert [(m.time, m.interval) for m in sample.mentions] == [(3.0, (2.0, 4.0)), (7.0, None)]
+    assert [(m.time_s, m.interval) for m in sample.mentions] == [(3.0, (2.0, 4.0)), (7.0, None)]
     assert sample.candidates[0].mentions == sample.mentions
     assert (
         article_format.from_article(json.loads(json.dumps(article_format.to_article(sample))), "1") == sample
@@ -337,8 +340,8 @@ def test_candidates_and_their_preference():
     record = {"video_path": "a.mp4", "question": "Where?"}
     record["candidates"] = [candidate("left", 0), candidate("right", 1, timestamps=["0:03"], reasoning="so")]
     sample = article_format.from_article(record, "1")
-    right = Candidate("right", 1.0, "so", (Mention("object", 3.0),))
-    assert sample.candidates == (Candidate("left", 0.0, "", (Mention("object", 2.0),)), right)
+    right = Candidate("right", 1.0, "so", (Grounding("object", 3.0),))
+    assert sample.candidates == (Candidate("left", 0.0, "", (Grounding("object", 2.0),)), right)
     assert (sample.answer, sample.mentions, sample.reasoning) == ("right", right.mentions, "so")
     assert (
         article_format.from_article(json.loads(json.dumps(article_format.to_article(sample))), "1") == sample
@@ -521,7 +524,7 @@ def test_the_article_made_with_candidates(tmp_path):
         assert sample.mentions == same.mentions == truth.mentions and sample.intervals == truth.intervals
         by_preference = sorted(sample.candidates, key=lambda c: -c.preference)
         assert [c.preference for c in by_preference] == [2, 1, 0]
-        off = [abs(c.mentions[0].time - truth.mentions[0].time) for c in by_preference]
+        off = [abs(c.mentions[0].time_s - truth.mentions[0].time_s) for c in by_preference]
         assert off == pytest.approx([0, 1, 3]) and by_preference[0].answer == truth.answer
 
 

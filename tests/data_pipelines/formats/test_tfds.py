@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from data_pipelines.formats import tfds as tfds_builders
 from data_pipelines.formats.index import index_folder
-from data_pipelines.formats.sample import Candidate, KeyFrame, Mention, Sample
+from data_pipelines.formats.sample import Candidate, KeyFrame, Sample
 from data_pipelines.synthetic.datasets import make_dataset
 from o3jax.errors import UserError
+from o3jax.grounding import Grounding
 from o3jax.tasks import SPATIO_TEMPORAL, VISUAL
 from o3jax.video import probe
 from tests.support.commands import run_command
@@ -33,11 +34,15 @@ FULL = Sample(
     video_path="videos/a.mp4",
     duration=12.3,
     reasoning="<obj>man</obj>",
-    mentions=(Mention("man", 5.0, (BOX, BOX), (4.0, 6.0)), Mention("lid", None), Mention("", 0.0, (BOX,))),
+    mentions=(
+        Grounding("man", 5.0, boxes=(BOX, BOX), interval=(4.0, 6.0)),
+        Grounding("lid", None),
+        Grounding("", 0.0, boxes=(BOX,)),
+    ),
     intervals=((0.1, 0.30000000000000004), (5.0, 6.0)),
     key_frames=(KeyFrame(125, 5.0, "kfs/a_125.jpg"), KeyFrame(230, 9.2)),
     candidates=(
-        Candidate("He waits.", 0.25, "why", (Mention("man", 1.0, (BOX,)),), ((1.0, 2.0),)),
+        Candidate("He waits.", 0.25, "why", (Grounding("man", 1.0, boxes=(BOX,)),), ((1.0, 2.0),)),
         Candidate("He stirs.", 1.0),
     ),
     language="zh",
@@ -102,7 +107,11 @@ boxes = st.tuples(numbers, numbers, numbers, numbers)
 stretches = st.tuples(numbers, numbers)
 mentions = st.lists(
     st.builds(
-        Mention, texts, st.none() | numbers, st.lists(boxes, max_size=2).map(tuple), st.none() | stretches
+        Grounding,
+        texts,
+        st.none() | numbers,
+        boxes=st.lists(boxes, max_size=2).map(tuple),
+        interval=st.none() | stretches,
     ),
     max_size=2,
 ).map(tuple)
@@ -213,7 +222,9 @@ def test_media_are_copied_where_they_cannot_be_linked(root, tmp_path, monkeypatc
 def test_a_built_folder_from_elsewhere_is_not_trusted(made, tmp_path, monkeypatch):
     good = index_folder(made)[0][0]
     bad = [dataclasses.replace(good, id="out", video_path="../a.mp4")]
-    bad += [dataclasses.replace(good, id="box", mentions=(Mention("x", 1.0, ((0.5, 0.2, 0.5, 0.8),)),))]
+    bad += [
+        dataclasses.replace(good, id="box", mentions=(Grounding("x", 1.0, boxes=((0.5, 0.2, 0.5, 0.8),)),))
+    ]
     bad += [dataclasses.replace(good, id="late", intervals=((1.0, 99.0),))]
     own = list(tfds_builders.media(good))
     monkeypatch.setattr(tfds_builders, "media", lambda sample: own)

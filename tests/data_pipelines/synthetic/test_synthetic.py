@@ -230,7 +230,7 @@ def test_the_world_has_not_changed():
         "<obj>yellow circle</obj><box>[0.471,0.366,0.715,0.610]</box>at<t>1.0</t>s, "
         "visible from <t>0.4</t>s to <t>1.7</t>s."
     )
-    assert sample.intervals == ((0.44, 1.72),) and sample.mentions[0].time == 1.0
+    assert sample.intervals == ((0.44, 1.72),) and sample.mentions[0].time_s == 1.0
     zh = make_samples(make_scene(0, questions=1), "zh")[0]
     assert zh.answer == "从<t>0.4</t>s到<t>1.7</t>s"
     assert zh.reasoning == (

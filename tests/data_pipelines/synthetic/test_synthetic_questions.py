@@ -180,17 +180,18 @@ def test_reasoning_lists_the_scene_and_states_the_evidence(level):
             for claim, mention, interval in zip(
                 parsed.claims, sample.mentions, sample.intervals, strict=True
             ):
-                assert (claim.object, claim.time) == (mention.object, mention.time)
-                assert mention.boxes == (by_name[mention.object].box(mention.time),)
+                assert (claim.object, claim.time_s) == (mention.object, mention.time_s)
+                assert mention.boxes == (by_name[mention.object].box(mention.time_s),)
                 assert claim.boxes[0] == pytest.approx(mention.boxes[0], abs=0.00051)
                 assert (
-                    interval in by_name[mention.object].visible and interval[0] <= mention.time < interval[1]
+                    interval in by_name[mention.object].visible
+                    and interval[0] <= mention.time_s < interval[1]
                 )
                 if sample.kind not in ("where", "count"):
                     grid = [h / 2 for h in range(400) if interval[0] <= h / 2 < interval[1]]
                     nearest = min(abs(t - sum(interval) / 2) for t in grid)
-                    assert mention.time in grid
-                    assert abs(mention.time - sum(interval) / 2) == pytest.approx(nearest)
+                    assert mention.time_s in grid
+                    assert abs(mention.time_s - sum(interval) / 2) == pytest.approx(nearest)
             assert parsed.intervals == tuple(
                 pytest.approx((round(a, 1), round(b, 1))) for a, b in sample.intervals
             )

@@ -13,11 +13,12 @@ from PIL import Image
 
 from data_pipelines.formats import article as article_format
 from data_pipelines.formats import fields, stgr
-from data_pipelines.formats.sample import Mention, Sample
+from data_pipelines.formats.sample import Sample
 from data_pipelines.synthetic.datasets import make_dataset
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import make_scene
 from o3jax.errors import UserError
+from o3jax.grounding import Grounding
 from o3jax.tasks import SPATIO_TEMPORAL, TASKS, VISUAL
 from tests.support.paths import ROOT
 from tests.support.records import load_article, load_stgr
@@ -27,10 +28,10 @@ unit = st.floats(0, 1)
 boxes = st.tuples(unit, unit, unit, unit).map(lambda b: (*map(min, b[:2], b[2:]), *map(max, b[:2], b[2:])))
 seconds = st.floats(0, 1e4)
 mentions = st.builds(
-    Mention,
+    Grounding,
     st.text(max_size=3),
     st.none() | seconds | st.sampled_from([1.0, 1.01, 2.0]),
-    st.lists(boxes, max_size=2).map(tuple),
+    boxes=st.lists(boxes, max_size=2).map(tuple),
 )
 any_samples = st.builds(
     Sample,
@@ -97,8 +98,8 @@ def test_a_published_record_without_our_fields_is_read():
     sample = stgr.from_stgr(published())
     assert (sample.id, sample.language, sample.intervals, sample.kind) == ("7", "en", (), "")
     assert sample.mentions == (
-        Mention("man", 5.0, ((0.25, 0.2, 0.5, 0.8),)),
-        Mention("spoon", 9.2, ((0.4, 0.5, 0.55, 0.7),)),
+        Grounding("man", 5.0, boxes=((0.25, 0.2, 0.5, 0.8),)),
+        Grounding("spoon", 9.2, boxes=((0.4, 0.5, 0.55, 0.7),)),
     )
     assert stgr.from_stgr(published() | {"question": "锅盖之后发生什么?"}).language == "zh"
     record = published() | {"task": VISUAL, "image_path": "1.jpg", "image_size": [640, 480]}
@@ -106,7 +107,7 @@ def test_a_published_record_without_our_fields_is_read():
     record["reasoning_process"] = "The <obj>man</obj><box>[160, 120, 320, 240]</box> lifts it."
     sample = stgr.from_stgr(record)
     assert sample.image_size == (640, 480) and sample.mentions == (
-        Mention("man", None, ((0.25,) * 2 + (0.5,) * 2,)),
+        Grounding("man", None, boxes=((0.25,) * 2 + (0.5,) * 2,)),
     )
 
 
@@ -158,7 +159,7 @@ def test_a_wrong_field_of_the_article_is_named(change, words, tmp_path):
     fields.save_records(path, [record])
     (sample,) = load_article(path)
     assert (sample.id, sample.task, sample.source) == ("annotations-0", SPATIO_TEMPORAL, "article")
-    assert sample.mentions == (Mention("object", 1.0, ((0.0, 0.0, 0.5, 1.0),)),)
+    assert sample.mentions == (Grounding("object", 1.0, boxes=((0.0, 0.0, 0.5, 1.0),)),)
     fields.save_records(path, [record, record | change])
     with pytest.raises(UserError, match=f"annotations.json record 1.*{words}"):
         load_article(path)

@@ -9,9 +9,10 @@ import pytest
 from data_pipelines.formats import article as article_format
 from data_pipelines.formats import stgr
 from data_pipelines.formats import tfds as tfds_builders
-from data_pipelines.formats.sample import Candidate, KeyFrame, Mention, Sample
+from data_pipelines.formats.sample import Candidate, KeyFrame, Sample
 from experiments.data import audit as data_audit
 from o3jax.errors import UserError
+from o3jax.grounding import Grounding
 from o3jax.prompts import grammar
 from o3jax.rewards import article, registry
 from o3jax.tasks import SPATIO_TEMPORAL, TEMPORAL
@@ -23,7 +24,10 @@ def sample(*candidates: Candidate, **fields) -> Sample:
     return Sample(
         **{"id": "a", "source": "s", "task": SPATIO_TEMPORAL, "question": "What?", "answer": "The lid."}
         | fields,
-        mentions=(Mention("lid", 5.0, ((0.1, 0.2, 0.5, 0.8), (0.0, 0.0, 1.0, 1.0))), Mention("man", 2.0)),
+        mentions=(
+            Grounding("lid", 5.0, boxes=((0.1, 0.2, 0.5, 0.8), (0.0, 0.0, 1.0, 1.0))),
+            Grounding("man", 2.0),
+        ),
         key_frames=(KeyFrame(125, 5.0, None),),
         duration=6.0,
         candidates=candidates,
@@ -37,10 +41,10 @@ def test_a_candidate_is_printed_as_a_model_would():
         "<answer>The lid.</answer>"
     )
     bare = Candidate(
-        "x", 1.0, "", (Mention("lid", 5.0, ((0.1, 0.2, 0.5, 0.8),)), Mention("man")), ((1.0, 2.0),)
+        "x", 1.0, "", (Grounding("lid", 5.0, boxes=((0.1, 0.2, 0.5, 0.8),)), Grounding("man")), ((1.0, 2.0),)
     )
     said = grammar.parse(data_audit.completion(bare, "zh"))
-    assert [(claim.object, claim.boxes, claim.time) for claim in said.claims] == [
+    assert [(claim.object, claim.boxes, claim.time_s) for claim in said.claims] == [
         ("lid", ((0.1, 0.2, 0.5, 0.8),), 5.0),
         ("man", (), None),
     ]

@@ -11,7 +11,7 @@ import pytest
 from einops import rearrange
 
 import o3jax
-from data_pipelines.formats.sample import Mention, Sample
+from data_pipelines.formats.sample import Sample
 from data_pipelines.reading.sources import VideoSource
 from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.evidence import pointed_times
@@ -21,6 +21,7 @@ from data_pipelines.synthetic.clips import SceneSource, SyntheticClips
 from experiments.bench.numbered import read_number
 from o3jax.errors import UserError
 from o3jax.generate.sampler import Generated
+from o3jax.grounding import Grounding
 from o3jax.inference import respond as engine
 from o3jax.inputs.dense import pointed_frames
 from o3jax.models.batch import take
@@ -80,7 +81,7 @@ def test_a_row_shows_the_frames_of_its_mentions(loaded, clip):
     assert row.inputs.text.visual_index.max() < GROUPS * ROW.patches // 4
 
     times = places.times[GROUPS:]
-    truth = [sample.mentions[0].time for sample in clip.samples]
+    truth = [sample.mentions[0].time_s for sample in clip.samples]
     assert 0 < np.abs(times - truth).max() and np.all(np.abs(times - truth) <= 0.12)
     np.testing.assert_allclose(times * 25, np.rint(times * 25), atol=1e-4)
     again = rows_of(loaded, ROOMY, "pointed").map(clip)
@@ -96,8 +97,8 @@ def test_a_row_shows_the_frames_of_its_mentions(loaded, clip):
 
 
 def test_a_file_s_frames_are_read_at_the_mentions(loaded, numbered):
-    mentions = tuple(Mention("red", time, ((0.1, 0.1, 0.5, 0.5),)) for time in (0.0, 2.35, 3.99))
-    nowhere = (Mention("blue", 1.0), Mention("green", None, ((0.1, 0.1, 0.5, 0.5),)))
+    mentions = tuple(Grounding("red", time, boxes=((0.1, 0.1, 0.5, 0.5),)) for time in (0.0, 2.35, 3.99))
+    nowhere = (Grounding("blue", 1.0), Grounding("green", None, boxes=((0.1, 0.1, 0.5, 0.5),)))
     sample = Sample("s", "test", "t", "When?", "x", duration=4.0, mentions=mentions + nowhere)
     rows = rows_of(loaded, RowShape(512, 5, 12), "pointed", patches=24)
     row = rows.map(Clip((sample,), VideoSource(numbered.path)))
@@ -120,7 +121,7 @@ def test_a_file_s_frames_are_read_at_the_mentions(loaded, numbered):
 
 def test_times_differ_between_samples_and_stay_in_the_video():
     def sample(name, time):
-        return Sample(name, "test", "t", "?", "x", mentions=(Mention("x", time, ((0, 0, 1, 1),)),))
+        return Sample(name, "test", "t", "?", "x", mentions=(Grounding("x", time, boxes=((0, 0, 1, 1),)),))
 
     frames = np.arange(150) / 25
     drawn = [pointed_times([sample(str(n), 3.0)], frames)[0] for n in range(40)]

@@ -12,52 +12,56 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import o3jax
-from data_pipelines.formats.sample import Mention, Sample
+from data_pipelines.formats.sample import Sample
 from data_pipelines.reading.sources import VideoSource
 from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.clips import SyntheticClips
 from o3jax.generate.sampler import Generated
+from o3jax.grounding import Grounding
 from o3jax.hf import config_from_hf
 from o3jax.inference import respond as engine
 from o3jax.inputs.processor import load_processor
 from o3jax.models.qwen3_vl import with_evidence
 from o3jax.prompts import grammar
-from o3jax.prompts.feedback import Proposal, made_up, with_proposals
+from o3jax.prompts.feedback import made_up, with_proposals
 from o3jax.tasks import SPATIO_TEMPORAL
 from o3jax.video import VideoInfo
 from tests.o3jax.inference.test_respond import prompt_of
 from tests.o3jax.sft.test_joint import EVIDENCE, ROW, SHAPE
 
-SURE = Proposal(2.04, (1.0, 3.0), (0.1, 0.2, 0.305, 0.4))
+SURE = Grounding("", 2.04, (1.0, 3.0), ((0.1, 0.2, 0.305, 0.4),))
 ASKED = dataclasses.replace(EVIDENCE, feedback="prompt")
 
 
 def test_proposals_are_written_as_a_response_writes_them():
     assert with_proposals("When?", []) == "When?"
-    text = with_proposals("When?", [SURE, Proposal(5.0, None, None)], box_step=10)
+    text = with_proposals("When?", [SURE, Grounding("", 5.0)], box_step=10)
     assert text.splitlines() == [
         "When?",
         "<box>[100,200,300,400]</box>at<t>2.0</t>s, visible from <t>1.0</t>s to <t>3.0</t>s.",
         "at<t>5.0</t>s.",
     ]
     (claim,) = grammar.parse(f"<obj>x</obj>{text.splitlines()[1]}").claims
-    assert claim.time == 2.0 and claim.boxes[0] == pytest.approx((0.1, 0.2, 0.3, 0.4))
+    assert claim.time_s == 2.0 and claim.boxes[0] == pytest.approx((0.1, 0.2, 0.3, 0.4))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=8), st.floats(0.04, 1e4), st.booleans(), st.booleans())
 def test_what_training_makes_up_lies_in_the_video(sample_id, duration, has_interval, has_box):
     truth = [
-        Proposal(
-            duration / 2, (duration / 4, duration) if has_interval else None, SURE.box if has_box else None
+        Grounding(
+            "",
+            duration / 2,
+            (duration / 4, duration) if has_interval else None,
+            SURE.boxes if has_box else (),
         )
     ]
     made = made_up(truth, sample_id, duration)
     assert made == made_up(truth, sample_id, duration)
     if not made:
         return
-    ((time, interval, box),) = made
+    ((time, interval, box),) = [(m.time_s, m.interval, m.box) for m in made]
     assert 0 <= time <= duration
     assert (interval is None) != has_interval and (box is None) != has_box
     if interval:
@@ -101,12 +105,12 @@ def test_what_a_row_makes_up_may_lie_anywhere_in_the_video(video_model):
     config = dataclasses.replace(config_from_hf(video_model), evidence=ASKED)
     rows = MakeRow(processor, config, ROW, evidence=SHAPE)
     info = VideoInfo(10.0, 25.0, 250, 128, 128, "h264", 0)
-    evidence = {"mentions": (Mention("car", 4.0),), "intervals": ((2.0, 6.0),)}
+    evidence = {"mentions": (Grounding("car", 4.0),), "intervals": ((2.0, 6.0),)}
     ends = []
     for name in map(str, range(40)):
         sample = Sample(name, "test", SPATIO_TEMPORAL, "When?", "x", duration=8.0, **evidence)
         (prompt,) = rows.write(Clip((sample,), VideoSource(Path("v.mp4"), info))).prompts
-        made = made_up([Proposal(4.0, (2.0, 6.0), None)], name, 8.0)
+        made = made_up([Grounding("", 4.0, (2.0, 6.0))], name, 8.0)
         text = processor.decode(prompt, skip_special_tokens=False)
         assert f"{with_proposals('When?', made)}<|im_end|>" in text
         ends += [proposal.interval[1] for proposal in made]
@@ -139,5 +143,5 @@ def test_an_answer_is_written_from_the_proposals(video_model, monkeypatch, feedb
         assert (line == "") == (feedback == "none")
         if feedback == "prompt":
             (claim,) = grammar.parse(f"<obj>x</obj>{line.strip().splitlines()[0]}").claims
-            assert 0 <= claim.time <= 6.0 and len(claim.boxes) == 1
+            assert 0 <= claim.time_s <= 6.0 and len(claim.boxes) == 1
             assert 1 <= len(line.strip().splitlines()) <= EVIDENCE.proposals

@@ -23,8 +23,8 @@ def test_published_form():
     assert parsed.think.startswith("The <obj>red car") and parsed.think.endswith("s.")
     assert parsed.answer == "From <t>12.3</t>s to <t>15.6</t>s"
     car, dogs = parsed.claims
-    assert (car.object, car.boxes, car.time) == ("red car", ((0.1, 0.2, 0.3, 0.4),), 12.3)
-    assert (dogs.object, dogs.boxes, dogs.time) == ("dogs", ((0, 0, 0.5, 0.5), (0.5, 0.5, 1, 1)), 3.0)
+    assert (car.object, car.boxes, car.time_s) == ("red car", ((0.1, 0.2, 0.3, 0.4),), 12.3)
+    assert (dogs.object, dogs.boxes, dogs.time_s) == ("dogs", ((0, 0, 0.5, 0.5), (0.5, 0.5, 1, 1)), 3.0)
     assert PUBLISHED[slice(*car.span)] == "<obj>red car</obj><box>[100,200,300,400]</box>at<t>12.3</t>s"
     assert PUBLISHED[slice(*dogs.span)].endswith("at<t>3.0</t>s")
     assert parsed.times == (12.3, 3.0, 12.3, 15.6)
@@ -34,7 +34,7 @@ def test_published_form():
 def test_boxes_in_pixels_of_the_resized_frame():
     text = "<answer><obj>dog</obj><box>[105, 0, 420, 126]</box></answer>"
     [dog] = parse(text, coords.pixels(420, 252)).claims
-    assert dog == Claim("dog", ((0.25, 0, 1, 0.5),), None, (8, len(text) - 9))
+    assert dog == Claim("dog", boxes=((0.25, 0, 1, 0.5),), span=(8, len(text) - 9))
 
 
 def test_chinese():
@@ -42,7 +42,7 @@ def test_chinese():
         "<think>看<obj>红色汽车</obj><box>[1,2,3,4]</box>at<t>1.5</t>s</think><answer>从<t>1.5</t>s到<t>4</t>s</answer>"
     )
     assert parsed.well_formed and parsed.intervals == ((1.5, 4.0),)
-    assert parsed.claims[0].object == "红色汽车" and parsed.claims[0].time == 1.5
+    assert parsed.claims[0].object == "红色汽车" and parsed.claims[0].time_s == 1.5
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_intervals(text, intervals):
     ],
 )
 def test_claims(text, claims):
-    assert [(c.object, len(c.boxes), c.time) for c in parse(text).claims] == claims
+    assert [(c.object, len(c.boxes), c.time_s) for c in parse(text).claims] == claims
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_any_text_is_parsed_and_what_it_says_is_sane(text):
     for claim in parsed.claims:
         start, end = claim.span
         assert text[start : start + 5] == "<obj>" and claim.object in text[start:end]
-        assert claim.time is None or claim.time in parsed.times
+        assert claim.time_s is None or claim.time_s in parsed.times
         assert all(0 <= b[0] <= b[2] <= 1 and 0 <= b[1] <= b[3] <= 1 for b in claim.boxes)
     assert all(0 <= t < 1e9 for t in parsed.times)
     assert all(a <= b and a in parsed.times and b in parsed.times for a, b in parsed.intervals)
@@ -185,7 +185,7 @@ def test_what_is_rendered_is_read_back(claims, start, length):
         )
         parsed = parse(render(think, render_interval(start, end, language)))
         assert parsed.well_formed and parsed.intervals == ((start, end),)
-        assert [(c.object, list(c.boxes), c.time) for c in parsed.claims] == claims
+        assert [(c.object, list(c.boxes), c.time_s) for c in parsed.claims] == claims
 
 
 HOSTILE = [

@@ -1,12 +1,12 @@
 """Token positions of mentions against whole-text decoding, and matching against every permutation."""
 
-import dataclasses
 import itertools
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from o3jax.grounding import Grounding as Named
 from o3jax.prompts.grammar import parse
 from o3jax.prompts.mentions import claim_numbers, match_mentions, mention_positions
 from tests.support.paths import ROOT
@@ -90,12 +90,6 @@ def test_claims_know_their_tags():
     assert claim_numbers("", []) == []
 
 
-@dataclasses.dataclass(frozen=True)
-class Named:
-    object: str
-    time: float | None = None
-
-
 def test_in_order_where_the_names_agree():
     claims = [Named("car", 9.0), Named("Dog ", None), Named("car", 1.0)]
     truth = [Named("car", 1.0), Named("dog", 5.0), Named("Car", 9.0)]
@@ -108,14 +102,26 @@ def test_in_order_where_the_names_agree():
     [
         ([Named("car", 1.0), Named("car", 9.0)], [Named("car", 8.0)], [-1, 0]),
         ([Named("car", 8.0)], [Named("car", 1.0), Named("car", 9.0)], [1]),
-        ([Named("dog", 1.0), Named("car", 1.0)], [Named("car", 1.0), Named("dog", 1.0)], [1, 0]),
+        (
+            [Named("dog", 1.0), Named("car", 1.0)],
+            [Named("car", 1.0), Named("dog", 1.0)],
+            [1, 0],
+        ),
         ([Named("cat", 1.0)], [Named("dog", 1.0)], [-1]),
         ([Named("car"), Named("car", 5.0)], [Named("car", 5.1)], [-1, 0]),
-        ([Named("car"), Named("car"), Named("dog")], [Named("car"), Named("car")], [0, 1, -1]),
+        (
+            [Named("car"), Named("car"), Named("dog")],
+            [Named("car"), Named("car")],
+            [0, 1, -1],
+        ),
         ([Named("car", 1.0)], [], [-1]),
         ([], [Named("car", 1.0)], []),
         # Least in all: the nearest pair first (2.0 with 2.1) would leave 0.0 with 9.0.
-        ([Named("a", 2.0), Named("a", 6.0), Named("b")], [Named("a", 2.1), Named("a", 1.0)], [1, 0, -1]),
+        (
+            [Named("a", 2.0), Named("a", 6.0), Named("b")],
+            [Named("a", 2.1), Named("a", 1.0)],
+            [1, 0, -1],
+        ),
     ],
 )
 def test_hand_worked_matches(claims, truth, expected):
@@ -140,8 +146,8 @@ def test_matches_are_the_best_of_all(claims, truth):
         names = [(claims[i], truth[j]) for i, j in pairs]
         if any(a.object != b.object for a, b in names):
             return None
-        both = [abs(a.time - b.time) for a, b in names if a.time is not None and b.time is not None]
-        return -len(pairs), sum((a.time is None) != (b.time is None) for a, b in names), sum(both)
+        both = [abs(a.time_s - b.time_s) for a, b in names if a.time_s is not None and b.time_s is not None]
+        return -len(pairs), sum((a.time_s is None) != (b.time_s is None) for a, b in names), sum(both)
 
     everything = []
     for size in range(min(len(claims), len(truth)) + 1):

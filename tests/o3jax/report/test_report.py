@@ -12,16 +12,15 @@ from hypothesis import strategies as st
 
 from o3jax.report import (
     Answer,
-    Evidence,
     annotate,
     format_answer,
     question_language,
 )
-from o3jax.report.answer import Located, Segment, plain_text, segments
+from o3jax.report.answer import Segment, plain_text, segments
 from tests.support.answers import BOX, TEXT_BOX, make_evidence
 
-CAR = Evidence("红色汽车", 12.3, 308, (320, 200, 450, 280), (0.25, 0.2, 0.35, 0.3), 0.93)
-LATER = Evidence("红色汽车", 14.5, 363, (350, 210, 480, 290), (0.27, 0.2, 0.37, 0.3), 0.81)
+CAR = make_evidence("红色汽车", 12.3, (0.25, 0.2, 0.35, 0.3), (320, 200, 450, 280), 0.93)
+LATER = make_evidence("红色汽车", 14.5, (0.27, 0.2, 0.37, 0.3), (350, 210, 480, 290), 0.81)
 CHINESE = Answer(
     question="红色汽车什么时候出现?",
     text="视频中12.3-15.6秒出现红色汽车。",
@@ -55,7 +54,7 @@ def test_printed_form_in_english() -> None:
 
 
 def test_printed_form_of_two_estimates() -> None:
-    text = Located(12.6, 315, (330, 200, 460, 280), (0.26, 0.2, 0.36, 0.3))
+    text = make_evidence("红色汽车", 12.6, (0.26, 0.2, 0.36, 0.3), (330, 200, 460, 280))
     both = (dataclasses.replace(CAR, text=text), LATER)
     assert format_answer(dataclasses.replace(ENGLISH, evidence=both)).splitlines()[2:5] == [
         "- time 12.3 s (frame 308), box (x1=320, y1=200, x2=450, y2=280)",
@@ -87,7 +86,7 @@ def test_confidence_line(confidence: float, chinese: str, english: str) -> None:
 
 
 def test_printed_form_without_evidence_or_box() -> None:
-    bare = dataclasses.replace(CAR, box=None, box_px=None)
+    bare = dataclasses.replace(CAR, boxes=(), box_px=None)
     lines = format_answer(dataclasses.replace(ENGLISH, evidence=(bare,))).splitlines()
     assert lines[1:3] == ["Evidence:", "- time 12.3 s (frame 308)"]
     assert format_answer(dataclasses.replace(CHINESE, evidence=())).splitlines()[1] == "证据:无"
@@ -183,10 +182,10 @@ def test_boxes_over_time() -> None:
 
 def test_boxes_that_the_text_states_have_tracks_of_their_own() -> None:
     evidence = [
-        dataclasses.replace(make_evidence("dog", 3.0, BOX), text=Located(2.0, 50, None, TEXT_BOX)),
-        dataclasses.replace(make_evidence("dog", 1.0, BOX), text=Located(1.2, 30, None, BOX)),
-        dataclasses.replace(make_evidence("cat", 1.0, None), text=Located(1.0, 25, None, TEXT_BOX)),
-        dataclasses.replace(make_evidence("cow", 1.0, BOX), text=Located(1.0, 25, None, None)),
+        dataclasses.replace(make_evidence("dog", 3.0, BOX), text=make_evidence("dog", 2.0, TEXT_BOX)),
+        dataclasses.replace(make_evidence("dog", 1.0, BOX), text=make_evidence("dog", 1.2, BOX)),
+        dataclasses.replace(make_evidence("cat", 1.0, None), text=make_evidence("cat", 1.0, TEXT_BOX)),
+        dataclasses.replace(make_evidence("cow", 1.0, BOX), text=make_evidence("cow", 1.0, None)),
     ]
     found = annotate.tracks(evidence)
     assert [(t.object, t.stated, t.keys) for t in sorted(found, key=lambda t: (t.stated, t.object))] == [

@@ -13,8 +13,7 @@ from PIL import Image
 
 from experiments.bench import numbered as videos
 from o3jax.errors import UserError
-from o3jax.report import annotate, annotate_video, write_report
-from o3jax.report.answer import Located
+from o3jax.report import Evidence, annotate, annotate_video, write_report
 from tests.support.answers import BOX, RELEVANCE, make_answer, numbers_shown, two_estimates
 
 
@@ -76,9 +75,9 @@ def test_no_line_crosses_a_label(numbered: videos.Fixture) -> None:
     answer = two_estimates(numbered)
     cat, width, height = answer.evidence[0], 600, 360
     left, top, right, bottom = BOX
-    crossing = dataclasses.replace(cat.text, box=(left - 0.01, top - 0.02, right, bottom))
+    crossing = dataclasses.replace(cat.text, boxes=((left - 0.01, top - 0.02, right, bottom),))
 
-    def paint(text: Located | None) -> np.ndarray:
+    def paint(text: Evidence | None) -> np.ndarray:
         alone = dataclasses.replace(answer, evidence=(dataclasses.replace(cat, text=text),))
         painter = annotate._Painter(alone, width, height, 4.0)
         return painter.paint(np.zeros((height, width, 3), np.uint8), cat.time_s)

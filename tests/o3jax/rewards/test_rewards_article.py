@@ -7,7 +7,8 @@ import math
 import pytest
 
 from o3jax.errors import UserError
-from o3jax.prompts import coords, grammar
+from o3jax.grounding import Box
+from o3jax.prompts import grammar
 from o3jax.rewards import article
 
 BOX = (0.2, 0.2, 0.6, 0.6)  # area 0.16
@@ -22,7 +23,7 @@ def record(*evidence: dict, duration: float | None = 20.0, **fields) -> dict:
     return {"answer": ANSWER, "duration": duration, "evidence": list(evidence)} | fields
 
 
-def claim(time: float | None, *boxes: coords.Box, name: str = "man") -> str:
+def claim(time: float | None, *boxes: Box, name: str = "man") -> str:
     """Returns a claim; the grammar's own would round the time to a tenth."""
     return grammar.render_claim(name, boxes, None) + ("" if time is None else f"at<t>{time:.3f}</t>s")
 
@@ -194,7 +195,7 @@ def test_spread(times, sample, spread):
     assert terms["spread"] == pytest.approx(spread)
 
 
-def at(x: float) -> coords.Box:
+def at(x: float) -> Box:
     """Returns a box with this left side."""
     return (x, 0.2, x + 0.2, 0.4)
 

@@ -96,7 +96,7 @@ _items = st.lists(st.tuples(_box, st.integers(0, 60).map(lambda t: t / 10)), max
 def test_the_matching_is_the_best_one(truths, claims):
     record = RECORD | {"evidence": [{"time": t, "box": [v / 1000 for v in box]} for box, t in truths]}
     text = "; ".join(claim(",".join(map(str, box)), f"{t}") for box, t in claims)
-    read = [(c.boxes[0], c.time) for c in grammar.parse(text).claims]
+    read = [(c.boxes[0], c.time_s) for c in grammar.parse(text).claims]
     assert len(read) == len(claims)
 
     def worth(truth, one):

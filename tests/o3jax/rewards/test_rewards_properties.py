@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from o3jax.grounding import Box
 from o3jax.prompts import coords, grammar
-from o3jax.rewards import article, open_o3, overlap
+from o3jax.rewards import article, open_o3, overlap, records
 from o3jax.tasks import FREE_FORM, MCQ, SPATIO_TEMPORAL, TASKS, TEMPORAL, TEMPORAL_MCQ, VISUAL
 
 BOX, OTHER, FULL = (0.2, 0.2, 0.5, 0.6), (0.6, 0.1, 0.9, 0.4), (0.0, 0.0, 1.0, 1.0)
@@ -111,7 +112,7 @@ WRITTEN = grammar.render("", ANSWER)
 
 def worth(evidence: list[dict], *truths: dict, duration: float = 20.0) -> dict[str, float]:
     sample = {"answer": ANSWER, "duration": duration, "evidence": list(truths)}
-    return article.score(WRITTEN, sample, evidence=evidence)
+    return article.score(WRITTEN, sample, evidence=records.groundings(evidence))
 
 
 # Few moments and places, so that many matchings are level.
@@ -157,7 +158,7 @@ ONE_FRAME = {"key_frames": [{"idx": 250, "time": 10.0}]}
 @settings(max_examples=60, deadline=None)
 @given(st.floats(-0.2, 0.2), st.floats(-0.2, 0.2), st.floats(0, 1))
 def test_nearer_in_place_is_never_worse(dx, dy, share):
-    def at(x: float, y: float) -> coords.Box:
+    def at(x: float, y: float) -> Box:
         return (BOX[0] + x, BOX[1] + y, BOX[2] + x, BOX[3] + y)
 
     truth = {"object": "man", "time": 10.0, "box": BOX}

@@ -7,13 +7,14 @@ import math
 
 import pytest
 
+from o3jax.grounding import Grounding
 from o3jax.rewards import article
 from o3jax.rewards.article import ArticleWeights
 from tests.o3jax.rewards.test_rewards_article import BOX, DOG, MAN, OTHER, claim, record, text
 
 
 def test_estimates_of_the_head_are_rewarded_instead_or_too():
-    estimates = [{"object": "man", "time": 12.0, "box": list(BOX)}]  # 0.5, 1.0
+    estimates = [Grounding("man", 12.0, boxes=(BOX,))]  # 0.5, 1.0
     said = text(claim(10, OTHER))  # 1.5, -0.5
     head = article.score(said, record(MAN), evidence=estimates)
     assert (head["time"], head["box"], head["answer"]) == (0.5, 1.0, 1.0)
@@ -23,7 +24,7 @@ def test_estimates_of_the_head_are_rewarded_instead_or_too():
     both = article.score(said, record(MAN), evidence=estimates, source="both")
     assert (both["time"], both["box"]) == (1.0, 0.25)
     assert both["total"] == pytest.approx((head["total"] + alone["total"]) / 2)
-    wild = [{"object": "man", "time": math.nan, "box": [0, 0, math.inf, 1]}]
+    wild = [Grounding("man", math.nan, boxes=((0, 0, math.inf, 1),))]
     assert (
         article.score(said, record(MAN), evidence=wild)["total"]
         == article.score(text(), record(MAN))["total"] + 0.5

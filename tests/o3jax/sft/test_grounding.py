@@ -102,6 +102,6 @@ def test_a_caption_names_what_each_pair_shows(video_model, index, language):
                 found.append((boxes[0][0], thing.name(language), np.mean(boxes, axis=0)))
         for _, name, box in sorted(found, key=lambda item: item[0]):
             claim = claims.pop(0)
-            assert claim.object == name and claim.time == pytest.approx(pair.mean(), abs=0.05)
+            assert claim.object == name and claim.time_s == pytest.approx(pair.mean(), abs=0.05)
             np.testing.assert_allclose(claim.boxes[0], box, atol=5e-4)
     assert not claims

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.formats.sample import Mention, Sample
+from data_pipelines.formats.sample import Sample
 from data_pipelines.reading.sources import VideoSource
 from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates, interval_of, mentions_of, truth_of
@@ -21,6 +21,7 @@ from data_pipelines.rows.supervised import MakeRow, RowShape
 from data_pipelines.synthetic.clips import SyntheticClips
 from data_pipelines.synthetic.datasets import write_video
 from o3jax.errors import UserError
+from o3jax.grounding import Grounding
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.inputs.dense import cell_centres, dense_rate, dense_size, dense_stream, dense_wanted
 from o3jax.inputs.processor import load_processor
@@ -87,7 +88,7 @@ def sample(**fields) -> Sample:
     return Sample("s", "test", "t", "When?", "x", duration=6.0, **fields)
 
 
-CAR, DOG = Mention("car", 1.0, ((0.1, 0.1, 0.2, 0.2),)), Mention("dog", 4.0)
+CAR, DOG = Grounding("car", 1.0, boxes=((0.1, 0.1, 0.2, 0.2),)), Grounding("dog", 4.0)
 
 
 def test_intervals_of_mentions():
@@ -99,9 +100,12 @@ def test_intervals_of_mentions():
     assert [interval_of(one, m) for m in one.mentions] == [(0.0, 5.0), (0.0, 5.0)]
     three = dataclasses.replace(both, intervals=((0.0, 2.0), (0.5, 3.0), (3.5, 4.5)))
     assert [interval_of(three, m) for m in three.mentions] == [None, (3.5, 4.5)]
-    assert interval_of(sample(mentions=(Mention("x"),), intervals=((0.0, 1.0),)), Mention("x")) is None
-    stretches = Mention("x", 5.0, (), (0.0, 10.0)), Mention("x", 5.0, (), (4.0, 6.0))
-    told = sample(mentions=(*stretches, Mention("x", 7.0)), intervals=((0.0, 10.0), (4.0, 6.0)))
+    assert interval_of(sample(mentions=(Grounding("x"),), intervals=((0.0, 1.0),)), Grounding("x")) is None
+    stretches = (
+        Grounding("x", 5.0, boxes=(), interval=(0.0, 10.0)),
+        Grounding("x", 5.0, boxes=(), interval=(4.0, 6.0)),
+    )
+    told = sample(mentions=(*stretches, Grounding("x", 7.0)), intervals=((0.0, 10.0), (4.0, 6.0)))
     assert [interval_of(told, m) for m in told.mentions] == [(0.0, 10.0), (4.0, 6.0), None]
 
 
@@ -157,7 +161,7 @@ def test_a_row_with_evidence(setting, clip):
                 text.input_ids[index - 2 : index + 2]
             )
         assert (at >= 0).sum() == templates.response(asked).count("</obj>")
-        assert row.evidence.mentions.time[q, 0] == np.float32(asked.mentions[0].time)
+        assert row.evidence.mentions.time[q, 0] == np.float32(asked.mentions[0].time_s)
     small = dataclasses.replace(rows, evidence=dataclasses.replace(SHAPE, frame_pairs=70))
     with pytest.raises(
         UserError, match="75 dense frame pairs, more than the 70 .* config.evidence_shape.frame_pairs"
@@ -314,8 +318,8 @@ def test_loss_and_gradients_are_finite(setting, clip, loss_and_gradients, data):
 
 def test_forty_mentions(setting, clip):
     processor, _, model, _ = setting
-    many = tuple(Mention(f"x{i}", i / 7, ((0.1, 0.1, 0.5, 0.5),)) for i in range(40))
-    reasoning = " ".join(f"<obj>{m.object}</obj>at<t>{m.time:.1f}</t>s" for m in many)
+    many = tuple(Grounding(f"x{i}", i / 7, boxes=((0.1, 0.1, 0.5, 0.5),)) for i in range(40))
+    reasoning = " ".join(f"<obj>{m.object}</obj>at<t>{m.time_s:.1f}</t>s" for m in many)
     asked = dataclasses.replace(clip.samples[0], mentions=many, reasoning=reasoning)
     shape = dataclasses.replace(SHAPE, mentions=40, questions=1)
     row = MakeRow(processor, model.config, RowShape(1536, 3, 16), evidence=shape).map(
