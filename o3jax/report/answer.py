@@ -98,34 +98,41 @@ def question_language(question: str) -> str:
     return "zh" if _CJK.search(question) else "en"
 
 
+# How an answer is printed: the answer; evidence or none, the decoder's or the text's, a time, a box; the
+# confidence.
+_PRINTED = {
+    "en": (
+        *("Answer: {}", "Evidence:", "Evidence: none", "- time ", "  the text says: time "),
+        *("{:.1f} s (frame {})", ", box {}", "Confidence: {} ({})", " needs review"),
+    ),
+    "zh": (
+        *("答案:{}", "证据:", "证据:无", "- 时间戳:", "  文本所述:"),
+        *("{:.1f}秒(对应第{}帧)", ",边界框:{}", "置信度:{}({})", " 需人工核实"),
+    ),
+}
+
+
 def format_answer(answer: Answer) -> str:
     """Returns the printed form: the answer, a line for each piece of evidence, the confidence.
 
     Chinese for a Chinese question, else English. Control characters that a model may have put into
     its answer are left out, so that nothing but text reaches a terminal.
     """
+    said, evidence, none, own, stated, when, where, sure, review = _PRINTED[answer.language]
+
+    def place(item: Evidence) -> str:
+        box = where.format(_corners(item.box_px)) if item.box_px else ""
+        return when.format(item.time_s, item.frame) + box
+
     text = "".join(c for c in answer.text if c.isprintable() or c == "\n").strip()
-    sure = confidence.format_confidence(answer.confidence)
-    label = confidence.LABELS[answer.language][answer.label]
-    if answer.language == "zh":
-        lines = [f"答案:{text}", "证据:" if answer.evidence else "证据:无"]
-        for item in answer.evidence:
-            where = f",边界框:{_corners(item.box_px)}" if item.box_px else ""
-            lines.append(f"- 时间戳:{item.time_s:.1f}秒(对应第{item.frame}帧){where}")
-            if item.text:
-                where = f",边界框:{_corners(item.text.box_px)}" if item.text.box_px else ""
-                lines.append(f"  文本所述:{item.text.time_s:.1f}秒(对应第{item.text.frame}帧){where}")
-        review = " 需人工核实" if answer.needs_review else ""
-        return "\n".join([*lines, f"置信度:{sure}({label}){review}"])
-    lines = [f"Answer: {text}", "Evidence:" if answer.evidence else "Evidence: none"]
+    lines = [said.format(text), evidence if answer.evidence else none]
     for item in answer.evidence:
-        where = f", box {_corners(item.box_px)}" if item.box_px else ""
-        lines.append(f"- time {item.time_s:.1f} s (frame {item.frame}){where}")
+        lines.append(own + place(item))
         if item.text:
-            where = f", box {_corners(item.text.box_px)}" if item.text.box_px else ""
-            lines.append(f"  the text says: time {item.text.time_s:.1f} s (frame {item.text.frame}){where}")
-    review = " needs review" if answer.needs_review else ""
-    return "\n".join([*lines, f"Confidence: {sure} ({label}){review}"])
+            lines.append(stated + place(item.text))
+    label = confidence.LABELS[answer.language][answer.label]
+    lines.append(sure.format(confidence.format_confidence(answer.confidence), label))
+    return "\n".join(lines) + (review if answer.needs_review else "")
 
 
 def _corners(box: tuple[int, int, int, int]) -> str:

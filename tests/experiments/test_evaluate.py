@@ -147,7 +147,7 @@ def test_when_and_where_are_judged_on_the_reasoning(think, t_iou, v_iou, v_iou_a
 def test_a_claim_of_what_is_not_visible_finds_nothing(time):
     """Also at the annotated moment: the box of the object that answers is not that of the one claimed."""
     question = ask("where")
-    mention = dataclasses.replace(question.sample.mentions[0], time=1.5)
+    mention = dataclasses.replace(question.sample.mentions[0], time_s=1.5)
     question = dataclasses.replace(question, sample=dataclasses.replace(question.sample, mentions=(mention,)))
     name = "blue star" if time == "1.5" else "red circle"  # seen from 2 s, and to 3 s
     text = say("", f"<obj>{name}</obj><box>[250,250,500,500]</box>at<t>{time}</t>s")
