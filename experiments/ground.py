@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from configs.checks import check_fields
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.supervised import RowShape
 from data_pipelines.synthetic.grounding import FramePairs, MakeGroundingRow
@@ -24,8 +25,8 @@ from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import COLORS, SHAPES, make_scene, scene_seed
 from experiments.cli import shell
 from experiments.training.hosts import micro_batches, open_mesh
-from experiments.training.loop import train
-from experiments.training.trainer import check_numbers, optimizer_of
+from experiments.training.loop import RunLength, train
+from experiments.training.trainer import optimizer_of
 from experiments.training.workdir import Workdir
 from o3jax.hf.export import export_weights
 from o3jax.inputs.image import ImageConfig, VideoConfig
@@ -116,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     shell.use_compilation_cache()
     config = _CONFIG.value
-    check_numbers(config)
+    check_fields(config)
     workdir = Workdir(_WORKDIR.value, config)
     processor = make_processor(workdir.path / "tokenizer", config)
     model = make_model(processor, config)
@@ -127,14 +128,14 @@ def main(argv: Sequence[str]) -> None:
     clips = FramePairs(processor, config.level, config.pairs_per_clip, config.seed + 1)
     rows = MakeGroundingRow(processor, model.config, shape)
     pipeline = Pipeline(clips, [rows], batch_size=config.train_batch_size, seed=config.seed)
-    optimizer = optimizer_of(config)
-    mesh = open_mesh(config)
+    optimizer = optimizer_of(config, config.max_steps)
+    mesh = open_mesh(config.mesh)
     prepare = functools.partial(micro_batches, steps=1, mesh=mesh)
     with use_mesh(mesh):
         state = replicate_scalars(init_state(grounded, optimizer), mesh)
         shardings = jax.tree.map(lambda a: a.sharding, state)
         step = make_train_step(grounding_loss, optimizer, known_counts, shardings=shardings)
-        state = train(state, step, pipeline, prepare, workdir, config)
+        state = train(state, step, pipeline, prepare, workdir, RunLength.of(config, config.max_steps))
     if int(state.step) < config.max_steps:
         return
     model.vision = rescaled(state.model.tower, next(pipeline.open()).patches)

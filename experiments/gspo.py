@@ -19,11 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from configs.common import given
+from configs.checks import check_gspo
 from data_pipelines.formats.sample import Sample
 from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.evidence import EvidenceShape
@@ -34,9 +35,9 @@ from data_pipelines.rows.supervised import RowShape
 from data_pipelines.synthetic.clips import SyntheticClips
 from experiments.cli import shell
 from experiments.data.audit import as_record
-from experiments.data.clips import check_length, open_clips, open_reader, plan
+from experiments.data.clips import open_clips, open_processor, open_reader, plan
 from experiments.training.hosts import micro_batches, open_mesh
-from experiments.training.loop import StepFn, train
+from experiments.training.loop import RunLength, StepFn, train
 from experiments.training.rollouts import (
     Rollout,
     Sampled,
@@ -49,10 +50,9 @@ from experiments.training.rollouts import (
 )
 from experiments.training.samples_page import write_samples
 from experiments.training.scoring import Scored, Scorer
-from experiments.training.trainer import check_choices, export, make_trainer, trained_model
+from experiments.training.trainer import export, make_trainer, optimizer_of, trained_model
 from experiments.training.workdir import Workdir
 from o3jax.api import end_tokens, model_folder
-from o3jax.choices import RATIOS, SCALES
 from o3jax.errors import UserError
 from o3jax.files import write_text
 from o3jax.generate.sampling import Sampling
@@ -62,7 +62,7 @@ from o3jax.gspo.update import gspo_objective, sequence_counts
 from o3jax.hf.config import config_from_hf
 from o3jax.hf.weights import load_weights
 from o3jax.inference.respond import encode_visuals
-from o3jax.inputs.processor import Processor, load_processor
+from o3jax.inputs.processor import Processor
 from o3jax.models.batch import PromptBatch, stack
 from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.rewards import registry
@@ -87,11 +87,13 @@ class Iterations:
     eos_ids: tuple[int, ...]
     mesh: Mesh
     workdir: Workdir
+    steps: int  # of the whole run
     rows: MakePrompt
     clips: Sequence[Clip]
     reference: Any  # the model before training, where the loss has a KL to it
     held_out: PromptBatch | None  # prompts of the evaluation, and their clips
     asked: Sequence[Clip]
+    watch: Callable[[TrainState], None]
     rollout: Rollout | None = None
 
     def __call__(self, state: TrainState, item: Minibatch) -> tuple[TrainState, Metrics]:
@@ -113,6 +115,7 @@ class Iterations:
         batch = self.updates.minibatch(self.rollout, self._part(number))
         batch = micro_batches(batch, steps=self.config.gradient_accumulation_steps, mesh=self.mesh)
         state, metrics = self.step(state, batch)
+        self.watch(state)
         jax.block_until_ready(metrics)
         watch.lap("update")
         return state, dict(metrics) | self.rollout.metrics | watch.seconds | {"minibatch": number}
@@ -148,7 +151,7 @@ class Iterations:
         key = jax.random.fold_in(jax.random.key(config.seed), iteration)
         sampled = self._sample(policy, prompts, clips, key, config.group_size, Sampling(**config.sampling))
         watch.lap("rollout")
-        scored = self._score(policy, self.updates, sampled, samples, (int(state.step) + 1) / config.max_steps)
+        scored = self._score(policy, self.updates, sampled, samples, (int(state.step) + 1) / self.steps)
         watch.lap("rewards")
         rewards = np.array([[one.total for one in group] for group in scored], np.float32)
         advantages = group_advantages(rewards, **config.advantages)
@@ -279,43 +282,10 @@ def held_out(config: ConfigDict, rows: MakePrompt) -> tuple[PromptBatch | None, 
     """Returns prompts of the synthetic world's validation split, with their clips; none if that is off."""
     if not config.eval_every:
         return None, []
-    kind, _, level = config.rl_data_path.partition(":")
-    if kind != "synthetic":
-        raise UserError("config.eval_every is for synthetic clips: set it to 0, and use experiments.evaluate")
+    level = config.rl_data_path.partition(":")[2]
     clips = SyntheticClips("val", int(level), 1, 0)
     chosen = [clips[index] for index in range(config.eval_prompts)]
     return stack([rows.map(clip) for clip in chosen]), chosen
-
-
-def check(config: ConfigDict) -> None:
-    """Raises a UserError for a config whose fields do not go together."""
-    check_choices(config, ratio=RATIOS, reward_evidence=("text", "decoder", "both"))
-    if (scale := config.advantages.scale_rewards) not in SCALES:
-        raise UserError(f"config.advantages.scale_rewards is '{scale}'; choose one of {', '.join(SCALES)}")
-    if config.group_size < 2:
-        raise UserError(
-            f"config.group_size is {config.group_size}; write at least 2: advantages compare the "
-            "completions of a group"
-        )
-    if Sampling(**config.sampling).temperature == 0:
-        raise UserError(
-            "config.sampling.temperature is 0, at which the completions of a group are all the same: write a "
-            "positive number"
-        )
-    if config.eval_every and config.eval_prompts < 1:
-        raise UserError(f"config.eval_prompts is {config.eval_prompts}; write at least 1, or eval_every=0")
-    if config.eval_samples < 0:
-        raise UserError(f"config.eval_samples is {config.eval_samples}; write how many, 0 for greedy alone")
-    if config.prompts_per_iteration % config.minibatches_per_rollout:
-        raise UserError(
-            f"config.prompts_per_iteration is {config.prompts_per_iteration}, which "
-            f"{config.minibatches_per_rollout} minibatches cannot share: make it a multiple"
-        )
-    if config.max_steps % config.minibatches_per_rollout:
-        raise UserError(
-            f"config.max_steps is {config.max_steps} optimizer steps, {config.minibatches_per_rollout} to an "
-            "iteration: make it a multiple"
-        )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -324,31 +294,28 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(
-    config: ConfigDict, folder: str, trainer: Callable[..., tuple[TrainState, StepFn]] = make_trainer
+    config: ConfigDict,
+    folder: str,
+    optimizer: optax.GradientTransformation | None = None,
+    watch: Callable[[TrainState], None] = lambda state: None,
 ) -> None:
     """Trains in a folder until config.max_steps, and exports the model.
 
     Args:
-        trainer: makes the state and the step function, as `make_trainer` does.
+        optimizer: in place of the config's.
+        watch: is called with the state after each step.
     """
     shell.use_compilation_cache()
     if os.environ.get("JAX_COORDINATOR_ADDRESS"):
         raise UserError("GSPO runs on one host and all its devices: unset JAX_COORDINATOR_ADDRESS")
-    check(config)
-    frames = FramesConfig(**config.frames)
+    check_gspo(config)
+    Sampling(**config.sampling)
     workdir = Workdir(folder, config)
 
     source = model_folder(config.sft_model_path)
-    processor = load_processor(source)
-    processor.video_config = dataclasses.replace(processor.video_config, **given(config.video))
-    if config.rl_data_path.startswith("captions:"):
-        raise UserError(
-            f"config.rl_data_path is '{config.rl_data_path}', which asks nothing: write synthetic:1, :2 or "
-            ":3, or a dataset folder"
-        )
+    processor = open_processor(source, config)
     clips, note = open_clips(config, processor, workdir, "rl_data_path")
-    check_length(config, clips, "rl_data_path")
-    mesh = open_mesh(config)
+    mesh = open_mesh(config.mesh)
     model = load_weights(source, config_from_hf(source), dtype=jnp.float32, mesh=mesh)
     if config.reward_evidence != "text" and model.evidence is None:
         raise UserError(
@@ -371,14 +338,14 @@ def run(
         config.prompt_style,
         config.box_step,
         EvidenceShape(**config.evidence_shape) if model.evidence is not None else None,
-        frames=frames,
+        frames=FramesConfig(**config.frames),
         reader=open_reader(config),
     )
     minibatches, groups = config.minibatches_per_rollout, config.groups_per_row
     steps_each = config.prompts_per_iteration // minibatches
     cost = workdir.path / "costs.npz"
     planned, data_fingerprint, steps = plan(config, clips, rows, steps_each, field="rl_data_path", kept=cost)
-    config.max_steps = math.ceil(steps / minibatches) * minibatches
+    steps = math.ceil(steps / minibatches) * minibatches
     prompts = Pipeline(
         planned,
         [rows],
@@ -397,7 +364,9 @@ def run(
     )
     dtype = jnp.dtype(config.compute_dtype)
     reference = jax.tree.map(lambda a: jnp.array(a, dtype), model) if config.kl_coef else None
-    state, step = trainer(config, model, mesh, loss, sequence_counts, evidence=False)
+    optimizer = optimizer or optimizer_of(config, steps)
+    trainer = make_trainer(config, loss, sequence_counts, evidence=False, optimizer=optimizer)
+    state, step = trainer.start(model, mesh)
     updates = Updates(
         model.config,
         UpdateShape(
@@ -421,10 +390,12 @@ def run(
             eos_ids,
             mesh,
             workdir,
+            steps,
             rows,
             clips,
             reference,
             *held_out(config, rows),
+            watch,
         )
         del model
         state = train(
@@ -433,13 +404,14 @@ def run(
             Minibatches(prompts, minibatches),
             lambda item: item,
             workdir,
-            config,
+            RunLength.of(config, steps),
             note,
             lambda n: clips[n].samples[0].id,
         )
-        if iterations.held_out is not None and int(state.step) == config.max_steps:
+        if iterations.held_out is not None and int(state.step) == steps:
             iterations.evaluate(state)
-    export(state, config, source, processor, workdir)
+    asked = {"prompt_style": config.prompt_style, "box_step": config.box_step}
+    export(state, source, workdir.path / "model", processor, **asked)
 
 
 def _scorer(config: ConfigDict) -> Scorer:

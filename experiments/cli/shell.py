@@ -40,7 +40,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(argv)
     except flags.Error as error:
         _fail(f"{' '.join(str(error).split())} (--help lists the flags)")
-    except AttributeError as error:  # --config.field=value, where there is no such field
+    except (AttributeError, KeyError) as error:  # --config.field=value, where there is no such field
         _fail_for_field(error)
 
 
@@ -55,11 +55,11 @@ def define_config(default: str) -> flags.FlagHolder[ConfigDict]:
         return config_flags.DEFINE_config_file("config", path)
     except flags.Error as error:  # its last line is what get_config raised
         _fail(f"--config={path} cannot be used: {str(error).splitlines()[-1]}")
-    except AttributeError as error:
+    except (AttributeError, KeyError) as error:
         _fail_for_field(error)
 
 
-def _fail_for_field(error: AttributeError) -> NoReturn:
+def _fail_for_field(error: Exception) -> NoReturn:
     found = re.search(r"\w+", str(error))  # the library puts it in quotes, and a guess behind it
     name = found.group() if found else str(error)
     for old, new in RENAMED.items():

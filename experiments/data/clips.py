@@ -8,12 +8,16 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from ml_collections import ConfigDict
 
 import data_pipelines
+import o3jax.inputs
 import o3jax.prompts
+from configs.checks import generated
+from configs.common import given
 from data_pipelines.formats.index import Index, read_index
 from data_pipelines.reading.frame_cache import ArrayCache, CachedReader
 from data_pipelines.reading.guarded import GuardedReader
@@ -26,7 +30,14 @@ from experiments.training.hosts import is_first_host
 from experiments.training.workdir import Workdir
 from o3jax.errors import UserError
 from o3jax.files import write_arrays, write_text
-from o3jax.inputs.processor import Processor
+from o3jax.inputs.processor import Processor, load_processor
+
+
+def open_processor(source: Path, config: ConfigDict) -> Processor:
+    """Returns the processor of a model's folder, with what `config.video` changes."""
+    processor = load_processor(source)
+    processor.video_config = dataclasses.replace(processor.video_config, **given(config.video))
+    return processor
 
 
 def open_clips(
@@ -35,33 +46,17 @@ def open_clips(
     """Returns the clips that a field of the config names, and what to note about them on the progress lines.
 
     `synthetic:LEVEL` renders clips with questions, `captions:LEVEL` frame pairs with captions (as
-    many pairs as a row has groups); anything else is a dataset folder, of which the usable samples are
+    many pairs as a row has); anything else is a dataset folder, of which the usable samples are
     taken and the others are listed in `WORKDIR/rejected.jsonl`.
     """
-    path = config[field]
-    kind, _, level = path.partition(":")
-    if kind in ("synthetic", "captions"):
-        if not level.isdigit():
-            raise UserError(f"config.{field} is '{path}'; write {kind}:1, :2 or :3")
-        if kind == "captions":
-            return FramePairs(processor, int(level), config.row_frame_pairs, config.seed), ""
+    path, kind = config[field], generated(config[field])
+    level = path.partition(":")[2]
+    if kind == "captions":
+        return FramePairs(processor, int(level), config.row_frame_pairs, config.seed), ""
+    if kind == "synthetic":
         return SyntheticClips(config.split, int(level), config.questions_per_row, config.seed), ""
     index, note = usable_samples(path, workdir, config.max_rejected_share)
     return FolderClips(index, config.questions_per_row), note
-
-
-def check_length(config: ConfigDict, clips: Sequence[Clip], field: str = "data_path") -> None:
-    """Raises a UserError unless the config says how long the run is, in the one way that its data allow."""
-    steps, epochs = config.max_steps, config.num_train_epochs
-    if (steps > 0) == (epochs > 0):
-        raise UserError(
-            f"config.max_steps is {steps} and config.num_train_epochs is {epochs:g}: "
-            "set exactly one of them, and the other to 0"
-        )
-    if epochs > 0 and not isinstance(clips, FolderClips):
-        raise UserError(
-            f"config.num_train_epochs is {epochs:g}, but {config[field]} has no end: set config.max_steps"
-        )
 
 
 def open_reader(config: ConfigDict) -> GuardedReader | CachedReader:
@@ -80,32 +75,33 @@ def clip_costs(clips: Sequence[Clip], rows: MakeRow, file: Path | None = None) -
     """
     if file is None:
         return [rows.cost(clip) for clip in clips]
-    depends = _needs_depend_on(clips, rows)
+    depends = _costs_depend_on(clips, rows)
     try:
         with np.load(file, allow_pickle=False) as kept:
             if str(kept["depends"]) == depends:
                 return [RowCost(*row[:4], alike=tuple(row[4:])) for row in kept["costs"].tolist()]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):  # not there yet, or half written
         pass
-    cost = [rows.cost(clip) for clip in clips]
-    table = [(n.tokens, n.frame_pairs, n.questions, n.dense_pairs, *n.alike) for n in cost]
+    costs = [rows.cost(clip) for clip in clips]
+    table = [(n.tokens, n.frame_pairs, n.questions, n.dense_pairs, *n.alike) for n in costs]
     if is_first_host():
         write_arrays(file, depends=np.array(depends), costs=np.array(table))
-    return cost
+    return costs
 
 
-def _needs_depend_on(clips: Sequence[Clip], rows: MakeRow) -> str:
+def _costs_depend_on(clips: Sequence[Clip], rows: MakeRow) -> str:
     p = rows.processor
-    settings = [
-        getattr(rows, f.name)
-        for f in dataclasses.fields(rows)
-        if f.name not in ("processor", "reader", "features")
-    ]
+    left = ("processor", "reader", "features")
+    settings = [getattr(rows, f.name) for f in dataclasses.fields(rows) if f.name not in left]
     texts = p.chat_template, p.tokenizer.backend_tokenizer.to_str()
-    folders = (Path(package.__file__).parent for package in (data_pipelines, o3jax.prompts))
-    code = [path.read_text(encoding="utf-8") for folder in folders for path in sorted(folder.glob("*.py"))]
     made = type(rows).__name__, repr(settings), repr((p.image_config, p.video_config))
-    return fingerprint(repr(clips), made, texts, code)
+    return fingerprint(repr(clips), made, texts, code_of(data_pipelines, o3jax.inputs, o3jax.prompts))
+
+
+def code_of(*packages: ModuleType) -> list[str]:
+    """Returns the source of all modules of packages: what is kept in a file may depend on any of them."""
+    folders = [Path(package.__file__).parent for package in packages]
+    return [path.read_text(encoding="utf-8") for root in folders for path in sorted(root.rglob("*.py"))]
 
 
 def plan(
@@ -116,20 +112,20 @@ def plan(
     field: str = "data_path",
     kept: Path | None = None,
 ) -> tuple[Sequence, dict, int]:
-    """Returns the rows of the run, the facts that their order depends on, and the number of steps.
+    """Returns the rows of the run, the fingerprint of what their order depends on, and the number of steps.
 
     The synthetic world is endless and already in random order: each of its clips is a row. What the clips of
-    a data set need is kept in the file `kept`, so that a resumed run need not find out again.
+    a data set take of a row is kept in the file `kept`, so that a resumed run need not find out again.
     """
     data_fingerprint = {"seed": config.seed, "data": str(config[field])}
     if not isinstance(clips, FolderClips):
         return clips, data_fingerprint, config.max_steps
-    cost, capacity = clip_costs(clips.clips, rows, kept), rows.capacity()
+    costs, capacity = clip_costs(clips.clips, rows, kept), rows.capacity()
     ids = [clip.samples[0].id for clip in clips.clips]
-    check_fit(ids, cost, capacity)
+    check_fit(ids, costs, capacity)
     sources = [clip.samples[0].source for clip in clips.clips]
     planned = plan_rows(
-        cost,
+        costs,
         sources,
         capacity,
         seed=config.seed,
@@ -138,18 +134,14 @@ def plan(
         least=config.max_steps * batch_size,
     )
     clips_each = sum(map(len, planned)) / len(planned)
-    waste = ", ".join(
-        f"{share:.1%} of the {name}" for name, share in padding(planned, cost, capacity).items()
-    )
+    shares = padding(planned, costs, capacity)
+    waste = ", ".join(f"{share:.1%} of the {name}" for name, share in shares.items())
     print(f"{len(planned)} rows of {clips_each:.1f} clips; padding is {waste}", flush=True)
     asked = [[sample.id for sample in clip.samples] for clip in clips.clips]
-    data_fingerprint["data"] = fingerprint(asked, [dataclasses.astuple(need) for need in cost])
+    data_fingerprint["data"] = fingerprint(asked, [dataclasses.astuple(one) for one in costs])
     data_fingerprint["rows"] = fingerprint(capacity.counts(), dict(config.mixture))
-    return (
-        PlannedRows(clips.clips, planned),
-        data_fingerprint,
-        config.max_steps or math.ceil(len(planned) / batch_size),
-    )
+    steps = config.max_steps or math.ceil(len(planned) / batch_size)
+    return PlannedRows(clips.clips, planned), data_fingerprint, steps
 
 
 def usable_samples(folder: str, workdir: Workdir, max_rejected_share: float) -> tuple[Index, str]:

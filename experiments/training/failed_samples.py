@@ -9,31 +9,26 @@ from pathlib import Path
 import numpy as np
 
 from experiments.training.hosts import gathered, is_first_host
-from experiments.training.metrics_log import _step_of
-from o3jax.files import write_text
+from experiments.training.metrics_log import lines_until, write_lines
 from o3jax.models.batch import Failures
 
 
 class FailedSamples:
-    """Which samples could not be read, in WORKDIR/failed.jsonl; they were in their rows, masked."""
+    """The samples that could not be read, in WORKDIR/failed.jsonl; they were in their rows, masked."""
 
     LEAST = 100  # clips that a share is of, at least: one bad file among the first is no reason to stop
 
     def __init__(self, workdir: Path, step: int, clips: int, names: Callable[[int], str]):
         path = workdir / "failed.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
-        if is_first_host():
-            write_text(path, "".join(line + "\n" for line in kept))
+        kept = lines_until(path, step)
+        write_lines(path, kept)
         self.path, self.clips, self.failed, self._names = path, clips, len(kept), names
 
     def take(self, step: int, failures: Failures | None) -> None:
-        """Writes down what could not be read of a batch."""
+        """Counts the clips of a batch, and writes down those that could not be read."""
         if failures is None:
             return
-        numbers, errors = (
-            gathered(array.reshape(-1, *array.shape[2:])) for array in (failures.number, failures.error)
-        )
+        numbers, errors = (gathered(a.reshape(-1, *a.shape[2:])) for a in (failures.number, failures.error))
         self.clips += int((numbers >= 0).sum())
         bad = np.flatnonzero(errors[:, 0])
         if len(bad) and is_first_host():
@@ -45,7 +40,9 @@ class FailedSamples:
         self.failed += len(bad)
 
     def note(self) -> str:
+        """Returns what a progress line says of them."""
         return f"failed {self.failed}" if self.failed else ""
 
     def is_over(self, share: float) -> bool:
+        """Whether more of the clips failed than this share."""
         return self.failed > share * max(self.clips, self.LEAST)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +12,13 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+import o3jax.inputs
+import o3jax.models
 from data_pipelines.reading.feature_cache import FeatureCache
 from data_pipelines.reading.frame_cache import ArrayCache
-from data_pipelines.rows.clips import Clip, FolderClips
+from experiments.data.clips import code_of
 from o3jax.errors import UserError
-from o3jax.inputs import collate, dense
-from o3jax.models import layers, qwen3_vl, rope, vision
-from o3jax.models.attention import kernels as attention
+from o3jax.inputs import collate
 from o3jax.models.batch import Features, Patches, SupervisedBatch, map_arrays, take
 from o3jax.models.qwen3_vl import Qwen3VL, dense_tokens, visual_features
 from o3jax.models.vision import VisionTower
@@ -80,33 +79,23 @@ def _dense(tower: VisionTower, patches: Patches) -> Float[Array, "B T P D"]:
 def _fingerprint(tower: VisionTower, shape: Sequence[int]) -> str:
     """Returns a hash of all that features depend on beside the clip: weights, code, sizes, the machine."""
     device = jax.devices()[0].device_kind
-    facts = (tower.config, shape, jax.__version__, device, jax.config.jax_default_matmul_precision)
-    digest = hashlib.sha256(repr(facts).encode())
-    for module in (attention, layers, qwen3_vl, rope, vision, collate, dense):
-        digest.update(Path(module.__file__).read_bytes())
+    machine = (tower.config, shape, jax.__version__, device, jax.config.jax_default_matmul_precision)
+    digest = hashlib.sha256(repr(machine).encode())
+    for source in code_of(o3jax.inputs, o3jax.models):
+        digest.update(source.encode())
     for leaf in jax.tree.leaves(tower):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
 
 
-def open_features(config: ConfigDict, model: Qwen3VL, clips: Sequence[Clip]) -> FeatureMaker | None:
+def open_features(config: ConfigDict, model: Qwen3VL) -> FeatureMaker | None:
     """Returns what makes and keeps features, where the config names a folder for them.
 
     Raises:
-        UserError: if the tower is trained, clips never come twice, or several hosts share the run.
+        UserError: if several hosts share the run.
     """
     if not config.feature_cache:
         return None
-    if config.lr_multipliers.vision:
-        raise UserError(
-            "config.feature_cache keeps what a frozen tower makes, but this one is trained: set "
-            "config.lr_multipliers.vision=0, or leave config.feature_cache empty"
-        )
-    if not isinstance(clips, FolderClips):
-        raise UserError(
-            f"config.feature_cache keeps the clips of a data set, but those of {config.data_path} never come "
-            "twice: leave config.feature_cache empty"
-        )
     if jax.process_count() > 1:
         raise UserError("config.feature_cache works on one host: leave it empty")
     cache = ArrayCache(config.feature_cache, int(config.feature_cache_gib * 2**30))

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from o3jax.errors import UserError
 from o3jax.models.batch import Tree
@@ -26,20 +25,20 @@ def gathered(part: np.ndarray) -> np.ndarray:
     return multihost_utils.process_allgather(part, tiled=True) if jax.process_count() > 1 else part
 
 
-def open_mesh(config: ConfigDict) -> Mesh:
+def open_mesh(axes: Mapping[str, int]) -> Mesh:
     """Returns the mesh of `config.mesh`, over the first devices if it needs fewer than there are."""
-    needed, found = math.prod(config.mesh.values()), jax.device_count()
+    needed, found = math.prod(axes.values()), jax.device_count()
     if needed > found:
         raise UserError(f"config.mesh needs {needed} devices, but there are {found}: make its axes smaller")
     hosts = jax.process_count()
-    if hosts > 1 and (needed < found or config.mesh.data * config.mesh.fsdp % hosts):
+    if hosts > 1 and (needed < found or axes["data"] * axes["fsdp"] % hosts):
         raise UserError(
             f"config.mesh must use all {found} devices of {hosts} hosts, and data x fsdp must be a multiple "
             f"of {hosts}, or their parts of a batch would overlap: change its axes"
         )
     if needed < found:
         print(f"config.mesh uses {needed} of {found} devices", flush=True)
-    return make_mesh(jax.devices()[:needed], **config.mesh)
+    return make_mesh(jax.devices()[:needed], **axes)
 
 
 def micro_batches(batch: Tree, steps: int, mesh: Mesh) -> Tree:

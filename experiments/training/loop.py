@@ -24,8 +24,25 @@ from o3jax.train.state import Metrics, TrainState
 StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
+@dataclasses.dataclass(frozen=True)
+class RunLength:
+    """How many steps a run has, and at which of them it writes what."""
+
+    max_steps: int
+    log_every: int
+    save_every: int
+    stop_at_step: int = 0  # ends the run early, as if it had been preempted; 0 is off
+    max_failed_share: float = 1.0  # of the clips that were to be read; more stops the run, saved
+
+    @classmethod
+    def of(cls, config: ConfigDict, max_steps: int) -> RunLength:
+        """Returns that of a config, which may say its steps in epochs."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name in config]
+        return cls(**{name: config[name] for name in names} | {"max_steps": max_steps})
+
+
 @dataclasses.dataclass
-class Clock:
+class _Clock:
     """Where the time goes between two lines of the log."""
 
     started: float = dataclasses.field(default_factory=time.perf_counter)
@@ -44,25 +61,23 @@ def train(
     pipeline: Pipeline,
     prepare: Callable[[Any], Any],
     workdir: Workdir,
-    config: ConfigDict,
+    length: RunLength,
     note: str = "",
     names: Callable[[int], str] = str,
 ) -> TrainState:
-    """Returns the state after `config.max_steps` steps, continuing from the workdir's checkpoint.
+    """Returns the state after `length.max_steps` steps, continuing from the workdir's checkpoint.
 
     Args:
         state: the state before the first step.
-        step_fn: a jitted step that donates its state.
+        step_fn: a step that donates its state.
         pipeline: batches; the position in it is part of every checkpoint.
         prepare: host batch -> what `step_fn` takes.
         workdir: where everything is kept.
-        config: log_every, save_every, max_steps, and stop_at_step (0: none) to end a run early as if
-            it had been preempted.
         note: stands on every progress line, such as how many records were rejected.
         names: what a clip is called by its number.
 
     Raises:
-        UserError: if more clips than the share `config.max_failed_share` cannot be read; the state is saved.
+        UserError: if more clips than the share `max_failed_share` cannot be read; the state is saved.
     """
     state, start = workdir.restore(state, Position(data_fingerprint=dict(pipeline.data_fingerprint)))
     step = first = int(state.step)
@@ -73,8 +88,8 @@ def train(
     log = MetricsLog(workdir.path, step)
     stop = {"now": False}
     previous = signal.signal(signal.SIGTERM, lambda *_: stop.update(now=True))
-    last = min(config.max_steps, config.stop_at_step or config.max_steps)
-    run_started, clock = time.perf_counter(), Clock()
+    last = min(length.max_steps, length.stop_at_step or length.max_steps)
+    run_started, clock = time.perf_counter(), _Clock()
     window: list[Metrics] = []
     stopping = False
 
@@ -96,25 +111,25 @@ def train(
                 raise
             window.append(metrics)
             step += 1
-            failing = failures.is_over(config.get("max_failed_share", 1.0))
+            failing = failures.is_over(length.max_failed_share)
             # Read once: a signal that comes later ends the next step, which saves. Any host may get it.
             stopping = bool(gathered(np.array([stop["now"]])).any())
-            saving = step % config.save_every == 0 or step == last or stopping or failing
-            if step % config.log_every == 0 or saving:
+            saving = step % length.save_every == 0 or step == last or stopping or failing
+            if step % length.log_every == 0 or saving:
                 # Before a checkpoint too: a step that is not repeated must not be missing in the log.
                 values = log.write(step, window)
                 elapsed = time.perf_counter() - clock.started
                 rate, waited = len(window) / elapsed, clock.waited / elapsed
-                told = "  ".join(filter(None, (note, failures.note())))
                 if is_first_host():
-                    _print_progress(step, config.max_steps, values, rate, waited, told)
-                window, clock = [], Clock()
+                    notes = "  ".join(filter(None, (note, failures.note())))
+                    _print_progress(step, length.max_steps, values, rate, waited, notes)
+                window, clock = [], _Clock()
             if saving:
                 save(step)
             if failing:
                 raise UserError(
                     f"{failures.failed} of {failures.clips} clips could not be read, more than the share "
-                    f"config.max_failed_share={config.max_failed_share:g}; step {step} is saved: mend what "
+                    f"config.max_failed_share={length.max_failed_share:g}; step {step} is saved: mend what "
                     f"{failures.path} names, or raise the share"
                 )
     finally:

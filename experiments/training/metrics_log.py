@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard of a run."""
+"""metrics.jsonl and TensorBoard of a run, and the JSON lines of a run that goes on."""
 
 from __future__ import annotations
 
@@ -15,16 +15,33 @@ from o3jax.files import write_text
 from o3jax.train.state import Metrics
 
 
+def lines_until(path: Path, step: int) -> list[str]:
+    """Returns the lines of a file of JSON objects up to a step, from which a run goes on."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [line for line in lines if _step_of(line) <= step]
+
+
+def _step_of(line: str) -> float:
+    # A line that was cut off when the process was killed counts as not written.
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    """Writes a file of lines, whole or not at all; of several hosts the first does."""
+    if is_first_host():
+        write_text(path, "".join(line + "\n" for line in lines))
+
+
 class MetricsLog:
     """metrics.jsonl and TensorBoard; lines after the resumed step are dropped, so curves are one line."""
 
     def __init__(self, workdir: Path, step: int):
         path = workdir / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
+        write_lines(path, lines_until(path, step))
         first = is_first_host()
-        if first:
-            write_text(path, "".join(line + "\n" for line in kept))
         self.file = open(path if first else os.devnull, "a")
         self.board = SummaryWriter(
             str(workdir / "tensorboard"), purge_step=step + 1 if step else None, write_to_disk=first
@@ -44,11 +61,3 @@ class MetricsLog:
     def close(self) -> None:
         self.file.close()
         self.board.close()
-
-
-def _step_of(line: str) -> float:
-    # A line that was cut off when the process was killed counts as not written.
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return float("inf")

@@ -6,11 +6,13 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from configs.checks import renamed
 from experiments.training.hosts import is_first_host
 from o3jax.errors import UserError
 from o3jax.files import read_json, write_json
@@ -24,7 +26,8 @@ class Workdir:
     folder never holds two experiments.
 
     Raises:
-        UserError: if the folder belongs to a run with another configuration, or cannot be written.
+        UserError: if the folder belongs to a run with another configuration or of an earlier revision, or
+            cannot be written.
     """
 
     # May differ between a run and its continuation.
@@ -42,13 +45,21 @@ class Workdir:
             raise UserError(
                 f"--workdir={path} cannot be a folder ({error.strerror}): name another one"
             ) from None
-        new = json.loads(config.to_json())
         options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
         self.manager = ocp.CheckpointManager(self.path / "checkpoints", options=options)
-        known = self.path / "config.json"
+        self._keep_config(json.loads(config.to_json()))
+
+    def _keep_config(self, new: dict[str, Any]) -> None:
+        """Writes config.json, after comparing it with that of the run that the folder holds."""
+        path = self.path / "config.json"
         # A run that failed before its first checkpoint left nothing that another could spoil.
-        if known.exists() and self.manager.latest_step() is not None:
-            old = read_json(known)
+        if path.exists() and self.manager.latest_step() is not None:
+            old = read_json(path)
+            if found := renamed(old):
+                raise UserError(
+                    f"{path} is of an earlier revision, whose {found[0]} is now called {found[1]}, and which "
+                    "cannot be continued: give another --workdir"
+                )
             changed = sorted(
                 k for k in {*old, *new} if old.get(k) != new.get(k) and k not in self.FREE_FIELDS
             )
@@ -58,7 +69,7 @@ class Workdir:
                     "or the config that it was started with"
                 )
         if is_first_host():
-            write_json(known, new, indent=2)
+            write_json(path, new, indent=2)
 
     def save(self, state: TrainState, position: Position) -> None:
         """Saves state and data position under the state's step; returns when the checkpoint is complete."""
@@ -75,12 +86,18 @@ class Workdir:
         """Returns the newest saved state and where its data stopped; what was given if none is saved.
 
         Raises:
-            UserError: if the data are not those of the saved state: the position would mean other samples.
+            UserError: if the data are not those of the saved state: the position would mean other samples;
+                or if an earlier revision saved it.
         """
         step = self.manager.latest_step()
         if step is None:
             return state, start
         data = self.manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
+        if "facts" in data:
+            raise UserError(
+                f"{self.path} holds checkpoints of an earlier revision, which cannot be continued: give "
+                "another --workdir"
+            )
         old, new = data["data_fingerprint"], start.data_fingerprint
         changed = [name for name, value in new.items() if old.get(name) != value]
         if changed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import functools
 import importlib
 import json
 import math
@@ -16,23 +15,23 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
 from configs import common
 from configs.ablation_tiny import CELLS
+from configs.checks import NUMBERS, check_fields, check_sft, check_text_alone, leaves
 from configs.common import given
 from data_pipelines.formats.index import Index
 from data_pipelines.formats.sample import Sample
 from data_pipelines.reading.sources import ImageSource, VideoSource
 from data_pipelines.rows.clips import Clip, FolderClips
-from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates
 from data_pipelines.rows.frames import FramesConfig, plan_frames
 from data_pipelines.rows.packing import RowCapacity, RowCost
-from data_pipelines.rows.supervised import MakeRow, RowShape
-from experiments.training import trainer
-from experiments.training.trainer import check_numbers, optimizer_of
-from experiments.training.workdir import Workdir
+from experiments.data.clips import open_clips, plan
+from experiments.training.build_sft import architecture_of, make_rows, make_sft_trainer
+from experiments.training.workdir import Position, Workdir
 from o3jax.api import model_folder
 from o3jax.errors import UserError
 from o3jax.generate.sampling import Sampling
@@ -43,17 +42,10 @@ from o3jax.inputs.processor import load_processor
 from o3jax.models.batch import map_arrays
 from o3jax.models.config import EvidenceConfig, TextConfig, VisionConfig
 from o3jax.models.presets import PRESETS
-from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
-from o3jax.models.runtime import Runtime
+from o3jax.models.qwen3_vl import abstract_model
 from o3jax.rewards import registry
-from o3jax.sft.evidence import EvidenceWeights
-from o3jax.sft.joint import joint_counts, joint_loss
-from o3jax.sft.text import text_loss, token_counts
-from o3jax.tasks import SPATIO_TEMPORAL, VISUAL
-from o3jax.train.lora import LoRA, adapted_loss
-from o3jax.train.state import init_state
 from o3jax.video import VideoInfo
-from tests.support.commands import command, run_command
+from tests.support.commands import run_command
 from tests.support.paths import ROOT
 
 ARGUMENTS = {
@@ -95,7 +87,7 @@ def test_the_grounding_config_describes_a_model():
 
 
 def sft_parts(c: ConfigDict, rank: int = 0) -> tuple:
-    """Returns (abstract state, abstract loss and sums of a micro-batch), put together as the command does."""
+    """Returns (abstract state, abstract metrics of a step), put together as the command does."""
     published = c.model_name_or_path.startswith("models/")
     folder = model_folder("o3-tiny")
     processor, config = load_processor(folder), config_from_hf(folder)
@@ -105,49 +97,23 @@ def sft_parts(c: ConfigDict, rank: int = 0) -> tuple:
         processor.video_config = VideoConfig()
         c.data_path = "synthetic:1"
     processor.video_config = dataclasses.replace(processor.video_config, **given(c.video))
-    with command("sft", "--config=configs/sft_tiny.py", "--workdir=unused") as sft:
-        clips, _ = sft.open_clips(c, processor, workdir=None)
-    if c.evidence is not None:
-        evidence = EvidenceConfig(**c.evidence, feedback=c.feedback or "none")
-        config = dataclasses.replace(config, evidence=evidence)
-    shape = RowShape(c.row_length, c.row_frame_pairs, c.row_patches)
-    targets = EvidenceShape(**c.evidence_shape) if c.evidence else None
-    rows = MakeRow(
-        processor,
-        config,
-        shape,
-        c.prompt_style,
-        c.box_step,
-        targets,
-        c.full_text_loss,
-        FramesConfig(**c.frames),
-    )
+    config = architecture_of(c, dataclasses.replace(config, evidence=None))
+    c.lora.rank, steps = rank, c.max_steps or 100
+    trainer = make_sft_trainer(c, processor, config, steps)
+    state = jax.eval_shape(lambda model: trainer.init(trainer.adapted(model)), abstract_model(config))
+    rows, *others = make_rows(c, processor, config)
+    clips, _ = open_clips(c, processor, workdir=None)
     row = rows.map(clips[0])
-    weights = dict(c.loss)
-    named = {name: weights.pop(name) for name in ("evidence_weight", "candidate_low")}
-    loss, counts = text_loss, token_counts
-    if targets:
-        row = OpenCandidates().random_map(row, np.random.default_rng(0))
-        loss = functools.partial(joint_loss, weights=EvidenceWeights(**weights), **named)
-        counts = joint_counts
+    for transform in others:
+        row = transform.random_map(row, np.random.default_rng(0))
     size = c.per_device_train_batch_size * c.mesh.data * c.mesh.fsdp
-    batch = map_arrays(lambda a: jax.ShapeDtypeStruct((size, *a.shape), a.dtype), row)
-
-    c.max_steps = c.max_steps or 100
-    optimizer = optimizer_of(c)
-    frozen = [part for part, rate in c.lr_multipliers.items() if not rate]
-    c.lora.rank = rank
-
-    def start(model: Qwen3VL):
-        if rank:
-            model = LoRA(model, key=jax.random.key(0), **c.lora)
-        return init_state(model, optimizer, frozen)
-
-    if rank:
-        loss, frozen = adapted_loss(loss), ["base", *frozen]
-    state = jax.eval_shape(start, abstract_model(config))
-    cast = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.dtype(c.compute_dtype)), state.model)
-    return state, jax.eval_shape(lambda m, b: loss(m, b, counts(b), Runtime(remat=c.remat)), cast, batch)
+    steps = c.gradient_accumulation_steps
+    row = dataclasses.replace(row, failures=None)
+    batch = map_arrays(lambda a: jax.ShapeDtypeStruct((steps, size, *a.shape), a.dtype), row)
+    after, metrics = jax.eval_shape(trainer.make_step(), state, batch)
+    shapes = [[(a.shape, a.dtype) for a in jax.tree.leaves(one)] for one in (after, state)]
+    assert shapes[0] == shapes[1]
+    return state, metrics
 
 
 @pytest.mark.parametrize(("name", "argument"), [pair for pair in CONFIGS if pair[0].startswith("sft")])
@@ -155,10 +121,10 @@ def test_every_sft_config_builds(name, argument):
     c = load(name, argument)
     assert set(c) == set(common.sft())
     assert (c.max_steps > 0) != (c.num_train_epochs > 0)
-    state, (loss, sums) = sft_parts(c)
-    assert loss.shape == () and loss.dtype == jnp.float32
-    assert {"text", "accuracy"} <= set(sums)
-    assert ("proposal_time_error" in sums) == (c.evidence is not None)
+    state, metrics = sft_parts(c)
+    assert metrics["loss"].shape == () and metrics["loss"].dtype == jnp.float32
+    assert {"text", "accuracy"} <= set(metrics)
+    assert ("proposal_time_error" in metrics) == (c.evidence is not None)
     frozen = [part for part, rate in c.lr_multipliers.items() if not rate]
     parts = [getattr(state.model, part) for part in ("vision", "text", "evidence") if part not in frozen]
     trained = sum(a.size for a in jax.tree.leaves(parts))
@@ -277,7 +243,7 @@ def test_every_gspo_config_describes_iterations(name, argument):
 
 @pytest.mark.parametrize(("name", "argument"), CONFIGS)
 def test_the_numbers_of_every_config_make_sense(name, argument):
-    check_numbers(load(name, argument))
+    check_fields(load(name, argument))
 
 
 def test_every_number_that_is_checked_is_a_field_of_a_stage():
@@ -285,9 +251,8 @@ def test_every_number_that_is_checked_is_a_field_of_a_stage():
     for stage in (common.sft(), common.gspo(), load("ground_tiny")):
         if "video" in stage:
             stage.video = ConfigDict(dict.fromkeys(stage.video, 1))
-        leaves = jax.tree_util.tree_leaves_with_path(stage.to_dict())
-        names |= {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves}
-    for _, _, fields in trainer._NUMBERS:
+        names |= {name for name, _ in leaves(stage)}
+    for _, _, fields in NUMBERS:
         assert all(fnmatch.filter(names, field) for field in fields)
 
 
@@ -323,10 +288,10 @@ def test_every_number_that_is_checked_is_a_field_of_a_stage():
 )
 def test_numbers_that_no_run_can_mean_are_refused(stage, field, value, says):
     c = getattr(common, stage)()
-    check_numbers(c)
+    check_fields(c)
     c.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=re.escape(f"config.{field} is {value:g}; write ")) as error:
-        check_numbers(c)
+        check_fields(c)
     assert says in str(error.value)
 
 
@@ -344,8 +309,7 @@ def test_epochs_become_steps(rows, batch, epochs, steps):
     maker = SimpleNamespace(
         cost=lambda clip: RowCost(10, 1), capacity=lambda: RowCapacity(15, 4, None, None, c.clips_per_row)
     )
-    with command("sft", "--config=configs/sft_tiny.py", "--workdir=unused") as sft:
-        assert sft.plan(c, clips, maker, batch)[2] == steps
+    assert plan(c, clips, maker, batch)[2] == steps
 
 
 # --- the article's recipe, small ---
@@ -461,7 +425,76 @@ def test_a_text_alone_does_not_read_what_modules_say(tmp_path, capfd, config, fl
 
 def test_which_modules_a_text_alone_may_have_beside_it():
     plain = EvidenceConfig(16, 2, box_frames="pointed")
-    with command("sft", "--config=configs/sft_tiny.py", "--workdir=unused") as sft:
-        for have in (None, plain):
-            sft.check_text_alone(have, feedback=None, box_frames=None)
-            sft.check_text_alone(have, feedback="none", box_frames="stream")
+    c = load("sft_open_o3")
+    for have, rules in ((None, (None, None)), (plain, (None, None)), (None, ("none", "stream"))):
+        c.feedback, c.box_frames = rules
+        check_sft(c)
+        check_text_alone(have)
+    with pytest.raises(UserError, match="the model's text reads its evidence modules' proposals"):
+        check_text_alone(dataclasses.replace(plain, feedback="prompt"))
+
+
+# --- fields of earlier revisions ---
+
+OLD = {
+    "rates": ("c.rates = c.lr_multipliers", "config.rates is now called lr_multipliers"),
+    "read": ("c.rates.vision = 0.0", "config.rates is now called lr_multipliers"),
+    "row_groups": ("c.row_groups = 3", "config.row_groups is now called row_frame_pairs"),
+    "groups": (
+        "c.evidence_shape = common.evidence_shape(groups=75)",
+        "config.evidence_shape.groups is now called evidence_shape.frame_pairs",
+    ),
+    "head": (
+        "c.reward_evidence = 'head'",
+        "config.reward_evidence='head' is now called reward_evidence='decoder'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_an_old_field_in_a_file_is_told_its_new_name(tmp_path, capfd, name):
+    line, says = OLD[name]
+    path, command_name = tmp_path / "old.py", "gspo" if name == "head" else "sft"
+    path.write_text(
+        f"from configs import common, {command_name}_tiny\n"
+        f"def get_config():\n    c = {command_name}_tiny.get_config()\n    {line}\n    return c\n"
+    )
+    done = run_command(capfd, command_name, f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    assert done.code == 2 and says in done.err and done.err.count("\n") == 1, done.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "says"),
+    [
+        ("sft", "rates.vision=0", OLD["rates"][1]),
+        ("gspo", "row_groups=3", OLD["row_groups"][1]),
+        ("sft", "evidence_shape.groups=75", OLD["groups"][1]),
+        ("gspo", "reward_evidence=head", OLD["head"][1]),
+    ],
+)
+def test_an_old_field_as_a_flag_is_told_its_new_name(tmp_path, capfd, name, flag, says):
+    done = run_command(capfd, name, f"--config.{flag}", f"--workdir={tmp_path / 'run'}")
+    assert done.code == 2 and says in done.err and done.err.count("\n") == 1, done.err
+
+
+def test_a_run_of_an_earlier_revision_is_refused(tmp_path, capfd):
+    """First by the names in its config.json, then by what its checkpoints hold."""
+    run, config = tmp_path / "run", load("sft_tiny", "captions")
+    config.model_name_or_path, config.row_length = "o3-tiny", 224
+    workdir = Workdir(run, config)
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave({".step": np.zeros(())}),
+        data=ocp.args.JsonSave({"rows": 0, "clips": 0, "facts": {"seed": 0}}),
+    )
+    workdir.manager.save(1, args=args)
+    workdir.manager.wait_until_finished()
+    with pytest.raises(UserError, match="of an earlier revision, which cannot be continued.*--workdir"):
+        Workdir(run, config).restore(None, Position())
+    old = json.loads((run / "config.json").read_text())
+    old["rates"] = old.pop("lr_multipliers")
+    (run / "config.json").write_text(json.dumps(old))
+    flags = ["--config=configs/sft_tiny.py:captions", f"--workdir={run}"]
+    done = run_command(capfd, "sft", *flags, "--config.model_name_or_path=o3-tiny")
+    assert done.code == 2 and done.err.count("\n") == 1, done.err
+    assert "of an earlier revision, whose rates is now called lr_multipliers" in done.err

@@ -26,7 +26,7 @@ from data_pipelines.rows.clips import FolderClips
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.synthetic.datasets import make_dataset
 from experiments.data.clips import usable_samples
-from experiments.training.loop import train
+from experiments.training.loop import RunLength, train
 from experiments.training.workdir import Workdir
 from o3jax.errors import UserError
 from o3jax.tasks import SPATIO_TEMPORAL, TEMPORAL, VISUAL
@@ -352,7 +352,7 @@ def test_a_training_gets_the_good_samples_and_the_note(training, folder, capfd, 
     flags, workdir = training
     given = {}
 
-    def train(state, step, pipeline, prepare, workdir, config, note, names):
+    def train(state, step, pipeline, prepare, workdir, length, note, names):
         given.update(note=note, batch=next(pipeline.open()))
         raise UserError("enough")
 
@@ -370,13 +370,13 @@ class State(NamedTuple):
 
 def run(workdir: Workdir, note: str) -> None:
     """Two steps of a training that learns nothing."""
-    settings = ConfigDict({"max_steps": 2, "log_every": 1, "save_every": 2, "stop_at_step": 0})
+    length = RunLength(max_steps=2, log_every=1, save_every=2)
     data = Pipeline([{}] * 9, [], batch_size=1, seed=0)
 
     def step(state, batch):
         return State(state.step + 1), {"loss": jnp.float32(0.5)}
 
-    train(State(jnp.int32(0)), step, data, lambda batch: batch, workdir, settings, note)
+    train(State(jnp.int32(0)), step, data, lambda batch: batch, workdir, length, note)
 
 
 def test_every_progress_line_tells_the_rejects(tmp_path, capsys):

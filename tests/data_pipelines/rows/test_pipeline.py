@@ -30,7 +30,7 @@ from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.supervised import MakeRow, RowShape
 from data_pipelines.synthetic.clips import SyntheticClips
 from data_pipelines.synthetic.datasets import write_video
-from experiments.training.loop import train
+from experiments.training.loop import RunLength, train
 from experiments.training.workdir import Workdir
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
@@ -326,7 +326,15 @@ def trained(folder, c, pipeline, seen):
         return dataclasses.replace(state, step=state.step + 1), {"loss": jnp.float32(0)}
 
     state = TrainState(jnp.zeros((), jnp.int32), {"w": jnp.zeros(2)}, {})
-    return train(state, step, pipeline, lambda b: b, Workdir(folder, c), c, names=lambda n: f"clip-{n}")
+    return train(
+        state,
+        step,
+        pipeline,
+        lambda b: b,
+        Workdir(folder, c),
+        RunLength.of(c, c.max_steps),
+        names=lambda n: f"clip-{n}",
+    )
 
 
 def test_failures_are_listed_and_resuming_goes_on(tmp_path, nine, capsys):

@@ -14,7 +14,7 @@ from data_pipelines.rows.evidence import EvidenceShape
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.supervised import MakeRow, RowShape
 from experiments.data.clips import clip_costs, plan
-from experiments.training.loop import train
+from experiments.training.loop import RunLength, train
 from experiments.training.workdir import Workdir
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf
@@ -48,7 +48,7 @@ def trained(folder, data_fingerprint: dict, stop: int) -> None:
 
     state = TrainState(jnp.zeros((), jnp.int32), {"w": jnp.zeros(2)}, {})
     pipeline = Pipeline([{"x": np.zeros(1)}] * 9, [], batch_size=1, seed=0, data_fingerprint=data_fingerprint)
-    train(state, step, pipeline, lambda batch: batch, Workdir(folder, c), c)
+    train(state, step, pipeline, lambda batch: batch, Workdir(folder, c), RunLength.of(c, c.max_steps))
 
 
 @pytest.mark.parametrize(

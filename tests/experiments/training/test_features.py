@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from configs import common
+from configs.checks import check_sft
 from data_pipelines.reading.frame_cache import ArrayCache
 from data_pipelines.reading.guarded import GuardedReader
 from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates
 from data_pipelines.rows.packing import PlannedRows
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.supervised import MakeRow, RowShape
-from data_pipelines.synthetic.clips import SyntheticClips
 from data_pipelines.synthetic.datasets import make_dataset
 from experiments.training.features import FeatureMaker, open_features
 from experiments.training.rollouts import with_features
@@ -174,12 +174,12 @@ def test_whatever_features_depend_on_is_another_entry(setting, tmp_path):
     ],
 )
 def test_mistakes(setting, tmp_path, changes, says):
-    model, clips, *_ = setting
     c = common.sft()
-    c.feature_cache, c.lr_multipliers.vision = str(tmp_path / "cache"), 0.0
+    c.max_steps, c.feature_cache, c.lr_multipliers.vision = str(tmp_path / "cache"), 0.0
     c.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=says):
-        open_features(c, model, SyntheticClips("train", 1, 1) if c.data_path else clips)
+        check_sft(c)
+        open_features(c, setting[0])
 
 
 CONFIG = """

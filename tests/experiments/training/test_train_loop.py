@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.supervised import MakeRow, RowShape
 from data_pipelines.synthetic.clips import SyntheticClips
+from experiments.training.loop import RunLength
 from experiments.training.loop import train as run_steps
 from experiments.training.metrics_log import MetricsLog
 from experiments.training.workdir import Workdir
@@ -235,7 +236,9 @@ def test_steps_before_a_stop_by_a_mistake_are_in_the_log(tmp_path):
 
         state = TrainState(jnp.zeros((), jnp.int32), {"w": jnp.zeros(2)}, {})
         pipeline = Pipeline([(0, 1, 2)] * 9, [Named()], batch_size=1, seed=0)
-        run_steps(state, step, pipeline, lambda batch: batch, Workdir(tmp_path, c), c)
+        run_steps(
+            state, step, pipeline, lambda batch: batch, Workdir(tmp_path, c), RunLength.of(c, c.max_steps)
+        )
 
     with pytest.raises(UserError, match="stop"):
         steps(mistake_at=5)

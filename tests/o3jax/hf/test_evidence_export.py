@@ -9,7 +9,6 @@ import math
 import shutil
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,6 @@ import pytest
 import torch
 import transformers
 from jax.sharding import PartitionSpec
-from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 import o3jax
@@ -218,8 +216,8 @@ def test_a_trained_model_is_presented_at_the_rate_of_its_source(tmp_path, monkey
     write(tmp_path / "source", {"fps": 12.5, "prompt_style": "open_o3", "box_step": 1})
     exported = []
     monkeypatch.setattr(trainer, "export_model", lambda *arguments: exported.append(arguments[-1]))
-    config, run = ConfigDict({"prompt_style": "plain", "box_step": 10}), SimpleNamespace(path=tmp_path)
-    trainer.export(TrainState(0, None, None), config, tmp_path / "source", None, run)
+    asked = {"prompt_style": "plain", "box_step": 10}
+    trainer.export(TrainState(0, None, None), tmp_path / "source", tmp_path / "model", None, **asked)
     assert exported == [Settings("plain", 12.5, 10)]
 
 

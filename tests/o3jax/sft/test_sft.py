@@ -420,7 +420,7 @@ def test_rates_scale_the_updates_of_their_parts(setting, kind):
         c.optimizer, c.max_steps, c.learning_rate, c.weight_decay = kind, 1, 1e-2, 0.1
         with c.ignore_type():
             c.lr_multipliers.update(factors)
-        optimizer = optimizer_of(c)
+        optimizer = optimizer_of(c, c.max_steps)
         return optimizer.update(gradient, optimizer.init(model), model)[0]
 
     factors = {"vision": 0.25, "text": 1.0, "evidence": 2.0}

@@ -1,0 +1,175 @@
+"""What a run of `experiments.sft` is made of, from its config.
+
+`build_sft` makes all of it. Its parts stand apart, so that a step can be taken on abstract arrays too:
+`architecture_of`, `make_rows` and `make_sft_trainer` know no weights, `load_model` alone does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from configs.checks import check_text_alone, choose_modules
+from data_pipelines.rows.clips import Clip
+from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates
+from data_pipelines.rows.frames import FramesConfig
+from data_pipelines.rows.pipeline import Pipeline
+from data_pipelines.rows.supervised import MakeRow, RowShape
+from experiments.data.clips import open_clips, open_processor, open_reader, plan
+from experiments.training.features import FeatureMaker, open_features
+from experiments.training.hosts import micro_batches, open_mesh
+from experiments.training.loop import RunLength, StepFn
+from experiments.training.trainer import Trainer, make_trainer, optimizer_of
+from experiments.training.workdir import Workdir
+from o3jax.api import model_folder
+from o3jax.hf.config import config_from_hf
+from o3jax.hf.fields import Section
+from o3jax.hf.o3_config import evidence_config
+from o3jax.hf.weights import load_weights
+from o3jax.inputs.processor import Processor
+from o3jax.models.batch import SupervisedBatch
+from o3jax.models.config import Config
+from o3jax.models.qwen3_vl import Qwen3VL, with_evidence
+from o3jax.prompts.tokenizer import number_tokens
+from o3jax.sft.evidence import EvidenceWeights
+from o3jax.sft.joint import joint_counts, joint_loss
+from o3jax.sft.text import number_targets, text_loss, token_counts
+from o3jax.sharding import parameter_shardings
+from o3jax.train.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class SftRun:
+    """A run before its first step."""
+
+    source: Path  # the folder of the model that it starts from
+    processor: Processor
+    clips: Sequence[Clip]
+    note: str  # of the clips, for the progress lines
+    mesh: Mesh
+    pipeline: Pipeline
+    features: FeatureMaker | None
+    micro_batches: int
+    state: TrainState
+    step: StepFn
+    length: RunLength
+
+    def prepare(self, batch: SupervisedBatch) -> SupervisedBatch:
+        """Returns a host's batch as the step takes it."""
+        batch = self.features(batch) if self.features else batch
+        return micro_batches(
+            dataclasses.replace(batch, failures=None), steps=self.micro_batches, mesh=self.mesh
+        )
+
+    def name_of(self, number: int) -> str:
+        """Returns what a clip is called."""
+        return self.clips[number].samples[0].id
+
+
+def build_sft(config: ConfigDict, workdir: Workdir) -> SftRun:
+    """Returns all that a run is made of; `config` has passed `configs.checks.check_sft`."""
+    source = model_folder(config.model_name_or_path)
+    architecture = architecture_of(config, config_from_hf(source))
+    processor = open_processor(source, config)
+    clips, note = open_clips(config, processor, workdir)
+    mesh = open_mesh(config.mesh)
+    model = load_model(source, architecture, mesh, config.seed)
+
+    features = open_features(config, model)
+    transforms = make_rows(config, processor, architecture, features)
+    replicas = mesh.shape["data"] * mesh.shape["fsdp"]
+    batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps * replicas
+    planned, fingerprint, steps = plan(
+        config, clips, transforms[0], batch_size, kept=workdir.path / "costs.npz"
+    )
+    pipeline = Pipeline(
+        planned,
+        transforms,
+        batch_size=batch_size,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        data_fingerprint=fingerprint,
+    )
+    trainer = make_sft_trainer(config, processor, architecture, steps)
+    state, step = trainer.start(model, mesh)
+    return SftRun(
+        source=source,
+        processor=processor,
+        clips=clips,
+        note=note,
+        mesh=mesh,
+        pipeline=pipeline,
+        features=features,
+        micro_batches=config.gradient_accumulation_steps,
+        state=state,
+        step=step,
+        length=RunLength.of(config, steps),
+    )
+
+
+def architecture_of(config: ConfigDict, have: Config) -> Config:
+    """Returns what a run trains: a model's architecture, with the evidence modules that the config describes.
+
+    Raises:
+        UserError: if the model has other modules, or its text cannot be trained without them.
+    """
+    if config.evidence is None:
+        check_text_alone(have.evidence)
+        return have
+    asked = evidence_config(Section(config.evidence.to_dict(), "config", "evidence."))
+    return dataclasses.replace(have, evidence=choose_modules(config, asked, have.evidence))
+
+
+def load_model(source: Path, architecture: Config, mesh: Mesh, seed: int) -> Qwen3VL:
+    """Returns a folder's model on a mesh, float32; modules that it does not have are made anew."""
+    model = load_weights(source, config_from_hf(source), dtype=jnp.float32, mesh=mesh)
+    if architecture.evidence is not None and model.evidence is None:
+        made = with_evidence(model, architecture.evidence, jax.random.key(seed))
+        model = jax.device_put(made, parameter_shardings(made, mesh))
+    model.config = architecture
+    return model
+
+
+def make_rows(
+    config: ConfigDict, processor: Processor, architecture: Config, features: FeatureMaker | None = None
+) -> list[MakeRow | OpenCandidates]:
+    """Returns what makes a row of clips: transforms, the first of which is a `MakeRow`."""
+    joint = config.evidence is not None
+    rows = MakeRow(
+        processor,
+        architecture,
+        RowShape(config.row_length, config.row_frame_pairs, config.row_patches, config.clips_per_row),
+        config.prompt_style,
+        config.box_step,
+        EvidenceShape(**config.evidence_shape) if joint else None,
+        full_text=config.full_text_loss,
+        frames=FramesConfig(**config.frames),
+        reader=open_reader(config),
+        features=features and features.cache,
+    )
+    return [rows, OpenCandidates()] if joint else [rows]
+
+
+def make_sft_trainer(config: ConfigDict, processor: Processor, architecture: Config, steps: int) -> Trainer:
+    """Returns the loss of a config, of the text or of text and evidence, and how it is optimised."""
+    times, integers = number_tokens(processor.tokenizer)
+    kinds = ((times, config.soften_times), (integers, config.soften_coordinates))
+    soften = config.soften_times or config.soften_coordinates
+    table = number_targets(architecture.text.vocab_size, kinds) if soften else None
+    joint = config.evidence is not None
+    loss, count = functools.partial(text_loss, soft_targets=table), token_counts
+    if joint:
+        weights = dict(config.loss)
+        named = {name: weights.pop(name) for name in ("evidence_weight", "candidate_low")}
+        named |= {"weights": EvidenceWeights(**weights), "soft_targets": table}
+        loss, count = functools.partial(joint_loss, **named), joint_counts
+    return make_trainer(config, loss, count, evidence=joint, optimizer=optimizer_of(config, steps))
