@@ -175,7 +175,7 @@ def test_whatever_features_depend_on_is_another_entry(setting, tmp_path):
 )
 def test_mistakes(setting, tmp_path, changes, says):
     c = common.sft()
-    c.max_steps, c.feature_cache, c.lr_multipliers.vision = str(tmp_path / "cache"), 0.0
+    c.max_steps, c.feature_cache, c.lr_multipliers.vision = 1, str(tmp_path / "cache"), 0.0
     c.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=says):
         check_sft(c)
