@@ -44,6 +44,7 @@ from o3jax.models.config import EvidenceConfig, TextConfig, VisionConfig
 from o3jax.models.presets import PRESETS
 from o3jax.models.qwen3_vl import abstract_model
 from o3jax.rewards import registry
+from o3jax.tasks import SPATIO_TEMPORAL, VISUAL
 from o3jax.video import VideoInfo
 from tests.support.commands import run_command
 from tests.support.paths import ROOT

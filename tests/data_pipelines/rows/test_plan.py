@@ -6,7 +6,6 @@ import copy
 import dataclasses
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -20,6 +19,7 @@ from o3jax.errors import UserError
 from o3jax.hf import config_from_hf
 from o3jax.inputs.processor import load_processor
 from o3jax.train.state import TrainState
+from tests.support.streams import Named
 from tests.support.tiny import EVIDENCE, film
 
 ROW = RowShape(640, 6, 16, clips=2)
@@ -47,7 +47,7 @@ def trained(folder, data_fingerprint: dict, stop: int) -> None:
         return dataclasses.replace(state, step=state.step + 1), {"loss": jnp.float32(0)}
 
     state = TrainState(jnp.zeros((), jnp.int32), {"w": jnp.zeros(2)}, {})
-    pipeline = Pipeline([{"x": np.zeros(1)}] * 9, [], batch_size=1, seed=0, data_fingerprint=data_fingerprint)
+    pipeline = Pipeline([(0, 1, 2)] * 9, [Named()], batch_size=1, seed=0, data_fingerprint=data_fingerprint)
     train(state, step, pipeline, lambda batch: batch, Workdir(folder, c), RunLength.of(c, c.max_steps))
 
 
