@@ -1,4 +1,7 @@
-"""`python -m experiments.answer`: asks a video a question, prints the answer with its evidence."""
+"""`o3jax ask VIDEO QUESTION`: asks a video a question, prints the answer with its evidence.
+
+As `python -m experiments.answer` too, with --video_path and --question in place of the two.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,12 @@ from absl import flags
 
 from experiments.cli import shell
 from o3jax.errors import UserError
+from o3jax.files import is_remote, write_text
 
-_VIDEO = flags.DEFINE_string("video_path", None, "The video file.", required=True)
-_QUESTION = flags.DEFINE_string("question", None, "What to ask, in English or Chinese.", required=True)
+_VIDEO = flags.DEFINE_string("video_path", None, "The video file, in place of the first argument.")
+_QUESTION = flags.DEFINE_string(
+    "question", None, "What to ask, in English or Chinese, in place of the second."
+)
 _MODEL = flags.DEFINE_string("model_path", "o3-tiny", "A model folder, or the embedded o3-tiny.")
 _FPS = flags.DEFINE_float("fps", 25.0, "Frames per second at which the video is presented and numbered.")
 _JSON = flags.DEFINE_string("json", None, "Also write the answer as JSON to this file.")
@@ -22,39 +28,49 @@ _ANNOTATED = flags.DEFINE_string("annotated", None, "Also write an mp4 with the 
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}: put the question in quotes, after --question")
+    video, question = _asked(argv[1:])
     for name in ("json", "report", "annotated"):
-        _check_writable(name, flags.FLAGS[name].value)
+        _check_writable(name, flags.FLAGS[name].value, video)
     # After the flags are checked: starting JAX takes seconds.
     import o3jax
-    from o3jax.files import write_text
     from o3jax.report import annotate_video, format_answer, write_report
 
     shell.use_compilation_cache()
     model = o3jax.load(_MODEL.value)
-    answer = model.answer(_VIDEO.value, _QUESTION.value, fps=_FPS.value)
+    answer = model.answer(video, question, fps=_FPS.value)
     print(format_answer(answer))
     for note in answer.video["notes"]:
         print(f"note: {note}", file=sys.stderr)
     if _JSON.value:
         write_text(_JSON.value, answer.to_json() + "\n")
     if _ANNOTATED.value:
-        annotate_video(_VIDEO.value, answer, _ANNOTATED.value)
+        annotate_video(video, answer, _ANNOTATED.value)
     if _REPORT.value:
-        write_report(answer, _VIDEO.value, _REPORT.value)
+        write_report(answer, video, _REPORT.value)
     for path in filter(None, (_JSON.value, _ANNOTATED.value, _REPORT.value)):
         print(f"wrote {path}")
 
 
-def _check_writable(flag: str, path: str | None) -> None:
+def _asked(arguments: Sequence[str]) -> tuple[str, str]:
+    """Returns the video and the question, from the flags and, where these are not given, the arguments."""
+    rest, found = list(arguments), []
+    for flag in (_VIDEO, _QUESTION):
+        if flag.value is None and not rest:
+            raise UserError(f"--{flag.name} is missing: write o3jax ask VIDEO QUESTION, or give it as a flag")
+        found.append(rest.pop(0) if flag.value is None else flag.value)
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}: put the question in quotes")
+    return found[0], found[1]
+
+
+def _check_writable(flag: str, path: str | None, video: str) -> None:
     """Refuses an output that could not be written after the work is done."""
-    if path is None:
+    if path is None or is_remote(path):
         return
     parent = Path(path).absolute().parent
     if not parent.is_dir() or Path(path).is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"--{flag}={path} cannot be written: name a file in an existing folder")
-    if Path(path).resolve() == Path(_VIDEO.value).resolve():
+    if Path(path).resolve() == Path(video).resolve():
         raise UserError(f"--{flag}={path} is the video itself: name another file")
 
 

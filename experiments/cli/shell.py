@@ -12,14 +12,18 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+import configs
 from configs.checks import RENAMED
+from experiments.cli.verbs import VERBS
 from o3jax.errors import UserError
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs an absl `main`; a UserError, a wrong flag or a path that cannot be written becomes one sentence on
-    stderr and exit code 2."""
-
+    stderr and exit code 2. --help prints one example before the flags."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(_help(main))
+        sys.exit()
     logging.set_verbosity(logging.WARNING)
 
     def guarded(argv: Sequence[str]) -> None:
@@ -46,10 +50,12 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 def define_config(default: str) -> flags.FlagHolder[ConfigDict]:
     """Returns the flag --config=FILE[:ARGUMENT], whose fields are flags too: --config.field=value."""
-    given = [arg.partition("=")[2] for arg in sys.argv if arg.startswith("--config=")]
-    path = given[-1] if given else default
+    sys.argv = [_found(arg) if arg.startswith("--config=") else arg for arg in sys.argv]
+    given = [arg for arg in sys.argv if arg.startswith("--config=")]
+    path = (given[-1] if given else _found(f"--config={default}")).partition("=")[2]
     if not Path(path.partition(":")[0]).is_file():
-        _fail(f"--config={path} names no file: give a file such as {default}")
+        name = Path(default).stem
+        _fail(f"--config={path} names no file: give a file such as {default}, or a name such as {name}")
     try:
         # The library reads --config.field=value here already, so the file must be the given one.
         return config_flags.DEFINE_config_file("config", path)
@@ -57,6 +63,28 @@ def define_config(default: str) -> flags.FlagHolder[ConfigDict]:
         _fail(f"--config={path} cannot be used: {str(error).splitlines()[-1]}")
     except (AttributeError, KeyError) as error:
         _fail_for_field(error)
+
+
+def _found(flag: str) -> str:
+    """Returns the flag with the package's config of this name, where no such file is here."""
+    name, colon, argument = flag.partition("=")[2].partition(":")
+    given, ours = Path(name), Path(configs.__file__).with_name(f"{Path(name).stem}.py")
+    if given.is_file() or given.parent not in (Path(), Path("configs")) or not ours.is_file():
+        return flag
+    return f"--config={ours}{colon}{argument}"
+
+
+def _help(main: Callable[[Sequence[str]], None]) -> str:
+    """Returns an example and the flags of the command whose `main` this is."""
+    module = sys.modules[main.__module__]
+    own = sys.argv[0] if module.__name__ == "__main__" else module.__name__
+    listed = flags.FLAGS.module_help(own).partition(":\n")[2].rstrip()
+    name = module.__spec__.name.removeprefix("experiments.")
+    example = next((f"example:\n  {v.example}\n\n" for v in VERBS.values() if v.module == name), "")
+    if hasattr(module, "_CONFIG"):
+        listed += "\n  --config=FILE[:ARGUMENT]: a config: your file, or one of the package by name"
+        listed += "\n  --config.FIELD=VALUE: any field of it, such as --config.learning_rate=1e-5"
+    return f"{example}{module.__doc__.strip()}\n\nflags:\n{listed}"
 
 
 def _fail_for_field(error: Exception) -> NoReturn:

@@ -1,9 +1,9 @@
 """Makes data sets and checks them.
 
-python -m experiments.data make --out DIR --split train --count 100 --level 1 --format stgr|published|article
-python -m experiments.data check DIR [--out PICTURES]
-python -m experiments.data build DIR --out OUT
-python -m experiments.data audit DIR --reward=NAME
+o3jax data make --out DIR --split train --count 100 --level 1 --format stgr|published|article
+o3jax data check DIR [--out PICTURES]
+o3jax data build DIR --out OUT
+o3jax data audit DIR --reward=NAME
 """
 
 from __future__ import annotations
