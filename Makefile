@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench o3-tiny
+.PHONY: setup demo test lint bench docs o3-tiny
 
 setup: $(VENV)/runtime
 demo: $(VENV)/runtime
@@ -13,6 +13,8 @@ test: $(VENV)/dev
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+docs: $(VENV)/docs
+	$(BIN)/mkdocs build --strict
 bench: $(VENV)/dev
 	$(BIN)/python -m experiments.bench
 
@@ -37,4 +39,7 @@ $(VENV)/runtime: requirements.txt | $(BIN)/python
 	@touch $@
 $(VENV)/dev: requirements-dev.txt $(VENV)/runtime
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+$(VENV)/docs: requirements-docs.txt $(VENV)/runtime
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-docs.txt
 	@touch $@

@@ -1,7 +1,7 @@
 """`python -m experiments.evaluate --benchmark synthetic --model_path M`: benchmark figures of a model.
 
 Prints tables with the baselines beside and, with `--out F.json`, writes every metric, the error analysis
-and the generations. `experiments.evaluation.synthetic` says how the synthetic world is scored.
+and the generations. `experiments.evaluation.scores` says how the synthetic world is scored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from experiments.cli import shell
-from experiments.evaluation import synthetic as synthetic_eval
+from experiments.evaluation import figures, scores
+from experiments.evaluation import synthetic as synthetic_questions
 from o3jax import api
 from o3jax.errors import UserError
 from o3jax.files import write_json
@@ -98,12 +99,12 @@ def _synthetic(folder: Path, console: Console) -> dict[str, Any]:
     count, began = _NUM_QUESTIONS.value, time.perf_counter()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("rendering clips", total=count)
-        step = synthetic_eval.QUESTIONS_PER_CLIP
-        questions = synthetic_eval.make_questions(
+        step = synthetic_questions.QUESTIONS_PER_CLIP
+        questions = synthetic_questions.make_questions(
             folder, _SPLIT.value, count, _LEVEL.value, _SEED.value, lambda: progress.advance(bar, step)
         )
         bar = progress.add_task("answering", total=count)
-        responses = synthetic_eval.generate(
+        responses = synthetic_questions.generate(
             model,
             questions,
             folder,
@@ -113,12 +114,12 @@ def _synthetic(folder: Path, console: Console) -> dict[str, Any]:
         )
     seconds = time.perf_counter() - began
 
-    def scored(answers: Sequence[str]) -> list[synthetic_eval.Scored]:
-        return [synthetic_eval.score(q, text) for q, text in zip(questions, answers, strict=True)]
+    def scored(answers: Sequence[str]) -> list[scores.Scored]:
+        return [scores.score(q, text) for q, text in zip(questions, answers, strict=True)]
 
-    baselines = synthetic_eval.baseline_texts(questions, _SEED.value)
+    baselines = synthetic_questions.baseline_texts(questions, _SEED.value)
     answered = [
-        synthetic_eval.score(q, response.text, response.estimates)
+        scores.score(q, response.text, response.estimates)
         for q, response in zip(questions, responses, strict=True)
     ]
     result = {
@@ -134,8 +135,8 @@ def _synthetic(folder: Path, console: Console) -> dict[str, Any]:
             "max_new_tokens": _MAX_NEW_TOKENS.value,
         },
         "seconds": seconds,
-        **synthetic_eval.report(answered),
-        "baselines": {name: synthetic_eval.report(scored(answers)) for name, answers in baselines.items()},
+        **figures.report(answered),
+        "baselines": {name: figures.report(scored(answers)) for name, answers in baselines.items()},
         "generations": [one.to_json() for one in answered],
     }
     _print(result, console)

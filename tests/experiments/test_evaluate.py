@@ -19,10 +19,10 @@ from data_pipelines.formats.sample import Sample
 from data_pipelines.synthetic import scenes as synthetic
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import Object, Scene, Span, make_scene, scene_seed
-from experiments.evaluation import baselines
-from experiments.evaluation import synthetic as synthetic_eval
+from experiments.evaluation import baselines, figures, scores
+from experiments.evaluation import synthetic as synthetic_questions
 from experiments.evaluation.baselines import Asked
-from experiments.evaluation.synthetic import Question
+from experiments.evaluation.scores import Question
 from o3jax.api import Model
 from o3jax.errors import UserError
 from o3jax.grounding import Grounding
@@ -73,7 +73,7 @@ def unseen(count: int, level: int = 1) -> list[Question]:
 
 
 def report(questions: list[Question], texts: list[str]) -> dict:
-    return synthetic_eval.report([synthetic_eval.score(*pair) for pair in zip(questions, texts, strict=True)])
+    return figures.report([scores.score(*pair) for pair in zip(questions, texts, strict=True)])
 
 
 # The three scores of one generation
@@ -109,7 +109,7 @@ def report(questions: list[Question], texts: list[str]) -> dict:
     ],
 )
 def test_answers_are_judged_by_the_rule_of_their_kind(kind, truth, answer, right):
-    assert synthetic_eval.score(ask(kind, truth), say(answer)).correct is right
+    assert scores.score(ask(kind, truth), say(answer)).correct is right
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_answers_are_judged_by_the_rule_of_their_kind(kind, truth, answer, right
 )  # fmt: skip
 def test_when_and_where_are_judged_on_the_reasoning(think, t_iou, v_iou, v_iou_answer, time_off):
     answer = "<obj>red circle</obj><box>[250,250,500,500]</box>at<t>2.0</t>s From <t>1.0</t>s to <t>3.0</t>s"
-    scored = synthetic_eval.score(ask("where"), say(answer, think))
+    scored = scores.score(ask("where"), say(answer, think))
     assert (scored.t_iou, scored.v_iou, scored.v_iou_answer) == pytest.approx((t_iou, v_iou, v_iou_answer))
     assert scored.time_off_s == (None if time_off is None else pytest.approx(time_off))
 
@@ -151,7 +151,7 @@ def test_a_claim_of_what_is_not_visible_finds_nothing(time):
     question = dataclasses.replace(question, sample=dataclasses.replace(question.sample, mentions=(mention,)))
     name = "blue star" if time == "1.5" else "red circle"  # seen from 2 s, and to 3 s
     text = say("", f"<obj>{name}</obj><box>[250,250,500,500]</box>at<t>{time}</t>s")
-    scored = synthetic_eval.score(question, text)
+    scored = scores.score(question, text)
     assert scored.v_iou == 0.0
     assert scored.v_iou_answer == (1.0 if time == "1.5" else 0.0)  # whatever the claim calls it
     assert report([question], [text])["metrics"]["m_vIoU"] == 0.0
@@ -163,7 +163,7 @@ def test_a_moving_box_is_compared_at_the_claimed_time():
     question = dataclasses.replace(ask("where"), scene=scene)
     # At 3.2 s it has moved by 32 px, a quarter of the frame.
     text = say("", "<obj>red circle</obj><box>[375,375,625,625]</box>at<t>3.2</t>s")
-    assert synthetic_eval.score(question, text).v_iou == pytest.approx(1.0)
+    assert scores.score(question, text).v_iou == pytest.approx(1.0)
 
 
 # Metrics over several
@@ -230,7 +230,7 @@ def test_exact_times_have_an_iou_of_one():
     for question in unseen(20):
         start, end = question.sample.intervals[0]
         text = say("", f"From <t>{start:.2f}</t>s to <t>{end:.2f}</t>s")
-        assert synthetic_eval.score(question, text).t_iou == pytest.approx(1.0)
+        assert scores.score(question, text).t_iou == pytest.approx(1.0)
 
 
 _PIECES = st.sampled_from(
@@ -317,9 +317,7 @@ def _asked(kind: str, question: str, language: str = "en") -> Asked:
 )  # fmt: skip
 def test_copy_says_what_the_question_says(asked, object, time, interval, answer):
     guess = baselines.Guess("name", (1.0, 3.0), 2.0, (0.4, 0.4, 0.6, 0.6), "word")
-    parsed = synthetic_eval.grammar.parse(
-        baselines.copy_question(asked, {(asked.topic, asked.language): guess})
-    )
+    parsed = scores.grammar.parse(baselines.copy_question(asked, {(asked.topic, asked.language): guess}))
     claim = parsed.claims[0]
     assert (claim.object, claim.time_s, parsed.intervals[0], parsed.answer) == (
         object,
@@ -333,10 +331,10 @@ def test_copy_says_what_the_question_says(asked, object, time, interval, answer)
 @pytest.mark.parametrize("level", [1, 2])
 def test_baselines_are_deterministic_and_weak(level):
     questions = unseen(210, level)
-    texts = synthetic_eval.baseline_texts(questions, seed=0)
+    texts = synthetic_questions.baseline_texts(questions, seed=0)
     if level == 1:
-        again = synthetic_eval.baseline_texts(questions, seed=0)
-        other = synthetic_eval.baseline_texts(questions, seed=1)
+        again = synthetic_questions.baseline_texts(questions, seed=0)
+        other = synthetic_questions.baseline_texts(questions, seed=1)
         assert texts == again and texts["chance"] != other["chance"]
     results = {name: report(questions, answers) for name, answers in texts.items()}
     assert all(r["errors"]["malformed"] == r["errors"]["no_time"] == 0 for r in results.values())
@@ -398,8 +396,8 @@ def test_the_two_estimates_side_by_side():
         sample = question.sample
         text = templates.response(sample, 10)
         estimates = [estimate(sample, shift)] * text.count("</obj>")
-        scored.append(synthetic_eval.score(question, text, estimates))
-    decoded = synthetic_eval.metrics(scored)["decoder"]
+        scored.append(scores.score(question, text, estimates))
+    decoded = figures.metrics(scored)["decoder"]
     lengths = [end - start for start, end in (q.sample.intervals[0] for q in questions)]
     overlap = [max(0.0, n - abs(s)) / (n + abs(s)) for n, s in zip(lengths, late, strict=True)]
     assert decoded["N"] == 6 and decoded["m_tIoU"] == pytest.approx(np.mean(overlap))
@@ -416,7 +414,7 @@ def test_the_two_estimates_side_by_side():
     # The text is right to a tenth: nothing of its error comes with the estimate's.
     assert abs(decoded["error_correlation"]["time"] or 0.0) < 0.7
     shifted = [dataclasses.replace(s, point_error_s=2 * e) for s, e in zip(scored, late, strict=True)]
-    assert synthetic_eval.decoder_metrics(shifted)["error_correlation"]["time"] == pytest.approx(1.0)
+    assert figures.decoder_metrics(shifted)["error_correlation"]["time"] == pytest.approx(1.0)
     assert decoded["right_object"]["N"] == 6 and decoded["right_object"]["m_tIoU"] == decoded["m_tIoU"]
     # The text claims another object: the decoder, asked about that one, counts for the first mean only.
     other = next(thing for thing in questions[0].scene.objects if thing is not questions[0].target)
@@ -424,20 +422,20 @@ def test_the_two_estimates_side_by_side():
     text = templates.response(sample, 10).replace(
         f"<obj>{sample.mentions[0].object}</obj>", f"<obj>{other.name(sample.language)}</obj>"
     )
-    wrong = synthetic_eval.score(questions[0], text, [estimate(sample, 0.3)] * text.count("</obj>"))
-    assert synthetic_eval.decoder_metrics([*scored, wrong])["right_object"] == decoded["right_object"]
-    silent = synthetic_eval.score(questions[0], "<think>nothing</think><answer>x</answer>")
-    assert silent.decoded is None and "decoder" not in synthetic_eval.metrics([silent])
-    assert synthetic_eval.metrics([*scored, silent])["decoder"]["m_tIoU"] == pytest.approx(sum(overlap) / 7)
+    wrong = scores.score(questions[0], text, [estimate(sample, 0.3)] * text.count("</obj>"))
+    assert figures.decoder_metrics([*scored, wrong])["right_object"] == decoded["right_object"]
+    silent = scores.score(questions[0], "<think>nothing</think><answer>x</answer>")
+    assert silent.decoded is None and "decoder" not in figures.metrics([silent])
+    assert figures.metrics([*scored, silent])["decoder"]["m_tIoU"] == pytest.approx(sum(overlap) / 7)
 
 
 def test_every_row_gets_its_question_and_its_video(tmp_path):
     oracle, data, clips = Oracle(tmp_path / "tokenizer", 5), tmp_path / "data", []
-    questions = synthetic_eval.make_questions(data, "test", 5, 1, 0, lambda: clips.append(1))
+    questions = synthetic_questions.make_questions(data, "test", 5, 1, 0, lambda: clips.append(1))
     assert [q.sample for q in questions] == oracle.samples and len(clips) == 3
     assert len(list((data / "videos").glob("*.mp4"))) == 3
     done = []
-    responses = synthetic_eval.generate(
+    responses = synthetic_questions.generate(
         oracle, questions, data, batch_size=3, max_new_tokens=500, on_batch=done.append
     )
     assert [r.text for r in responses] == [templates.response(q.sample, 10) for q in questions]
@@ -455,9 +453,9 @@ def test_every_row_gets_its_question_and_its_video(tmp_path):
 
 def test_wrong_counts_are_refused(tmp_path):
     with pytest.raises(UserError, match="num_questions"):
-        synthetic_eval.make_questions(tmp_path / "x", "test", 0, 1, 0, lambda: None)
+        synthetic_questions.make_questions(tmp_path / "x", "test", 0, 1, 0, lambda: None)
     with pytest.raises(UserError, match="split"):
-        synthetic_eval.make_questions(tmp_path / "x", "exam", 2, 1, 0, lambda: None)
+        synthetic_questions.make_questions(tmp_path / "x", "exam", 2, 1, 0, lambda: None)
     assert not (tmp_path / "x").exists()
 
 
