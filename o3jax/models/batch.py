@@ -45,7 +45,7 @@ class Features:
 
     # Of the language stream each token with its DeepStack features, [*B, T, P / 4, 1 + taps, D]; of the dense
     # stream each token, [*B, T, P / 4, D].
-    values: Float[Array, "*B T tokens *K D"]
+    values: Float[Array, "*shape D"]
     length: Int[Array, "*B T"]  # of the patches
 
 
