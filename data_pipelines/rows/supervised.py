@@ -1,6 +1,6 @@
 """Supervised rows: clips with questions -> arrays of static shape.
 
-A clip is a video once and its questions behind it: each question is a branch that reads the video and
+A clip is a video once and its questions behind it: each question is a continuation that reads the video and
 itself, at the positions that it would have alone. Several clips may share a row, each a segment. Either
 way a row equals its questions asked one by one.
 """

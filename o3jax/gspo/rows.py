@@ -1,7 +1,8 @@
 """Update rows: a prompt once and its responses behind it, `[P; R1..RG]`.
 
-Each response is a branch that reads the prompt and itself, at the positions that it would have alone, so
-a row equals its responses behind a copy of the prompt each. Several groups may share a row, each a segment.
+Each response is a continuation that reads the prompt and itself, at the positions that it would have alone,
+so a row equals its responses behind a copy of the prompt each. Several groups may share a row, a segment
+each.
 """
 
 from __future__ import annotations

@@ -22,16 +22,16 @@ from o3jax.models.config import Config, VisionConfig
 BUCKETS = tuple(sorted(base << n for base in (2, 3) for n in range(0, 18)))
 
 
-def bucket(size: int, buckets: tuple[int, ...] = BUCKETS) -> int:
+def bucket(size: int) -> int:
     """Returns the smallest bucket that holds `size`.
 
     Raises:
         UserError: if the size is larger than every bucket.
     """
-    for candidate in buckets:
+    for candidate in BUCKETS:
         if size <= candidate:
             return candidate
-    raise UserError(f"{size} does not fit the largest bucket ({buckets[-1]}); use a shorter video or prompt")
+    raise UserError(f"{size} does not fit the largest bucket ({BUCKETS[-1]}); use a shorter video or prompt")
 
 
 @functools.lru_cache(maxsize=256)

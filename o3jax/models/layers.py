@@ -36,8 +36,8 @@ class Initializer:
 class Abstract(Initializer):
     """Makes shapes in place of parameters: in no time, and without memory."""
 
-    def __init__(self, dtype: jnp.dtype = jnp.float32):
-        self.dtype = dtype
+    def __init__(self):
+        self.dtype = jnp.float32
 
     def weight(self, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
         return nnx.Param(jax.ShapeDtypeStruct(shape, self.dtype), axes=axes)

@@ -230,9 +230,9 @@ def causal_mask(row: TextRow) -> Mask:
     return Mask(segments, segments, continuations, continuations, causal=True)
 
 
-def abstract_model(config: Config, dtype: jnp.dtype = jnp.float32) -> Qwen3VL:
-    """Returns the model with shapes in place of arrays; nothing is allocated."""
-    return Qwen3VL(config, Abstract(dtype))
+def abstract_model(config: Config) -> Qwen3VL:
+    """Returns the model with shapes in place of arrays, float32; nothing is allocated."""
+    return Qwen3VL(config, Abstract())
 
 
 def mention_states(

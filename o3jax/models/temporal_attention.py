@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from o3jax.models.config import EvidenceConfig
 
@@ -44,11 +44,15 @@ class Keys(NamedTuple):
         return Keys(*[pad_pairs(x, left, right) for x in self])
 
 
-def pad_pairs(x: Array, left: int, right: int) -> Array:
+def pad_pairs(x: Shaped[Array, "B T *dims"], left: int, right: int) -> Shaped[Array, "B padded *dims"]:
+    """Returns x with zeros in front of its frame pairs and behind them."""
     return jnp.pad(x, [(0, 0), (left, right)] + [(0, 0)] * (x.ndim - 2))
 
 
-def slice_pairs(x: Array, start: Array | int, size: int) -> Array:
+def slice_pairs(
+    x: Shaped[Array, "B T *dims"], start: Array | int, size: int
+) -> Shaped[Array, "B size *dims"]:
+    """Returns so many frame pairs of x."""
     return jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
 
 

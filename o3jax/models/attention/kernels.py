@@ -1,4 +1,7 @@
-"""One attention function, behind which kernels are chosen by name."""
+"""The kernels by their names, and the function that calls them.
+
+A kernel takes q, k, v and the mask, and computes what `attention` says.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from jaxtyping import Array, Float
 from o3jax.models.attention.mask import Mask
 from o3jax.models.attention.xla import xla
 
-KERNELS: dict[str, Callable[[Array, Array, Array, Mask], Array]] = {"xla": xla}
+Kernel = Callable[[Array, Array, Array, Mask], Array]
+
+KERNELS: dict[str, Kernel] = {"xla": xla}
 
 
 def attention(

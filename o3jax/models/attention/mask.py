@@ -14,9 +14,9 @@ from jaxtyping import Array, Bool, Int
 class Mask:
     """Which key each query may read, kept as structure so that a kernel need not build [S, S].
 
-    A query reads a key of its own segment; segment 0 is padding. Within a segment, branch 0 is a
-    prefix that every branch continues, and a branch reads the prefix and itself: several
-    continuations of one video share its tokens. `causal` hides keys that stand after the query.
+    A query reads a key of its own segment; segment 0 is padding. Within a segment, continuation 0 is a
+    prefix, and every other one reads the prefix and itself: several continuations of one video share its
+    tokens. `causal` hides keys that stand after the query.
     """
 
     q_segments: Int[Array, "B S"]

@@ -11,6 +11,7 @@ HIDDEN = float(np.finfo(np.float32).min)
 
 
 def bias(allowed: Bool[Array, "*dims"]) -> Float[Array, "*dims"]:
+    """Returns what is added to scores: 0 where a key may be read, else so much that it weighs nothing."""
     return jnp.where(allowed, 0.0, HIDDEN)
 
 
@@ -21,7 +22,7 @@ def dot(equation: str, a: Array, b: Array) -> Array:
 
 
 def weigh(scores: Float[Array, "*dims T"]) -> tuple[Array, Array, Array]:
-    """Returns the highest score, and the weights and their sum relative to it.
+    """Returns the highest score [*dims, 1], the weights [*dims, T] relative to it, and their sum [*dims, 1].
 
     The division comes after the product with v, on H values per query instead of T.
     """

@@ -18,7 +18,10 @@ from o3jax.models.attention.softmax import HIDDEN, bias, dot, weigh
 _BLOCK = 128
 
 
-def xla(q: Array, k: Array, v: Array, mask: Mask) -> Array:
+def xla(
+    q: Float[Array, "B S N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], mask: Mask
+) -> Float[Array, "B S N H"]:
+    """Returns what `o3jax.models.attention.attention` does, on any backend."""
     q = rearrange(q * q.shape[-1] ** -0.5, "b s (k g) h -> b k g s h", k=k.shape[2])
     k, v = rearrange(k, "b t k h -> b k t h"), rearrange(v, "b t k h -> b k t h")
     ids = mask.q_segments, mask.kv_segments, mask.q_continuations, mask.kv_continuations
