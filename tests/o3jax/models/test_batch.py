@@ -1,6 +1,9 @@
 """Batches are made of rows, taken apart, and carried between processes as named arrays."""
 
+import typing
+
 import numpy as np
+import pytest
 
 from o3jax.models import batch as trees
 from o3jax.models.batch import Batch, Patches, SupervisedBatch, TextRow
@@ -39,3 +42,19 @@ def test_put_writes_in_place():
     whole = trees.stack([row(0).inputs.patches, row(0).inputs.patches])
     trees.put(whole, 1, row(50).inputs.patches)
     assert whole.values.tolist() == [[0, 0, 0], [50, 50, 50]]
+
+
+@pytest.mark.parametrize("kind", trees.TYPES)
+def test_every_type_survives_the_journey(kind):
+    """Its annotations can be read, and whatever is optional may be there."""
+
+    def whole(kind):
+        hints = typing.get_type_hints(kind).items()
+        parts = {
+            name: [t for t in (hint, *typing.get_args(hint)) if t in trees.TYPES] for name, hint in hints
+        }
+        return kind(**{name: whole(some[0]) if some else np.zeros(1) for name, some in parts.items()})
+
+    arrays = trees.flatten(whole(kind))
+    again = trees.flatten(trees.unflatten(kind, arrays))
+    assert again.keys() == arrays.keys() and all(again[name] is array for name, array in arrays.items())
