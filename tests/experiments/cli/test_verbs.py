@@ -14,7 +14,7 @@ from experiments.cli.verbs import VERBS
 from tests.support.commands import run_command
 from tests.support.paths import ROOT
 
-RUN = "import sys; from experiments.cli.verbs import main; main()"
+RUN = "import sys; from experiments.cli.main import main; main()"
 
 
 def run(cwd, *arguments, code=RUN):
