@@ -34,8 +34,10 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: o3jax needs Python >= 3.11; run make PYTHON=/path/to/it"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-$(VENV)/runtime: requirements.txt | $(BIN)/python
+# The project itself too, as it stands here: that gives .venv/bin/o3jax.
+$(VENV)/runtime: requirements.txt pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
 $(VENV)/dev: requirements-dev.txt $(VENV)/runtime
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
