@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from configs.checks import check_fields
 from data_pipelines.rows.pipeline import Pipeline
-from data_pipelines.rows.supervised import RowShape
+from data_pipelines.rows.settings import RowShape
 from data_pipelines.synthetic.grounding import FramePairs, MakeGroundingRow
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import COLORS, SHAPES, make_scene, scene_seed

@@ -27,11 +27,10 @@ from ml_collections import ConfigDict
 from configs.checks import check_gspo
 from data_pipelines.formats.sample import Sample
 from data_pipelines.rows.clips import Clip
-from data_pipelines.rows.evidence import EvidenceShape
 from data_pipelines.rows.frames import FramesConfig
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.prompts import MakePrompt, Minibatch, Minibatches
-from data_pipelines.rows.supervised import RowShape
+from data_pipelines.rows.settings import EvidenceShape, RowShape
 from data_pipelines.synthetic.clips import SyntheticClips
 from experiments.cli import shell
 from experiments.data.audit import as_record

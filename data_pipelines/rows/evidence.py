@@ -1,7 +1,7 @@
 """What the evidence modules are trained on: the dense stream of a clip and the targets of its questions.
 
 pointed_times     samples -> when the frames are that their boxes are read from
-truth_of          samples, and which annotation each `</obj>` means -> what is true of a row's questions
+questions_of      clips and their tokens -> what is asked in a row, where its mentions are, and what is true
 OpenCandidates    true intervals and times -> the pairs that the decoder may search, jittered anew each time
 """
 
@@ -10,33 +10,24 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import grain
 import numpy as np
 from jaxtyping import Float
 
 from data_pipelines.formats.sample import Sample
-from o3jax.errors import UserError
+from data_pipelines.rows.clips import Clip
+from data_pipelines.rows.costs import check_capacity
+from data_pipelines.rows.settings import EvidenceShape, RowSettings
+from data_pipelines.rows.text import Written
 from o3jax.grounding import Grounding, Interval
 from o3jax.inputs.dense import interval_mask
-from o3jax.models.batch import EvidenceTargets, EvidenceTruth, Search, SupervisedBatch
-from o3jax.prompts import grammar
-from o3jax.prompts.mentions import claim_numbers, match_mentions
+from o3jax.models.batch import EvidenceTargets, EvidenceTruth, Questions, Search, SupervisedBatch
+from o3jax.prompts import grammar, templates
+from o3jax.prompts.mentions import claim_numbers, match_mentions, mention_positions
 
 _NEAR_S = 0.1  # how far a frame in training may be from the true time
-
-
-@dataclasses.dataclass(frozen=True)
-class EvidenceShape:
-    """What the evidence of a row is padded to."""
-
-    frame_pairs: int  # frame pairs of the dense stream
-    patches: int  # of one of them
-    questions: int
-    question_length: int  # tokens
-    mentions: int  # `</obj>` of a response
-    boxes: int  # of a mention
-    intervals: int  # of a question
 
 
 def mentions_of(sample: Sample, response: str, count: int) -> list[Grounding | None]:
@@ -126,13 +117,51 @@ def truth_of(
     return EvidenceTruth(out, intervals)
 
 
-def check_capacity(sample: Sample, count: int, capacity: int, what: str, field: str) -> None:
-    """Raises a UserError if a sample has more of something than a row has room for."""
-    if count > capacity:
-        raise UserError(
-            f"sample {sample.id} has {count} {what}, more than the {capacity} that a row has room for: "
-            f"raise config.evidence_shape.{field}"
-        )
+def questions_of(
+    s: RowSettings,
+    clips: Sequence[Clip],
+    written: Sequence[Written],
+    errors: Sequence[str],
+    starts: Sequence[Sequence[int]],
+) -> tuple[Questions, EvidenceTruth]:
+    """Returns what is asked about the clips of a row, where the mentions are, and what is true.
+
+    Args:
+        errors: why a clip could not be read; nothing is true of one that could not.
+        starts: of each clip, the first slots of its responses in the row.
+
+    Raises:
+        UserError: if a sample has more of something than the row has room for.
+    """
+    tokenizer, shape = s.processor.tokenizer, s.evidence
+    row = Questions(
+        ids=np.full((shape.questions, shape.question_length), -1, np.int32),
+        mention_index=np.full((shape.questions, shape.mentions), -1, np.int32),
+        clip=np.zeros(shape.questions, np.int32),
+    )
+    samples, mentions = [], []
+    for number, (clip, one, error, begins) in enumerate(
+        zip(clips, written, errors, starts, strict=True), start=1
+    ):
+        for sample, ids, start in zip(clip.samples, one.responses, begins, strict=True):
+            q, found = len(samples), mention_positions(tokenizer, ids)
+            check_capacity(sample, q + 1, shape.questions, "questions in its row", "questions")
+            check_capacity(sample, len(found), shape.mentions, "mentions", "mentions")
+            put_question(row, q, sample, tokenizer)
+            row.mention_index[q, : len(found)] = start + np.array(found, np.int32)
+            row.clip[q] = number
+            response = templates.response(sample, s.box_step)
+            known = [None] * len(found) if error else mentions_of(sample, response, len(found))
+            samples.append(dataclasses.replace(sample, intervals=()) if error else sample)
+            mentions.append(known)
+    return row, truth_of(samples, mentions, shape)
+
+
+def put_question(row: Questions, number: int, sample: Sample, tokenizer: Any) -> None:
+    """Writes the tokens of a question into a row; UserError if it is too long."""
+    asked = tokenizer(sample.question)["input_ids"]
+    check_capacity(sample, len(asked), row.ids.shape[1], "tokens in its question", "question_length")
+    row.ids[number, : len(asked)] = asked
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,25 +5,40 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
+import grain
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data_pipelines.formats.sample import Sample
 from data_pipelines.rows.clips import Clip
-from data_pipelines.rows.evidence import check_capacity
+from data_pipelines.rows.costs import check_row, cost_of, failures_of
+from data_pipelines.rows.evidence import put_question
+from data_pipelines.rows.packing import RowCost
 from data_pipelines.rows.pipeline import Pipeline
-from data_pipelines.rows.supervised import MakeRow, Written
+from data_pipelines.rows.pixels import blank_clip, read_clip, reason, streams
+from data_pipelines.rows.settings import RowSettings
+from data_pipelines.rows.text import Written, collate_row, write_prompts
 from o3jax.errors import UserError
 from o3jax.inputs.dense import Source
-from o3jax.models.batch import Batch, Failures, PromptBatch, Questions, map_arrays
+from o3jax.models.batch import Failures, PromptBatch, Questions, map_arrays
 
 
-class MakePrompt(MakeRow):
-    """Clip -> prompt row: what `MakeRow` makes of it, without the response."""
+class MakePrompt(RowSettings, grain.transforms.Map):
+    """Clip with one question -> prompt row."""
 
     def write(self, clip: Clip) -> Written:
         """Returns the tokens of a clip's prompt, without decoding."""
-        return dataclasses.replace(super().write(clip), responses=[[]], pointed=np.zeros(0))
+        plan, prefix, prompts = write_prompts(self, clip, [s.question for s in clip.samples])
+        return Written(plan, prefix, prompts, responses=[], pointed=np.zeros(0))
+
+    def cost(self, clip: Clip) -> RowCost:
+        """Returns what a clip takes of a row.
+
+        Raises:
+            UserError: if it has more of something than any row has room for.
+        """
+        if self.evidence is not None:
+            self._asked(clip)
+        return cost_of(self, clip, self.write(clip))
 
     def map(self, clips: Clip | Sequence[Clip]) -> PromptBatch:
         """Returns the row of a clip; with zeros instead of frames where it cannot be read.
@@ -36,29 +51,31 @@ class MakePrompt(MakeRow):
             raise UserError(
                 f"{clip.samples[0].id} shares its clip; prompts are single: set questions_per_row=1"
             )
-        written = self.write(clip)
-        self._check([clip], [written])
-        read = self._read(clip, written)
-        text, patches, _, ((end,),) = self._text([written], [read])
-        text.continuation_ids[:] = 0
-        text = dataclasses.replace(text, next_position=np.int32(text.positions[:, end - 1].max() + 1))
-        inputs = Batch(text, patches=patches)
+        written, error = self.write(clip), ""
+        check_row(self, [clip], [written])
+        try:
+            read = read_clip(self, clip, written)
+        except UserError as failure:
+            read, error = blank_clip(self, clip, written), reason(failure)
+        tokens, length = written.prefix + written.prompts[0], self.shape.length
+        inputs = collate_row(self, tokens, [written], [read.media], length)
+        text = dataclasses.replace(inputs.text, continuation_ids=np.zeros(length, np.int32))
+        inputs = dataclasses.replace(inputs, text=text)
         if self.evidence is not None:
-            dense, places = self._streams([written], [read])
+            dense, places = streams(self, [written], [read])
             inputs = dataclasses.replace(inputs, dense=dense, places=places, questions=self._asked(clip))
         return PromptBatch(
             inputs,
             start=np.int32(len(written.prefix)),
-            number=np.int32(-1 if read.error else clip.number),
-            failures=self._failures([clip], [read.error]),
+            number=np.int32(-1 if error else clip.number),
+            failures=failures_of(self, [clip], [error]),
         )
 
     def source(self, clip: Clip) -> Source | None:
         """Returns what boxes about a clip are read from beside the prompt's frames; None for these alone."""
-        evidence = self.config.evidence
-        if self.evidence is None or evidence.box_frames == "stream" or clip.source.kind == "image":
+        if not self.reads_boxes_from_more(clip):
             return None
-        times = clip.dense_plan(evidence, self.processor.video_config.factor).times_s
+        times = self.dense_plan(clip).times_s
         size = clip.plan(self.processor, self.frames).size
 
         def frames_at(
@@ -72,17 +89,12 @@ class MakePrompt(MakeRow):
 
         return Source(times, size, frames_at)
 
-    def _question(self, sample: Sample) -> str:
-        return sample.question  # the model's own proposals follow later, see `with_text`
-
     def _asked(self, clip: Clip) -> Questions:
         """Returns what is asked; nothing is annotated."""
-        capacity = self.evidence.question_length
-        asked = self.processor.tokenizer(clip.samples[0].question)["input_ids"]
-        check_capacity(clip.samples[0], len(asked), capacity, "tokens in its question", "question_length")
-        ids = np.full((1, capacity), -1, np.int32)
-        ids[0, : len(asked)] = asked
-        return Questions(ids, clip=np.ones(1, np.int32))
+        ids = np.full((1, self.evidence.question_length), -1, np.int32)
+        asked = Questions(ids, clip=np.ones(1, np.int32))
+        put_question(asked, 0, clip.samples[0], self.processor.tokenizer)
+        return asked
 
 
 def with_text(prompts: PromptBatch, texts: Sequence[Sequence[int]]) -> PromptBatch:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from data_pipelines.formats.sample import Sample
 from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.frames import FramesConfig
-from data_pipelines.rows.supervised import RowShape
+from data_pipelines.rows.settings import RowShape
 from data_pipelines.synthetic.clips import SceneSource
 from data_pipelines.synthetic.scenes import COLORS, FPS, SHAPES, Object, Scene, make_scene, scene_seed
 from o3jax.grounding import Box

@@ -32,10 +32,10 @@ from data_pipelines.reading.frame_cache import ArrayCache, CachedReader
 from data_pipelines.reading.guarded import GuardedReader
 from data_pipelines.reading.sources import VideoSource
 from data_pipelines.rows.clips import Clip, FolderClips
-from data_pipelines.rows.evidence import EvidenceShape
 from data_pipelines.rows.packing import PlannedRows, padding, plan_rows
 from data_pipelines.rows.pipeline import Pipeline
-from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.rows.settings import EvidenceShape, RowShape
+from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.datasets import write_video
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import make_scene

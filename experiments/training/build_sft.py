@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 
 from configs.checks import check_text_alone, choose_modules
 from data_pipelines.rows.clips import Clip
-from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates
+from data_pipelines.rows.evidence import OpenCandidates
 from data_pipelines.rows.frames import FramesConfig
 from data_pipelines.rows.pipeline import Pipeline
-from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.rows.settings import EvidenceShape, RowShape
+from data_pipelines.rows.supervised import MakeRow
 from experiments.data.clips import open_clips, open_processor, open_reader, plan
 from experiments.training.features import FeatureMaker, open_features
 from experiments.training.hosts import micro_batches, open_mesh

@@ -21,10 +21,9 @@ from tokenizers.normalizers import NFC
 from configs import gspo_tiny
 from data_pipelines.reading.sources import VideoSource
 from data_pipelines.rows.clips import Clip
-from data_pipelines.rows.evidence import EvidenceShape
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.prompts import MakePrompt, Minibatches, with_text
-from data_pipelines.rows.supervised import RowShape
+from data_pipelines.rows.settings import EvidenceShape, RowShape
 from data_pipelines.synthetic.clips import SyntheticClips
 from data_pipelines.synthetic.datasets import write_video
 from experiments.training import rollouts

@@ -20,10 +20,10 @@ from data_pipelines.formats.fields import RecordError
 from data_pipelines.formats.index import data_root, index_folder, read_index
 from data_pipelines.formats.sample import Candidate, KeyFrame, Sample
 from data_pipelines.rows.clips import FolderClips
-from data_pipelines.rows.evidence import EvidenceShape
 from data_pipelines.rows.packing import PlannedRows, plan_rows
 from data_pipelines.rows.pipeline import Pipeline
-from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.rows.settings import EvidenceShape, RowShape
+from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.published import GROUPS, make_article, make_published
 from o3jax.errors import UserError
 from o3jax.grounding import Grounding

@@ -14,10 +14,11 @@ from data_pipelines.reading.frame_cache import ArrayCache, CachedReader
 from data_pipelines.reading.guarded import GuardedReader, Limits
 from data_pipelines.reading.sources import read_frames_at
 from data_pipelines.rows.clips import FolderClips
-from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates
+from data_pipelines.rows.evidence import OpenCandidates
 from data_pipelines.rows.packing import PlannedRows
 from data_pipelines.rows.pipeline import Pipeline
-from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.rows.settings import EvidenceShape, RowShape
+from data_pipelines.rows.supervised import MakeRow
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf
 from o3jax.inputs.processor import load_processor

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates
+from data_pipelines.rows.evidence import OpenCandidates
 from data_pipelines.rows.packing import (
     PlannedRows,
     RowCapacity,
@@ -27,7 +27,8 @@ from data_pipelines.rows.packing import (
     plan_rows,
 )
 from data_pipelines.rows.pipeline import Pipeline
-from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.rows.settings import EvidenceShape, RowShape
+from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.clips import SyntheticClips
 from data_pipelines.synthetic.datasets import write_video
 from experiments.training.loop import RunLength, train

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from data_pipelines.rows.evidence import EvidenceShape
 from data_pipelines.rows.pipeline import Pipeline
-from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.rows.settings import EvidenceShape, RowShape
+from data_pipelines.rows.supervised import MakeRow
 from experiments.data.clips import clip_costs, plan
 from experiments.training.loop import RunLength, train
 from experiments.training.workdir import Workdir

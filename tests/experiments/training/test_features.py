@@ -16,10 +16,11 @@ from configs import common
 from configs.checks import check_sft
 from data_pipelines.reading.frame_cache import ArrayCache
 from data_pipelines.reading.guarded import GuardedReader
-from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates
+from data_pipelines.rows.evidence import OpenCandidates
 from data_pipelines.rows.packing import PlannedRows
 from data_pipelines.rows.pipeline import Pipeline
-from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.rows.settings import EvidenceShape, RowShape
+from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.datasets import make_dataset
 from experiments.training.features import FeatureMaker, open_features
 from experiments.training.rollouts import with_features
@@ -149,7 +150,7 @@ def test_whatever_features_depend_on_is_another_entry(setting, tmp_path):
     def key(tower=model.vision, shape=(16, 16), clip=clips.clips[0], dtype="float32", **options):
         features = FeatureMaker(tower, ArrayCache(tmp_path / "cache", 2**30), dtype, *shape)
         mine = dataclasses.replace(rows, features=features.cache, **options)
-        return mine._kept(clip, mine.write(clip))[0]
+        return mine.kept_features(clip, mine.write(clip))[0]
 
     other = jax.tree.map(jnp.array, model.vision)
     other.merger.fc2_bias[...] = other.merger.fc2_bias[...].at[0].add(1e-6)

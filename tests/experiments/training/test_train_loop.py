@@ -17,7 +17,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from data_pipelines.rows.pipeline import Pipeline
-from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.rows.settings import RowShape
+from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.clips import SyntheticClips
 from experiments.training.loop import RunLength
 from experiments.training.loop import train as run_steps

@@ -16,7 +16,8 @@ from data_pipelines.reading.sources import VideoSource
 from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.evidence import pointed_times
 from data_pipelines.rows.prompts import MakePrompt
-from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.rows.settings import RowShape
+from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.clips import SceneSource, SyntheticClips
 from experiments.bench.numbered import read_number
 from o3jax.errors import UserError

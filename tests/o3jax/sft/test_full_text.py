@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from data_pipelines.rows.clips import Clip
-from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.rows.settings import RowShape
+from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.clips import SyntheticClips
 from o3jax.hf import config_from_hf
 from o3jax.inputs.processor import load_processor

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.rows.clips import Clip
-from data_pipelines.rows.supervised import RowShape
+from data_pipelines.rows.settings import RowShape
 from data_pipelines.synthetic.clips import SceneSource
 from data_pipelines.synthetic.grounding import FramePairs, MakeGroundingRow, token_targets
 from data_pipelines.synthetic.scenes import COLORS, SHAPES, make_scene

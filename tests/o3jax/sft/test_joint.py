@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from data_pipelines.formats.sample import Sample
 from data_pipelines.reading.sources import VideoSource
 from data_pipelines.rows.clips import Clip
-from data_pipelines.rows.evidence import EvidenceShape, OpenCandidates, interval_of, mentions_of, truth_of
-from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.rows.evidence import OpenCandidates, interval_of, mentions_of, truth_of
+from data_pipelines.rows.settings import EvidenceShape, RowShape
+from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.clips import SyntheticClips
 from data_pipelines.synthetic.datasets import write_video
 from o3jax.errors import UserError

@@ -17,7 +17,8 @@ import torch
 from flax import nnx
 
 from configs import common
-from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.rows.settings import RowShape
+from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.clips import SyntheticClips
 from experiments.training.trainer import optimizer_of
 from o3jax.errors import UserError

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from data_pipelines.rows.supervised import MakeRow, RowShape
+from data_pipelines.rows.settings import RowShape
+from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.clips import SyntheticClips
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
