@@ -86,8 +86,8 @@ def test_a_row_is_asked_with_proposals_only_if_the_model_is(video_model):
 
     def text(evidence, targets=SHAPE):
         config = dataclasses.replace(config_from_hf(video_model), evidence=evidence)
-        row = MakeRow(processor, config, shape, evidence=targets).map(clip)
-        return processor.decode(row["input_ids"][row["segment_ids"] > 0], skip_special_tokens=False)
+        row = MakeRow(processor, config, shape, evidence=targets).map(clip).inputs.text
+        return processor.decode(row.input_ids[row.segment_ids > 0], skip_special_tokens=False)
 
     plain, asked = text(EVIDENCE), text(ASKED)
     assert plain == text(None, targets=None)
@@ -125,10 +125,10 @@ def test_an_answer_is_written_from_the_proposals(video_model, monkeypatch, feedb
     read = []
 
     def say(backbone, batch, *, visuals, **options):
-        for ids, real in zip(batch["input_ids"], batch["segment_ids"], strict=True):
+        for ids, real in zip(batch.text.input_ids, batch.text.segment_ids, strict=True):
             read.append(model.processor.decode(ids[real > 0], skip_special_tokens=False))
         width = model.config.text.hidden_size
-        zeros = np.zeros((len(batch["input_ids"]), 1), np.float32)
+        zeros = np.zeros((len(batch.text.input_ids), 1), np.float32)
         return Generated(
             zeros.astype(np.int32), zeros, np.ones(len(zeros), int), np.zeros((*zeros.shape, width))
         )
