@@ -1,7 +1,7 @@
 """Which records of a dataset folder can be used, and what is wrong with the others.
 
-`stgr.py` says whether a record is what its format asks for; here it is judged against its video too.
-The texts are judged like the fields: they are what a model is trained to write.
+`stgr.py` and `article.py` say whether a record is what its format asks for; here it is judged against its
+video too. The texts are judged like the fields: they are what a model is trained to write.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.formats.article import from_article
-from data_pipelines.formats.fields import Record, RecordError, check_box
+from data_pipelines.formats.fields import Record, RecordError, check_box, wrong
 from data_pipelines.formats.published import checked_size
 from data_pipelines.formats.sample import Candidate, Sample
 from data_pipelines.formats.stgr import from_stgr
@@ -29,20 +29,30 @@ from o3jax.video import VideoInfo, probe
 from o3jax.video.files import MissingFileError
 
 
-class _Format(NamedTuple):
-    """How records are read, and which of their fields hold times, boxes, reasoning and told intervals."""
+class _Fields(NamedTuple):
+    """Which fields of a record hold the times, boxes, texts and intervals that a sample or candidate has."""
 
-    read: Callable[[Record, str], Sample]
     times: str
     boxes: str
     reasoning: str
     intervals: str
+    answer: str = "answer"
 
 
-_STGR = _Format(lambda r, _: from_stgr(r), "key_frames", "key_items", "reasoning_process", "answer")
-_PUBLISHED = _STGR._replace(read=lambda r, _: from_stgr(r, in_published_tree=True))
-_ARTICLE = _Format(from_article, "timestamps", "bboxes", "reasoning", "timestamps")
-_BUILT = _Format(lambda r, _: r, "mentions", "mentions", "reasoning", "intervals")
+class _Format(NamedTuple):
+    """How a record becomes a sample, and what its fields are called."""
+
+    read: Callable[[Any, str], Sample]
+    fields: _Fields
+
+
+_STGR = _Format(
+    lambda record, _: from_stgr(record), _Fields("key_frames", "key_items", "reasoning_process", "answer")
+)
+_PUBLISHED = _STGR._replace(read=lambda record, _: from_stgr(record, in_published_tree=True))
+_ARTICLE = _Format(from_article, _Fields("timestamps", "bboxes", "reasoning", "timestamps"))
+_BUILT = _Format(lambda sample, _: sample, _Fields("mentions", "mentions", "reasoning", "intervals"))
+_CANDIDATES = _Fields(*["candidates"] * 5)
 # Where a folder has its annotations, the first of these that is there.
 _PLACES = ("stgr.json", "annotations.json", "json_data/STGR-SFT.json")
 
@@ -111,19 +121,30 @@ def read_index(path: str | Path, limits: Limits = _DEFAULT) -> Index:
     """
     path = Path(path)
     if any(path.glob("o3_*/*/dataset_info.json")):
-        return _index_built(path, limits)
+        from data_pipelines.formats import tfds as tfds_builders
+
+        return _judged(tfds_builders.read(path), path.name, _BUILT, path, limits)
     file = path if path.is_file() else next((p for name in _PLACES if (p := path / name).is_file()), None)
     if file is None:
         raise UserError(f"{path} has neither {' nor '.join(_PLACES)}: make one with experiments.data")
-    form, root = _format(file), data_root(path)
+    return _judged(read_json(file, list), file.stem, _format(file), data_root(path), limits)
+
+
+def _judged(records: Iterable[Any], stem: str, form: _Format, root: Path, limits: Limits) -> Index:
+    """Returns the index of records, or of samples that are built, perhaps elsewhere: nothing is trusted."""
     samples, rejects = [], []
     with closing(_Media(root, limits)) as media:
-        for number, record in enumerate(read_json(file, list)):
-            name = f"{file.stem}-{number}"
+        for number, record in enumerate(records):
+            name = f"{stem}-{number}"
+            values = dataclasses.asdict(record) if isinstance(record, Sample) else record
             try:
-                samples.append(_read(record, name, form, media))
+                if not isinstance(values, dict):
+                    raise RecordError("", f"the record must be an object with fields, not {record!r:.80}")
+                _check_characters(values)
+                sample = form.read(record, name)
+                samples.append(_checked(sample, _fields(form, sample, values), media))
             except RecordError as error:
-                rejects.append(_reject(record, name, error))
+                rejects.append(_reject(values, name, error))
     return Index(root, samples, rejects, media.videos)
 
 
@@ -146,22 +167,6 @@ def _format(file: Path) -> _Format:
         f"{file}: its name does not tell what its records are; call it stgr*.json or annotations*.json, or "
         "put published files into a folder json_data"
     )
-
-
-def _index_built(folder: Path, limits: Limits) -> Index:
-    """Returns the same of a folder that `tfds_builders.write` made, perhaps elsewhere: nothing is trusted."""
-    from data_pipelines.formats import tfds as tfds_builders
-
-    samples, rejects = [], []
-    with closing(_Media(folder, limits)) as media:
-        for number, sample in enumerate(tfds_builders.read(folder)):
-            record = dataclasses.asdict(sample)
-            try:
-                _check_characters(record)
-                samples.append(_checked(sample, _BUILT, media))
-            except RecordError as error:
-                rejects.append(_reject(record, f"{folder.name}-{number}", error))
-    return Index(folder, samples, rejects, media.videos)
 
 
 class _Media:
@@ -204,35 +209,29 @@ def _picture_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
-def _read(record: Any, name: str, form: _Format, media: _Media) -> Sample:
-    """Returns the sample of a record; RecordError if it cannot be used."""
-    if not isinstance(record, dict):
-        raise RecordError("", f"the record must be an object with fields, not {record!r:.80}")
-    _check_characters(record)
-    sample = form.read(record, name)
+def _fields(form: _Format, sample: Sample, record: Record) -> _Fields:
+    """Returns which fields of this record the sample's evidence stands in."""
+    fields = form.fields
     if "mentions" in record:
-        form = form._replace(times="mentions", boxes="mentions")
+        fields = fields._replace(times="mentions", boxes="mentions")
     elif sample.task == VISUAL:  # its mentions are those of its texts
-        form = form._replace(times="answer", boxes="answer")
-    if "intervals" in record:
-        form = form._replace(intervals="intervals")
-    return _checked(sample, form, media)
+        fields = fields._replace(times="answer", boxes="answer")
+    return fields._replace(intervals="intervals") if "intervals" in record else fields
 
 
-def _checked(sample: Sample, form: _Format, media: _Media) -> Sample:
-    """Returns the sample, with its video's duration if it told none; RecordError if it is wrong on paper."""
+def _checked(sample: Sample, fields: _Fields, media: _Media) -> Sample:
+    """Returns the sample, with its video's duration if it has none; RecordError if it cannot be true."""
     for field in ("question", "answer"):
         if not getattr(sample, field).strip():
-            raise RecordError(field, f"field {field!r} is empty; fill it")
+            raise wrong(field, "is empty; fill it")
     if sample.task == VISUAL:
         _check_image(sample, media)
         end = None
     else:
         end = _end(sample, media)
-    _check_evidence(sample, form, end)
+    _check_evidence(sample, fields, end)
     for candidate in sample.candidates:
-        inner = ("candidates",) * 4
-        _check_evidence(candidate, _Format(form.read, *inner), end, "candidates")
+        _check_evidence(candidate, _CANDIDATES, end)
     for frame in sample.key_frames:
         _check_time(frame.time, end, "key_frames")
         if frame.path is not None:
@@ -240,39 +239,37 @@ def _checked(sample: Sample, form: _Format, media: _Media) -> Sample:
     return sample if sample.duration is not None else dataclasses.replace(sample, duration=end)
 
 
-def _check_evidence(
-    told: Sample | Candidate, form: _Format, end: float | None, answer: str = "answer"
-) -> None:
+def _check_evidence(answered: Sample | Candidate, fields: _Fields, end: float | None) -> None:
     """RecordError if times, boxes or texts of a sample or candidate are wrong."""
-    for mention in told.mentions:
+    for mention in answered.mentions:
         for time in (mention.time_s, *(mention.interval or ())):
             if time is not None:
-                _check_time(time, end, form.times)
+                _check_time(time, end, fields.times)
         for box in mention.boxes:
-            _check_area(box, form.boxes)
-    if form.intervals == "intervals":
-        _check_intervals(told, end, form.intervals)
-    _check_text(told.reasoning, end, form.reasoning)
-    _check_text(told.answer, end, answer)
-    _check_intervals(told, end, form.intervals)
+            _check_area(box, fields.boxes)
+    if fields.intervals == "intervals":  # else they are the mentions' or the answer's, which come first
+        _check_intervals(answered, end, fields.intervals)
+    _check_text(answered.reasoning, end, fields.reasoning)
+    _check_text(answered.answer, end, fields.answer)
+    _check_intervals(answered, end, fields.intervals)
 
 
-def _check_intervals(told: Sample | Candidate, end: float | None, field: str) -> None:
-    for start, stop in told.intervals:
+def _check_intervals(answered: Sample | Candidate, end: float | None, field: str) -> None:
+    for start, stop in answered.intervals:
         _check_interval(start, stop, end, field)
 
 
 def _check_image(sample: Sample, media: _Media) -> None:
     """RecordError if the image of visual QA cannot be read or has another size than the record says."""
     if sample.image_path is None:
-        raise RecordError("image_path", "field 'image_path' is missing; add it")
+        raise wrong("image_path", "is missing; add it")
     checked_size(sample.image_size)
     size = media.image_size(sample.image_path, "image_path")
     if size != sample.image_size:
-        raise RecordError(
+        raise wrong(
             "image_size",
-            f"field 'image_size' is {list(sample.image_size)}, but the image is {size[0]} pixels wide and "
-            f"{size[1]} high; write the size of the original and its pixels in the boxes",
+            f"is {list(sample.image_size)}, but the image is {size[0]} pixels wide and {size[1]} high; write "
+            "the size of the original and its pixels in the boxes",
         )
 
 
@@ -281,31 +278,27 @@ def _check_characters(record: Record) -> None:
     for name, value in record.items():
         text = json.dumps(value, ensure_ascii=False)
         if half := _SURROGATE.search(text):
-            raise RecordError(
-                name, f"field {name!r:.80} holds half a character ({half.group()!r}); mend its text"
-            )
+            raise wrong(name, f"holds half a character ({half.group()!r}); mend its text")
         if token := _CONTROL_TOKEN.search(text):
-            raise RecordError(
-                name, f"field {name!r:.80} holds the control token {token.group()}; take it out of the text"
-            )
+            raise wrong(name, f"holds the control token {token.group()}; take it out of the text")
 
 
 def _end(sample: Sample, media: _Media) -> float:
     """Returns the seconds at which the video ends: by its file, and by the record if that is earlier."""
     if sample.video_path is None:
-        raise RecordError("video_path", "field 'video_path' is missing; add it")
+        raise wrong("video_path", "is missing; add it")
     info = media.video(sample.video_path)
     if sample.image_size not in (None, (info.width, info.height)):
-        raise RecordError(
+        raise wrong(
             "image_size",
-            f"field 'image_size' is {list(sample.image_size)}, but the video is {info.width} pixels wide and "
-            f"{info.height} high; write its size and boxes in its pixels, or leave it out and write 0-1",
+            f"is {list(sample.image_size)}, but the video is {info.width} pixels wide and {info.height} "
+            "high; write its size and boxes in its pixels, or leave it out and write 0-1",
         )
     end = info.duration_s
     if sample.duration is None:
         return end
     if sample.duration == 0:
-        raise RecordError("duration", "field 'duration' must be more than 0 s")
+        raise wrong("duration", "must be more than 0 s")
     return min(end, sample.duration)
 
 
@@ -325,36 +318,31 @@ def _check_text(text: str, end: float | None, field: str) -> None:
 
 def _check_time(time: float, end: float | None, field: str) -> None:
     if end is None:
-        raise RecordError(field, f"field {field!r} tells the time {time:g} s, but an image has no time")
+        raise wrong(field, f"tells the time {time:g} s, but an image has no time")
     if not 0 <= time <= end + END_TOLERANCE_S:
-        raise RecordError(
-            field, f"field {field!r} tells the time {time:g} s, but the video goes from 0 to {end:.2f} s"
-        )
+        raise wrong(field, f"tells the time {time:g} s, but the video goes from 0 to {end:.2f} s")
 
 
 def _check_interval(start: float, stop: float, end: float | None, field: str) -> None:
     _check_time(start, end, field)
     _check_time(stop, end, field)
-    if start > stop:
-        raise RecordError(
-            field, f"field {field!r} tells an interval that ends before it starts: {start:g} to {stop:g} s"
-        )
-    if start == stop:
-        raise RecordError(field, f"field {field!r} tells an interval without length: {start:g} to {stop:g} s")
+    if start >= stop:
+        fault = "without length" if start == stop else "that ends before it starts"
+        raise wrong(field, f"tells an interval {fault}: {start:g} to {stop:g} s")
 
 
 def _check_area(box: Box, field: str) -> None:
     if box[0] == box[2] or box[1] == box[3]:
-        raise RecordError(field, f"field {field!r} has the box {list(box)}, which has no area")
+        raise wrong(field, f"has the box {list(box)}, which has no area")
 
 
 def _reject(record: Any, name: str, error: RecordError) -> Reject:
-    def told(field: str) -> str:
+    def own(field: str) -> str:
         value = record.get(field) if isinstance(record, dict) else None
         return _printable(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
     field = _printable(error.field)
-    return Reject(told("id") or name, str(error), field, told("task"), told("source"), error.missing)
+    return Reject(own("id") or name, str(error), field, own("task"), own("source"), error.missing)
 
 
 def _printable(text: str) -> str:

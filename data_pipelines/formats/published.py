@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from data_pipelines.formats.fields import RecordError
+from data_pipelines.formats.fields import wrong
 from data_pipelines.formats.sample import Sample
 from o3jax.grounding import Box, Interval
 from o3jax.prompts import coords, grammar
@@ -57,9 +57,9 @@ def roots(source: str, task: str) -> Roots:
             return Roots(f"videos/{folder}/", f"videos/{folder}/")
     if task == VISUAL:
         return Roots("videos/treevgr/", "videos/treevgr/")
-    raise RecordError(
+    raise wrong(
         "source",
-        f"field 'source': nothing published has the source {source!r:.80}, so its videos cannot be found; "
+        f"names no data set: nothing published has the source {source!r:.80}, so its videos cannot be found; "
         "write STR_.., TVG_.., videor1_.., timerft, gqa or videoespresso_train_video, or use stgr.json",
     )
 
@@ -74,8 +74,8 @@ def read_answer(text: str, task: str, language: str) -> tuple[str, tuple[Interva
         return grammar.render_interval(*pair, language), (pair,)
     if task == TEMPORAL_MCQ and (choice := _CHOICE.fullmatch(text.strip())) and (pair := _pair(choice[2])):
         return f"{grammar.render_interval(*pair)}.\nCorrect Option: {choice[1]}", (pair,)
-    told = task in (TEMPORAL, TEMPORAL_MCQ)
-    return text, grammar.parse(text, coords.NORMALISED).intervals if told else ()
+    timed = task in (TEMPORAL, TEMPORAL_MCQ)
+    return text, grammar.parse(text, coords.NORMALISED).intervals if timed else ()
 
 
 def write_answer(sample: Sample, stage: Stage) -> str:
@@ -100,12 +100,9 @@ def _pair(text: str) -> Interval | None:
         return None
     start, end = numbers
     if start > end or start < 0:
-        raise RecordError(
-            "answer",
-            f"field 'answer' tells an interval that ends before it starts: {start:g} to {end:g} s"
-            if start > end
-            else f"field 'answer' tells the time {start:g} s, but a video starts at 0",
-        )
+        backwards = f"tells an interval that ends before it starts: {start:g} to {end:g} s"
+        early = f"tells the time {start:g} s, but a video starts at 0"
+        raise wrong("answer", backwards if start > end else early)
     return start, end
 
 
@@ -138,9 +135,7 @@ def to_pixels(text: str, size: tuple[int, int] | None) -> str:
 def checked_size(size: tuple[int, int] | None) -> tuple[int, int]:
     """Returns the size; RecordError where there is none."""
     if size is None:
-        raise RecordError(
-            "image_size", "field 'image_size' is missing; add [width, height] of the image in pixels"
-        )
+        raise wrong("image_size", "is missing; add [width, height] of the image in pixels")
     return size
 
 
@@ -148,18 +143,16 @@ def check_pixels(box: Box, size: tuple[int, int], field: str) -> None:
     """RecordError if a box is not one of pixels of a picture of this (width, height)."""
     shown = [round(v, 4) for v in box]
     if max(box) <= 1:
-        raise RecordError(
+        raise wrong(
             field,
-            f"field {field!r} has the box {shown}, which seems to be 0-1, but it needs pixels of "
-            f"image_size; multiply by {size[0]} and {size[1]}",
+            f"has the box {shown}, which seems to be 0-1, but it needs pixels of image_size; multiply by "
+            f"{size[0]} and {size[1]}",
         )
     if min(box) < 0 or box[2] > size[0] or box[3] > size[1] or box[0] > size[0] or box[1] > size[1]:
-        raise RecordError(
+        raise wrong(
             field,
-            f"field {field!r} has the box {shown}, which is outside of image_size {list(size)}; write pixels "
-            "of the original image",
+            f"has the box {shown}, which is outside of image_size {list(size)}; write pixels of the original "
+            "image",
         )
     if box[0] > box[2] or box[1] > box[3]:
-        raise RecordError(
-            field, f"field {field!r} has the box {shown}, which is reversed; x1 <= x2 and y1 <= y2"
-        )
+        raise wrong(field, f"has the box {shown}, which is reversed; x1 <= x2 and y1 <= y2")

@@ -1,42 +1,33 @@
-"""Between `Sample` and two kinds of JSON records: the published STGR format and the article's.
+"""Between `Sample` and JSON records of the published STGR format, also as our own `stgr.json` extends it.
 
-STGR record: `id, source, task, question, answer, video_path | image_path, image_size, key_frames
-[{idx, time, path}], key_items {str(idx): {name: [[x1, y1, x2, y2], ..]}}, reasoning_process`, boxes in
-0-1 of the frame, in the texts of visual QA in pixels of `image_size`. Where media lie and how answers are
-spelled: `published.py`. Our own `stgr.json` adds `duration`, `intervals`, `language`, `kind`,
-`candidates` and, only where key items cannot express the evidence, `mentions`; its paths are relative to
-its folder, those of key frames to `kfs/` (or to the folder, behind `./`), and `idx` counts 25 a second.
-
-The article's record: `video_path, question, answer, timestamps, bboxes`, one box (or null) for each
-timestamp, in 0-1 of the frame or, where the record has `image_size` [width, height], in pixels of it.
-A timestamp is 12.3, "00:03:21", or a stretch of time: [201, 205] or "00:03:21-00:03:25", whose middle
-becomes the mention's time and which becomes its interval, and one of the answer's. Optional: `reasoning`,
-`objects` (one name for each timestamp), `intervals`, and for reinforcement learning `candidates`: a list of
-{answer, timestamps, bboxes, preference, reasoning, objects, intervals}, the last three optional. `preference`
-is a number, higher is better. A record with candidates may leave out answer, timestamps, bboxes and so on: it
-has those of the most preferred one.
+Published: `id, source, task, question, answer, video_path | image_path, image_size, key_frames [{idx, time,
+path}], key_items {str(idx): {name: [[x1, y1, x2, y2], ..]}}, reasoning_process`, boxes in 0-1 of the frame,
+in the texts of visual QA in pixels of `image_size`. Where media lie and how answers are spelled:
+`published.py`. Our own adds `duration`, `intervals`, `language`, `kind`, `candidates` and, only where key
+items cannot express the evidence, `mentions`; its paths are relative to its folder, those of key frames to
+`kfs/` (or to the folder, behind `./`), and `idx` counts 25 a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from data_pipelines.formats import published
 from data_pipelines.formats.fields import (
+    NUMBER,
     Record,
-    RecordError,
-    _candidate,
-    _preference,
-    boxes_of,
-    interval_of,
-    known,
-    language_of,
+    check_names,
     mention_record,
+    read_candidates,
     read_field,
+    read_language,
     read_mention,
-    size_of,
-    time_of,
+    read_size,
+    to_boxes,
+    to_interval,
+    to_time,
+    wrong,
 )
 from data_pipelines.formats.sample import Candidate, KeyFrame, Sample
 from o3jax.grounding import Grounding
@@ -47,7 +38,8 @@ _PUBLISHED_FIELDS = (
     *("id", "source", "task", "question", "answer", "video_path", "image_path", "image_size"),
     *("key_frames", "key_items", "reasoning_process"),
 )
-_STGR_FIELDS = (*_PUBLISHED_FIELDS, "duration", "intervals", "language", "kind", "mentions", "candidates")
+_OWN_FIELDS = (*_PUBLISHED_FIELDS, "duration", "intervals", "language", "kind", "mentions", "candidates")
+_CANDIDATE_FIELDS = ("answer", "reasoning_process", "mentions", "intervals")
 
 
 def to_stgr(sample: Sample) -> Record:
@@ -65,7 +57,11 @@ def to_stgr(sample: Sample) -> Record:
             record[field] = getattr(sample, field)
     record |= {"intervals": [list(i) for i in sample.intervals], "language": sample.language}
     record["kind"] = sample.kind
-    if _mentions(record, sample.reasoning, sample.answer) != sample.mentions:
+    if sample.task == VISUAL:
+        told = _mentions_in(sample.reasoning, sample.answer)
+    else:
+        told = _mentions_on(sample.key_frames, record["key_items"])
+    if told != sample.mentions:
         record["mentions"] = [mention_record(m) for m in sample.mentions]
     if sample.candidates:
         record["candidates"] = [
@@ -128,9 +124,7 @@ def _published_fields(sample: Sample, roots: published.Roots) -> Record:
 
 def _below(path: str, folder: str, field: str) -> str:
     if not path.startswith(folder):
-        raise RecordError(
-            field, f"field {field!r}: the published tree has it in {folder}, not at {path!r:.200}"
-        )
+        raise wrong(field, f"names {path!r:.200}, but the published tree has such media in {folder}")
     return path.removeprefix(folder)
 
 
@@ -149,43 +143,47 @@ def from_stgr(record: Record, in_published_tree: bool = False) -> Sample:
     Raises:
         RecordError: if a field is missing, unknown or is not what the format asks for.
     """
-    known(record, _PUBLISHED_FIELDS if in_published_tree else _STGR_FIELDS)
+    check_names(record, _PUBLISHED_FIELDS if in_published_tree else _OWN_FIELDS)
     task, source = read_field(record, "task", str), read_field(record, "source", str)
     if task not in TASKS:
-        raise RecordError("task", f"field 'task' must be one of {', '.join(TASKS)}, not {task!r:.80}")
+        raise wrong("task", f"must be one of {', '.join(TASKS)}, not {task!r:.80}")
     roots = published.roots(source, task) if in_published_tree else published.OWN
     visual = task == VISUAL
     read_field(record, "image_path" if visual else "video_path", str)
     question = read_field(record, "question", str)
-    language = language_of(record, question)
-    size = size_of(record)
+    size = read_size(record)
     if visual and in_published_tree:
         published.checked_size(size)
 
-    def text(value: str, field: str) -> str:
-        return published.from_pixels(value, size, field) if visual else value
+    def text(part: Record, name: str, default: str | None = None, inside: str = "") -> str:
+        """Returns a text with boxes in 0-1."""
+        value = read_field(part, name, str, *(() if default is None else (default,)), inside=inside)
+        return published.from_pixels(value, size, inside or name) if visual else value
 
-    answer, told = published.read_answer(text(read_field(record, "answer", str), "answer"), task, language)
-    if in_published_tree and task.startswith(TEMPORAL) and not told:
-        raise RecordError(
+    language = read_language(record, question)
+    answer, intervals = published.read_answer(text(record, "answer"), task, language)
+    if in_published_tree and task.startswith(TEMPORAL) and not intervals:
+        raise wrong(
             "answer",
-            "field 'answer' of a temporal question needs an interval, [start, end] in seconds (behind the "
-            f"letter and a new line in multiple choice), not {answer!r:.80}",
+            "of a temporal question needs an interval, [start, end] in seconds (behind the letter and a new "
+            f"line in multiple choice), not {answer!r:.80}",
         )
-    reasoning = text(read_field(record, "reasoning_process", str, ""), "reasoning_process")
-    if "mentions" in record:
-        mentions = tuple(read_mention(item) for item in read_field(record, "mentions", list))
-    else:
-        mentions = _mentions(record, reasoning, answer)
+    reasoning = text(record, "reasoning_process", "")
     key_frames = tuple(_key_frame(frame, roots) for frame in read_field(record, "key_frames", list, []))
+    if "mentions" in record:
+        mentions = tuple(map(read_mention, read_field(record, "mentions", list)))
+    else:
+        items = read_field(record, "key_items", dict, {})
+        mentions = _mentions_in(reasoning, answer) if visual else _mentions_on(key_frames, items)
     if in_published_tree and any(frame.path is None for frame in key_frames):
-        raise RecordError("key_frames", "field 'key_frames': field 'path' is missing; add it")
-    duration = record.get("duration")
-    intervals = read_field(record, "intervals", list, None)
+        raise wrong("path", "is missing; add it", "key_frames")
+    if (listed := read_field(record, "intervals", list, None)) is not None:
+        intervals = tuple(map(to_interval, listed))
     paths = {
         name: None if (path := read_field(record, name, str, None)) is None else roots.media + path
         for name in ("video_path", "image_path")
     }
+    duration = record.get("duration")
     return Sample(
         id=str(read_field(record, "id", (str, int))),
         source=source,
@@ -194,71 +192,58 @@ def from_stgr(record: Record, in_published_tree: bool = False) -> Sample:
         answer=answer,
         **paths,
         image_size=size,
-        duration=None if duration is None else time_of(duration, "duration"),
+        duration=None if duration is None else to_time(duration, "duration"),
         reasoning=reasoning,
         mentions=mentions,
-        intervals=told if intervals is None else tuple(interval_of(i) for i in intervals),
+        intervals=intervals,
         key_frames=key_frames,
-        candidates=tuple(_read_candidate(item, text) for item in read_field(record, "candidates", list, [])),
+        candidates=tuple(
+            _candidate(item, preference, text)
+            for item, preference in read_candidates(record, _CANDIDATE_FIELDS)
+        ),
         language=language,
         kind=read_field(record, "kind", str, ""),
     )
 
 
-def _key_frame(frame: Record, roots: published.Roots) -> KeyFrame:
-    """Returns a key frame whose fields `_mentions` or this has checked."""
-    index, time, path = _key_frame_fields(frame)
+def _key_frame(frame: Any, roots: published.Roots) -> KeyFrame:
+    inside = "key_frames"
+    if not isinstance(frame, dict):
+        raise wrong(inside, "must be a list of objects with idx and time")
+    check_names(frame, ("idx", "time", "path"), inside)
+    time = to_time(read_field(frame, "time", NUMBER, inside=inside), "time", inside)
+    path = read_field(frame, "path", str, None, inside)
     if path is not None:
         rooted = roots is not published.OWN or not path.startswith("./")
         path = roots.key_frames + path if rooted else path[2:]
-    return KeyFrame(index, time, path)
+    return KeyFrame(read_field(frame, "idx", int, inside=inside), time, path)
 
 
-def _read_candidate(item: Any, text: Callable[[str, str], str]) -> Candidate:
-    """Returns a candidate of our own record; `text` gives its texts with boxes in 0-1."""
-    item = _candidate(item, ("answer", "preference", "reasoning_process", "mentions", "intervals"))
+def _candidate(item: Record, preference: float, text: Callable[..., str]) -> Candidate:
+    """Returns a candidate of our own record; `text` reads its texts."""
+    inside = "candidates"
     return Candidate(
-        answer=text(read_field(item, "answer", str, inside="candidates"), "candidates"),
-        preference=_preference(item),
-        reasoning=text(read_field(item, "reasoning_process", str, "", inside="candidates"), "candidates"),
-        mentions=tuple(
-            read_mention(mention, "candidates")
-            for mention in read_field(item, "mentions", list, [], inside="candidates")
-        ),
-        intervals=tuple(
-            interval_of(i, "candidates") for i in read_field(item, "intervals", list, [], inside="candidates")
-        ),
+        answer=text(item, "answer", inside=inside),
+        preference=preference,
+        reasoning=text(item, "reasoning_process", "", inside),
+        mentions=tuple(read_mention(m, inside) for m in read_field(item, "mentions", list, [], inside)),
+        intervals=tuple(to_interval(i, inside) for i in read_field(item, "intervals", list, [], inside)),
     )
 
 
-def _mentions(record: Record, reasoning: str, answer: str) -> tuple[Grounding, ...]:
-    """Returns the mentions that key frames and their items describe, in their order.
-
-    Of visual QA, those that its texts make, with boxes in 0-1: nothing reads its key items.
-    """
-    items = read_field(record, "key_items", dict, {})
-    if record.get("task") == VISUAL:
-        claims = [c for text in (reasoning, answer) for c in grammar.parse(text, coords.NORMALISED).claims]
-        return tuple(dict.fromkeys(Grounding(c.object, boxes=c.boxes) for c in claims))
-    mentions, seen = [], set()
-    for frame in read_field(record, "key_frames", list, []):
-        index, time, _ = _key_frame_fields(frame)
-        idx = str(index)
-        seen.add(idx)
-        for name, boxes in read_field(items, idx, dict, {}, inside="key_items").items():
-            mentions.append(Grounding(name, time, boxes=boxes_of(boxes, "key_items")))
-    if lost := [idx for idx in items if idx not in seen]:
-        raise RecordError(
-            "key_items", f"field 'key_items' has boxes for frame {lost[0]!r:.80}, which 'key_frames' lacks"
-        )
-    return tuple(mentions)
+def _mentions_in(*texts: str) -> tuple[Grounding, ...]:
+    """Returns the mentions that the texts of visual QA make, whose key items nothing reads."""
+    claims = [claim for text in texts for claim in grammar.parse(text, coords.NORMALISED).claims]
+    return tuple(dict.fromkeys(Grounding(claim.object, boxes=claim.boxes) for claim in claims))
 
 
-def _key_frame_fields(frame: Any) -> tuple[int, float, str | None]:
-    """Returns idx, time and path of a key frame."""
-    if not isinstance(frame, dict):
-        raise RecordError("key_frames", "field 'key_frames' must be a list of objects with idx and time")
-    known(frame, ("idx", "time", "path"), "key_frames")
-    time = time_of(read_field(frame, "time", (int, float), inside="key_frames"), "time", "key_frames")
-    index = read_field(frame, "idx", int, inside="key_frames")
-    return index, time, read_field(frame, "path", str, None, inside="key_frames")
+def _mentions_on(key_frames: Sequence[KeyFrame], items: Record) -> tuple[Grounding, ...]:
+    """Returns the mentions that key frames and their items describe, in their order."""
+    numbers = [str(frame.index) for frame in key_frames]
+    if lost := [number for number in items if number not in numbers]:
+        raise wrong("key_items", f"has boxes for frame {lost[0]!r:.80}, which 'key_frames' lacks")
+    return tuple(
+        Grounding(name, frame.time, boxes=to_boxes(boxes, "key_items"))
+        for number, frame in zip(numbers, key_frames, strict=True)
+        for name, boxes in read_field(items, number, dict, {}, "key_items").items()
+    )
