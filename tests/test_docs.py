@@ -13,6 +13,7 @@ import pytest
 from configs import common
 from data_pipelines.synthetic.datasets import write_video
 from data_pipelines.synthetic.scenes import make_scene, scene_seed
+from experiments.cli.verbs import VERBS
 from tests.support.commands import run_command
 from tests.support.paths import ROOT
 
@@ -92,6 +93,11 @@ def test_modules_and_commands_that_are_named_exist(page):
         for module, names in re.findall(rf"from ((?:{'|'.join(FOLDERS)})[\w.]*) import ([\w, ]+)", text):
             for name in names.replace(" ", "").split(","):
                 assert resolves(f"{module}.{name}"), f"{ids(page)} imports {name} from {module}"
+        for verb in re.findall(r"^o3jax ([a-z]+)\b", text):
+            assert verb in VERBS, f"{ids(page)} says o3jax {verb}, which is no verb"
+        for config in re.findall(r"--config=([\w./]+)", text):
+            name = config if "/" in config else f"configs/{config}.py"
+            assert (ROOT / name).is_file(), f"{ids(page)} names the config {config}, which is not there"
         for target in re.findall(r"^make ([a-z][\w\-]*)", text):
             assert target in targets, f"{ids(page)} says make {target}, which is no target"
 
@@ -149,7 +155,8 @@ def test_a_stranger_finds_the_name_in_the_file(file, name):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             defined.add(node.name)
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
+    for node in ast.parse(text).body:  # a constant
+        if isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             defined |= {target.id for target in targets if isinstance(target, ast.Name)}
     assert name in defined
@@ -159,17 +166,16 @@ def test_a_stranger_finds_the_name_in_the_file(file, name):
 EXECUTED = {
     "make demo": "make demo",
     "source .venv/bin/activate": "make demo",
-    "o3jax ask demo/ask/clip.mp4": "tests/test_package.py::test_the_wheel_asks_and_trains",
+    "o3jax ask demo/ask/clip.mp4": "tests/test_wheel.py::test_asks_a_video",
     "pip install -U huggingface_hub": "network",
     "hf download": "network",
     "o3jax ask clip.mp4": "tests/experiments/test_answer_command.py::"
     "test_the_command_answers_in_a_process_of_its_own",
     "o3jax data check": "tests/test_docs.py::test_readme_makes_and_checks_data",
     "o3jax data make": "tests/test_docs.py::test_readme_makes_and_checks_data",
-    "o3jax sft --config=configs/sft_article.py": "tests/configs/test_configs.py::"
-    "test_the_article_s_recipe_runs",
-    "o3jax sft --config=configs/sft_tiny.py": "make demo",
-    "o3jax gspo --config=configs/gspo_tiny.py": "tests/test_package.py::test_the_wheel_asks_and_trains",
+    "o3jax sft --config=sft_article": "tests/configs/test_configs.py::test_the_article_s_recipe_runs",
+    "o3jax sft --config=sft_tiny": "make demo",
+    "o3jax gspo --config=gspo_tiny": "tests/test_wheel.py::test_runs_an_iteration_of_gspo",
     "o3jax evaluate": "tests/experiments/test_evaluate.py::test_the_command_prints_tables_and_writes_json",
     "o3jax convert": "tests/test_docs.py::test_readme_converts",
 }
