@@ -13,7 +13,7 @@ class Grounding:
     """A thing in a video, with the time and the place that somebody gives it.
 
     A model's text (`prompts.grammar.Claim`), an annotation (`Sample.mentions`), the evidence decoder
-    (`inference.respond.DecoderEstimate`) and an answer (`report.Evidence`) all say it in this form.
+    (`inference.locate.DecoderEstimate`) and an answer (`report.Evidence`) all say it in this form.
     """
 
     object: str = ""  # its name; empty where nothing names it

@@ -33,7 +33,7 @@ from typing import Any
 
 from data_pipelines.formats.sample import Sample
 from data_pipelines.synthetic.scenes import Object, Scene
-from o3jax.inference.respond import DecoderEstimate
+from o3jax.inference.locate import DecoderEstimate
 from o3jax.metrics import vstar
 from o3jax.metrics.boxes import box_iou, interval_iou
 from o3jax.prompts import grammar

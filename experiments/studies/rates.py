@@ -16,7 +16,7 @@ import numpy as np
 from data_pipelines.synthetic.datasets import write_video
 from data_pipelines.synthetic.scenes import FPS, Object, Scene, make_scene, scene_seed
 from o3jax import api
-from o3jax.inference.respond import DecoderEstimate
+from o3jax.inference.locate import DecoderEstimate
 
 RATES = (10, 25, 30)
 SHIFT_S = 1.0

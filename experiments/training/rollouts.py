@@ -26,7 +26,9 @@ from o3jax.generate.sampling import Sampling, StopStrings
 from o3jax.grounding import Grounding
 from o3jax.gspo.rows import UpdateBatch, UpdateShape, pack_groups
 from o3jax.gspo.update import response_logprobs
-from o3jax.inference.respond import AddFrames, add_frames_at, encode_visuals, estimate, proposals, search
+from o3jax.inference.locate import ReadFrames, frames_nearest, locate, proposals
+from o3jax.inference.respond import encode_visuals
+from o3jax.inference.search import search
 from o3jax.inputs.collate import bucket
 from o3jax.inputs.dense import Source
 from o3jax.inputs.processor import Processor
@@ -46,8 +48,8 @@ class Sampled:
     prompts: PromptBatch  # where the tower is frozen `with_features`
     visuals: (
         VisualFeatures | None
-    )  # what `encode_visuals` made of their pixels; not saved, nor is `add_frames`
-    add_frames: AddFrames | None  # at the frames that boxes are read from, where the model does
+    )  # what `encode_visuals` made of their pixels; not saved, nor is `read_frames`
+    read_frames: ReadFrames | None  # that boxes are read from, where the model does
     tokens: Int[np.ndarray, "B G T"]
     logprobs: Float[np.ndarray, "B G T"]  # of the sampler
     length: Int[np.ndarray, "B G"]
@@ -92,12 +94,13 @@ def sample(
     visuals: VisualFeatures = encode_visuals(model, prompts.inputs)
     if not config.lr_multipliers.vision:
         prompts = with_features(prompts, visuals)  # the tower need not run again
-    add_frames = (
-        functools.partial(add_frames_at, model, processor, visuals, sources) if any(sources) else None
-    )
+    read_frames = None
+    if any(sources):
+        patches = prompts.inputs.places.centres.shape[2] * model.config.vision.merge_unit
+        read_frames = functools.partial(frames_nearest, processor, model, sources, patches)
     if model.config.evidence is not None and model.config.evidence.feedback == "prompt":
         inputs = prompts.inputs
-        found = proposals(model, inputs, visuals, search(model, inputs, visuals), add_frames)
+        found = proposals(model, search(model, inputs, visuals), visuals, read_frames)
         prompts = with_text(prompts, _asked(processor, prompts, samples, found, config.box_step))
     out = sample_groups(
         model,
@@ -112,7 +115,7 @@ def sample(
         slots=config.rollout_slots or None,
         stop=StopStrings(tuple(config.stop), processor.decode) if config.stop else None,
     )
-    return Sampled(prompts, visuals, add_frames, out.tokens, out.logprobs, out.length, out.finished)
+    return Sampled(prompts, visuals, read_frames, out.tokens, out.logprobs, out.length, out.finished)
 
 
 def with_features(prompts: PromptBatch, visuals: VisualFeatures) -> PromptBatch:
@@ -261,7 +264,6 @@ def decoder_evidence(
     count, group = sampled.tokens.shape[:2]
     capacity = bucket(max(1, *(len(found) for mine in places for found in mine)))
     states = np.zeros((count, group, capacity, model.config.text.hidden_size), np.float32)
-    index = np.full((count, group, capacity), -1, np.int32)
     for part in parts:
         batch = updates.pack(sampled, part)
         at = np.zeros((*batch.sequence.shape[:2], capacity), np.int32)
@@ -271,20 +273,20 @@ def decoder_evidence(
             found = places[part][prompt][one]
             # A completion's first token stands where its second one is predicted.
             at[row, number, : len(found)] = batch.response_index[row, number, 1] + np.array(found, np.int32)
-            index[part][prompt, one, : len(found)] = one * capacity + np.arange(len(found))
         read = np.asarray(_states(model, batch.inputs, at))
         for row, number in there:
             prompt, one = batch.sequence[row, number]
             states[part][prompt, one] = read[row, number]
     candidates = search(model, sampled.prompts.inputs, sampled.visuals).candidates
-    asked = model, states.reshape(count, group * capacity, -1), index
-    candidates = np.repeat(candidates, group, axis=0)
-    guess = estimate(*asked, sampled.visuals, candidates)
-    if sampled.add_frames is not None:
-        times = np.asarray(guess.time_s).reshape(index.shape)
-        there = [mine[at >= 0] for mine, at in zip(times, index, strict=True)]
-        guess = estimate(*asked, sampled.add_frames(there), candidates)
-    guess = jax.tree.map(np.asarray, guess)
+    valid = np.array([[len(found) for found in mine] for mine in places])[..., None] > np.arange(capacity)
+    guess = locate(
+        model,
+        sampled.visuals,
+        np.repeat(candidates, group, axis=0),
+        sampled.read_frames,
+        states=states.reshape(count * group, capacity, -1),
+        valid=valid.reshape(count * group, capacity),
+    )
     evidence: list[list[list[Grounding]]] = []
     for row, mine in enumerate(responses):
         evidence.append([])

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from o3jax.generate.sampler import Generated, greedy
 from o3jax.grounding import Grounding, Interval
-from o3jax.inference.candidates import candidate_intervals
+from o3jax.inference.locate import DecoderEstimate, ReadFrames, frames_nearest, locate, proposals
+from o3jax.inference.search import Searched, search
 from o3jax.inputs.collate import bucket, collate
-from o3jax.inputs.dense import FramesAt, Source, dense_stream, interval_mask, pointed_frames, visual_places
+from o3jax.inputs.dense import FramesAt, Source, dense_stream, visual_places
 from o3jax.inputs.processor import Processor
-from o3jax.models.batch import Batch, PointedFrames, Questions, stack
-from o3jax.models.evidence import Estimate
-from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures, mention_states
+from o3jax.models.batch import Batch, Questions, stack
+from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
 from o3jax.prompts.feedback import with_proposals
 from o3jax.prompts.mentions import mention_positions
 
@@ -41,13 +40,6 @@ class Request:
     frames_at: FramesAt | None = None  # where boxes are read from the frame pointed at
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderEstimate(Grounding):
-    """What the evidence decoder says of one mention; it has a box, and no name."""
-
-    spread_s: float  # standard deviation of the time
-
-
 @dataclasses.dataclass(frozen=True)
 class Response:
     """What the model says; the fields of the evidence modules are empty without them."""
@@ -61,40 +53,14 @@ class Response:
     candidates: tuple[Interval, ...] = ()  # what was searched; nothing means everything
 
 
-@jax.jit
 def encode_visuals(model: Qwen3VL, batch: Batch) -> VisualFeatures:
-    """Returns what the model makes of a batch's pixels."""
+    """Returns what the model makes of a batch's pixels, whose rows hold one video each."""
+    return _encode_visuals(model, dataclasses.replace(batch, text=None, questions=None))
+
+
+@jax.jit
+def _encode_visuals(model: Qwen3VL, batch: Batch) -> VisualFeatures:
     return model.encode_visuals(batch)
-
-
-@jax.jit
-def _add_frames(model: Qwen3VL, visuals: VisualFeatures, frames: PointedFrames) -> VisualFeatures:
-    return model.add_frames(visuals, frames)
-
-
-@jax.jit
-def _relevance(model: Qwen3VL, questions: Questions, visuals: VisualFeatures) -> Float[Array, "B T"]:
-    return jax.nn.sigmoid(model.relevance(questions, visuals)[1])
-
-
-@jax.jit
-def _propose(
-    model: Qwen3VL, questions: Questions, visuals: VisualFeatures, candidates: Bool[Array, "B T"]
-) -> Estimate:
-    return model.propose(model.relevance(questions, visuals)[0], visuals, candidates)
-
-
-@jax.jit
-def estimate(
-    model: Qwen3VL,
-    states: Float[Array, "B new D"],
-    mention_index: Int[Array, "B Q M"],
-    visuals: VisualFeatures,
-    candidates: Bool[Array, "R T"],
-) -> Estimate:
-    """Returns when and where the mentions [R, M] of Q texts about each video are; R is B times Q."""
-    there = rearrange(mention_index >= 0, "b q m -> (b q) m")
-    return model.estimate(mention_states(states, mention_index), there, visuals, candidates)
 
 
 def respond(
@@ -122,30 +88,34 @@ def respond(
     if model.evidence is not None:
         batch = _with_evidence(model, processor, requests, inputs["video_grid_thw"], batch)
     visuals = encode_visuals(model, batch)
-    searched = None if model.evidence is None else search(model, batch, visuals)
-    add_frames = None
-    if searched and model.config.evidence.box_frames == "pointed":
-        patch = processor.video_config.patch_size
-        sources = [
-            Source(r.dense_times, (h * patch, w * patch), r.frames_at)
-            for r, (_, h, w) in zip(requests, inputs["video_grid_thw"].tolist(), strict=True)
-        ]
-        add_frames = functools.partial(add_frames_at, model, processor, visuals, sources)
-    if searched and model.config.evidence.feedback == "prompt":
-        found = proposals(model, batch, visuals, searched, add_frames)
-        texts = [_with_proposals(r, mine, box_step) for r, mine in zip(requests, found, strict=True)]
+    found, read_frames = None, None
+    if model.evidence is not None:
+        found = search(model, batch, visuals)
+        read_frames = _read_frames(model, processor, requests, inputs["video_grid_thw"], batch)
+    if found and model.config.evidence.feedback == "prompt":
+        proposed = proposals(model, found, visuals, read_frames)
+        texts = [_with_proposals(r, mine, box_step) for r, mine in zip(requests, proposed, strict=True)]
         inputs = processor(text=texts, videos=videos, video_metadata=metadata, padding_side="right")
-        again = pad_inputs(inputs, model)
-        batch = dataclasses.replace(batch, text=again.text, patches=again.patches)
+        batch = dataclasses.replace(batch, text=pad_inputs(inputs, model).text)
     out = greedy(model, batch, max_new_tokens=max_new_tokens, eos_ids=eos_ids, pad_id=pad_id, visuals=visuals)
     responses = [
         Response(tokens, probabilities, processor.decode(tokens)) for tokens, probabilities in _rows(out)
     ]
-    return (
-        _grounded(model, processor, responses, out, batch, visuals, searched, add_frames)
-        if searched
-        else responses
-    )
+    if found is None:
+        return responses
+    mentions = [mention_positions(processor.tokenizer, r.tokens) for r in responses]
+    estimates = _estimates(model, mentions, np.asarray(out.states), visuals, found, read_frames)
+    valid, times = batch.dense.length > 0, batch.dense.times
+    return [
+        dataclasses.replace(
+            response,
+            estimates=estimates[row],
+            times_s=times[row][valid[row]],
+            relevance=found.relevance[row][valid[row]],
+            candidates=tuple(found.intervals[row]),
+        )
+        for row, response in enumerate(responses)
+    ]
 
 
 def pad_inputs(inputs: Mapping[str, np.ndarray], model: Qwen3VL) -> Batch:
@@ -190,88 +160,22 @@ def _with_evidence(
     return dataclasses.replace(batch, dense=stack(dense), places=stack(places), questions=questions)
 
 
-class Searched(NamedTuple):
-    """Relevance over time, the candidate intervals cut from it, and the pairs inside them."""
-
-    relevance: Float[np.ndarray, "B T"]
-    intervals: list[list[Interval]]
-    candidates: Bool[np.ndarray, "B T"]
-
-
-def search(model: Qwen3VL, batch: Batch, visuals: VisualFeatures) -> Searched:
-    """Returns where the evidence of each question is looked for."""
-    relevance = np.asarray(_relevance(model, batch.questions, visuals))
-    valid, times = batch.dense.length > 0, batch.dense.times
-    found = [candidate_intervals(r[v], t[v]) for r, v, t in zip(relevance, valid, times, strict=True)]
-    inside = [interval_mask(f, t) for f, t in zip(found, times, strict=True)]
-    return Searched(relevance, found, np.stack(inside))
-
-
-# Times of each video -> what was seen, with the frames at these times to read boxes from.
-AddFrames = Callable[[Sequence[Float[np.ndarray, " m"]]], VisualFeatures]
-
-
-def add_frames_at(
+def _read_frames(
     model: Qwen3VL,
     processor: Processor,
-    visuals: VisualFeatures,
-    sources: Sequence[Source | None],
-    times: Sequence[Float[np.ndarray, " m"]],
-) -> VisualFeatures:
-    """Returns what was seen, and of each video the frames nearest to some times, to read boxes from.
-
-    Args:
-        sources: of each row of `visuals`; None for what has no frames but those that were seen.
-        times: of each row, seconds.
-    """
-    c, video = model.config.vision, processor.video_config
-    wanted = [
-        np.unique([] if one is None else [one.times_s[np.abs(one.times_s - t).argmin()] for t in mine])
-        for one, mine in zip(sources, times, strict=True)
-    ]
-    if not any(map(len, wanted)):
-        return visuals
-    sizes = {
-        "frame_pairs": bucket(max(map(len, wanted))),
-        "patches": visuals.visual.centres.shape[2] * c.merge_unit,
-    }
-    rows = []
-    for one, at in zip(sources, wanted, strict=True):
-        size = one.size if one else (video.factor, video.factor)
-        frames = np.zeros((0, *size, 3), np.uint8)
-        if len(at):
-            frames, at = one.frames_at(at)
-        rows.append(pointed_frames(frames, at, size, video, c, **sizes))
-    return _add_frames(model, visuals, stack(rows))
-
-
-def proposals(
-    model: Qwen3VL,
+    requests: Sequence[Request],
+    grids: Int[np.ndarray, "B 3"],
     batch: Batch,
-    visuals: VisualFeatures,
-    searched: Searched,
-    add_frames: AddFrames | None = None,
-) -> list[list[Grounding]]:
-    """Returns where each question alone points: the best proposal, and others that are likely."""
-    guess = _propose(model, batch.questions, visuals, searched.candidates)
-    if add_frames is not None:
-        guess = _propose(model, batch.questions, add_frames(np.asarray(guess.time_s)), searched.candidates)
-    guess = jax.tree.map(np.asarray, guess)
-    found = []
-    for row in range(len(guess.confidence)):
-        order = np.argsort(-guess.confidence[row])
-        chosen = [m for rank, m in enumerate(order) if not rank or guess.confidence[row, m] > 0]
-        found.append(
-            [
-                Grounding(
-                    time_s=float(guess.time_s[row, m]),
-                    interval=tuple(guess.interval[row, m].tolist()),
-                    boxes=(tuple(guess.box[row, m].tolist()),),
-                )
-                for m in chosen
-            ]
-        )
-    return found
+) -> ReadFrames | None:
+    """Returns what reads frames of the requests' videos; None where boxes come from the language stream."""
+    if model.config.evidence.box_frames != "pointed":
+        return None
+    patch = processor.video_config.patch_size
+    sources = [
+        Source(r.dense_times, (h * patch, w * patch), r.frames_at)
+        for r, (_, h, w) in zip(requests, grids.tolist(), strict=True)
+    ]
+    return functools.partial(frames_nearest, processor, model, sources, batch.patches.values.shape[2])
 
 
 def _with_proposals(request: Request, found: Sequence[Grounding], box_step: int) -> str:
@@ -280,46 +184,19 @@ def _with_proposals(request: Request, found: Sequence[Grounding], box_step: int)
     return before + with_proposals(request.question, found, box_step) + after
 
 
-def _grounded(
+def _estimates(
     model: Qwen3VL,
-    processor: Processor,
-    responses: Sequence[Response],
-    out: Generated,
-    batch: Batch,
+    mentions: Sequence[Sequence[int]],
+    states: Float[np.ndarray, "B new E"],
     visuals: VisualFeatures,
-    searched: Searched,
-    add_frames: AddFrames | None,
-) -> list[Response]:
-    """Returns the responses with relevance over time, and an estimate for each of their mentions."""
-    relevance, found, candidates = searched
-    valid, times = batch.dense.length > 0, batch.dense.times
-    mentions = [mention_positions(processor.tokenizer, r.tokens) for r in responses]
-    index = np.full((len(responses), 1, bucket(max(1, *map(len, mentions)))), -1, np.int32)
-    for row, positions in zip(index, mentions, strict=True):
-        row[0, : len(positions)] = positions
-    guess = estimate(model, out.states, index, visuals, candidates)
-    if add_frames is not None:
-        there = [times[: len(m)] for times, m in zip(np.asarray(guess.time_s), mentions, strict=True)]
-        guess = estimate(model, out.states, index, add_frames(there), candidates)
-    found_at = jax.tree.map(np.asarray, guess)
-    sure = np.asarray(jax.nn.sigmoid(found_at.confidence))
-
-    def decoded(row: int, m: int) -> DecoderEstimate:
-        return DecoderEstimate(
-            time_s=float(found_at.time_s[row, m]),
-            interval=tuple(found_at.interval[row, m].tolist()),
-            boxes=(tuple(found_at.box[row, m].tolist()),),
-            confidence=float(sure[row, m]),
-            spread_s=float(found_at.spread_s[row, m]),
-        )
-
-    return [
-        dataclasses.replace(
-            response,
-            estimates=tuple(decoded(row, m) for m in range(len(mentions[row]))),
-            times_s=times[row][valid[row]],
-            relevance=relevance[row][valid[row]],
-            candidates=tuple(found[row]),
-        )
-        for row, response in enumerate(responses)
-    ]
+    found: Searched,
+    read_frames: ReadFrames | None,
+) -> list[tuple[DecoderEstimate, ...]]:
+    """Returns an estimate for each mention of each response, from the states at its tokens."""
+    size = bucket(max(1, *map(len, mentions)))
+    valid = np.arange(size) < np.array([len(mine) for mine in mentions])[:, None]
+    chosen = np.zeros((*valid.shape, states.shape[-1]), states.dtype)
+    for row, mine in enumerate(mentions):
+        chosen[row, : len(mine)] = states[row, mine]
+    there = locate(model, visuals, found.candidates, read_frames, states=chosen, valid=valid)
+    return [tuple(there.estimate(row, m) for m in range(len(mine))) for row, mine in enumerate(mentions)]

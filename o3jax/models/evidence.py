@@ -255,53 +255,37 @@ class EvidenceDecoder(nnx.Module):
         self.confidence_out = init.weight((D + 1, 1), ("embed", None))
         self.confidence_bias = init.bias((), ())
 
-    def __call__(
-        self,
-        queries: Float[Array, "B M E"],
-        valid: Bool[Array, "B M"],
-        dense: DenseFeatures,
-        visual: VisualTokens,
-        candidates: Bool[Array, "B T"],
-        runtime: Runtime = Runtime(),
-    ) -> Estimate:
-        """Returns an estimate for each mention of a text.
+    def naming(self, states: Float[Array, "R M E"]) -> Float[Array, "R M D"]:
+        """Returns the queries of mentions, from the language model's states: linear, without a bias."""
+        return linear(states.astype(self.query_in.dtype), self.query_in[...])
 
-        Args:
-            queries: the language model's final-norm hidden state at each mention.
-            valid: which mentions are real; the others have no influence on them.
-            dense: F; only its valid pairs and cells are read.
-            visual: the tokens that boxes are read from.
-            candidates: the pairs that may be searched; a row without any searches all valid ones.
-        """
-        x = linear(queries.astype(self.query_in.dtype), self.query_in[...])
-        return self._decode(x, valid, dense, visual, candidates, runtime)
+    def asking(self, question: Float[Array, "R D"]) -> Float[Array, "R P D"]:
+        """Returns the queries of the proposals, before any text: the question's vector in each of its roles.
 
-    def propose(
-        self,
-        question: Float[Array, "B D"],
-        dense: DenseFeatures,
-        visual: VisualTokens,
-        candidates: Bool[Array, "B T"],
-        runtime: Runtime = Runtime(),
-    ) -> Estimate:
-        """Returns `proposals` estimates per row from the question's vector alone, before any text.
-
-        Their `confidence` is the score by which to rank them; the arguments are those of `__call__`.
+        The confidence of their estimates is the score by which to rank them.
         """
         x = linear(question.astype(self.query_in.dtype), self.question_in[...])
-        x = x[:, None] + self.slot_bias[...]
-        return self._decode(x, jnp.ones(x.shape[:2], bool), dense, visual, candidates, runtime)
+        return x[:, None] + self.slot_bias[...]
 
-    def _decode(
+    def __call__(
         self,
-        x: Float[Array, "R M D"],
+        queries: Float[Array, "R M D"],
         valid: Bool[Array, "R M"],
         dense: DenseFeatures,
         visual: VisualTokens,
         candidates: Bool[Array, "R T"],
-        runtime: Runtime,
+        runtime: Runtime = Runtime(),
     ) -> Estimate:
-        rows = len(x)
+        """Returns an estimate for each query.
+
+        Args:
+            queries: of `naming` or of `asking`.
+            valid: which queries are real; the others have no influence on them.
+            dense: F; only its valid pairs and cells are read.
+            visual: the tokens that boxes are read from.
+            candidates: the pairs that may be searched; a row without any searches all valid ones.
+        """
+        rows = len(queries)
         times, there = repeated(dense.times, rows), repeated(dense.valid, rows)
         candidates = candidates & there
         searched = jnp.where(candidates.any(-1, keepdims=True), candidates, there)
@@ -315,7 +299,7 @@ class EvidenceDecoder(nnx.Module):
             x = layer.cross(x, places, cross, None, runtime)
             return layer.own(x, None, own, None, runtime)
 
-        x = run_layers(body, x, self.layers)
+        x = run_layers(body, queries, self.layers)
 
         # One distribution over all cells of all pairs; over time it is its sum over the cells.
         scores = self.when(x, places, allowed[:, None])

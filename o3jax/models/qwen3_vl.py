@@ -156,7 +156,8 @@ class Qwen3VL(nnx.Module):
         runtime: Runtime = Runtime(),
     ) -> Estimate:
         """Returns when and where each mention is, from the hidden states at the mentions."""
-        return self.evidence.decoder(states, valid, visuals.dense, visuals.visual, candidates, runtime)
+        decoder = self.evidence.decoder
+        return decoder(decoder.naming(states), valid, visuals.dense, visuals.visual, candidates, runtime)
 
     def propose(
         self,
@@ -166,7 +167,10 @@ class Qwen3VL(nnx.Module):
         runtime: Runtime = Runtime(),
     ) -> Estimate:
         """Returns when and where the question alone points, before any text."""
-        return self.evidence.decoder.propose(question, visuals.dense, visuals.visual, candidates, runtime)
+        decoder = self.evidence.decoder
+        queries = decoder.asking(question)
+        there = jnp.ones(queries.shape[:2], bool)
+        return decoder(queries, there, visuals.dense, visuals.visual, candidates, runtime)
 
     def logits(self, hidden: Float[Array, "*dims D"]) -> Float[Array, "*dims V"]:
         """Returns vocabulary logits of hidden states."""

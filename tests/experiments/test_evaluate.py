@@ -26,7 +26,8 @@ from experiments.evaluation.scores import Question
 from o3jax.api import Model
 from o3jax.errors import UserError
 from o3jax.grounding import Grounding
-from o3jax.inference.respond import DecoderEstimate, Request, Response
+from o3jax.inference.locate import DecoderEstimate
+from o3jax.inference.respond import Request, Response
 from o3jax.inputs.processor import load_processor
 from o3jax.metrics.boxes import box_iou
 from o3jax.prompts import templates

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.studies import rates
-from o3jax.inference.respond import DecoderEstimate
+from o3jax.inference.locate import DecoderEstimate
 from o3jax.models.config import EvidenceConfig
 from o3jax.video import probe
 from tests.support.commands import run_command

@@ -24,6 +24,7 @@ from o3jax.errors import UserError
 from o3jax.generate.sampler import Generated
 from o3jax.grounding import Grounding
 from o3jax.inference import respond as engine
+from o3jax.inference import search
 from o3jax.inputs.dense import pointed_frames
 from o3jax.models.batch import take
 from o3jax.models.layers import Initializer
@@ -232,7 +233,7 @@ def asked(loaded, monkeypatch):
         return Generated(tokens, np.zeros(tokens.shape, np.float32), np.array(list(map(len, ids))), states)
 
     monkeypatch.setattr(engine, "greedy", say)
-    monkeypatch.setattr(engine, "candidate_intervals", lambda relevance, times: [(0.0, 10.0)])
+    monkeypatch.setattr(search, "candidate_intervals", lambda relevance, times: [(0.0, 10.0)])
 
     def ask(model, requests):
         prompts.clear()

@@ -78,9 +78,14 @@ def make_inputs(seed=0):
     }
 
 
+def of_mentions(decoder, queries, *inputs, **named):
+    """Returns the decoder's estimates for the states of mentions."""
+    return decoder(decoder.naming(queries), *inputs, **named)
+
+
 @pytest.fixture(scope="module")
 def decode(modules):
-    run = jax.jit(lambda inputs: modules[0](**inputs))
+    run = jax.jit(lambda inputs: of_mentions(modules[0], **inputs))
     return lambda inputs: jax.tree.map(np.asarray, run(inputs))
 
 
@@ -277,8 +282,9 @@ def test_it_learns_one_batch():
         question = encoder(asked, np.ones((rows, 2), bool))
         relevance = encoder.relevance(question, dense)
         candidates = open_candidates(relevance, inside, dense.valid, low=0.0)
-        said = decoder(queries, known, dense, visual, candidates)
-        slots = decoder.propose(question, dense, visual, candidates)
+        said = of_mentions(decoder, queries, known, dense, visual, candidates)
+        slots = decoder.asking(question)
+        slots = decoder(slots, np.ones(slots.shape[:2], bool), dense, visual, candidates)
         said_loss, said_sums = mention_loss(said, targets, dense.times, WEIGHTS, counts)
         matched = match_proposals(slots, targets, WEIGHTS)
         slot_loss, slot_sums = mention_loss(slots, matched, dense.times, WEIGHTS, counts)
@@ -321,7 +327,7 @@ def test_estimates_are_float32_where_the_modules_are_not():
     inputs = make_inputs()
 
     def total(decoder):
-        estimate = decoder(**inputs)
+        estimate = of_mentions(decoder, **inputs)
         return sum(x.sum() for x in jax.tree.leaves(estimate)), estimate
 
     gradient, estimate = jax.eval_shape(jax.grad(total, has_aux=True), decoder)
@@ -575,7 +581,9 @@ def test_the_whole_gradient_is_finite(modules):
     def run(decoder):
         def total(decoder):
             times = inputs["dense"].times
-            return mention_loss(decoder(**inputs), targets, times, WEIGHTS, mention_counts(targets))[0]
+            return mention_loss(
+                of_mentions(decoder, **inputs), targets, times, WEIGHTS, mention_counts(targets)
+            )[0]
 
         return jax.value_and_grad(total)(decoder)
 

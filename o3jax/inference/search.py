@@ -1,14 +1,46 @@
-"""Candidate intervals: the parts of a video that relevance over time says are worth a close look."""
+"""Where the evidence of a question is looked for: relevance over time, and the intervals cut from it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Bool, Float
 
 from o3jax.errors import UserError
 from o3jax.grounding import Interval
+from o3jax.inputs.dense import interval_mask
+from o3jax.models.batch import Batch, Questions
+from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
+
+
+class Searched(NamedTuple):
+    """What the evidence modules make of each question before any text exists; rows R, one a question."""
+
+    asking: Float[Array, "R P D"]  # the question in the roles of the proposals' queries
+    relevance: Float[np.ndarray, "R T"]  # of each dense frame pair, a probability
+    intervals: list[list[Interval]]  # candidates
+    candidates: Bool[np.ndarray, "R T"]  # the pairs inside them
+
+
+def search(model: Qwen3VL, batch: Batch, visuals: VisualFeatures) -> Searched:
+    """Returns where the evidence of each question of a batch is looked for."""
+    asking, relevance = _match(model, batch.questions, visuals)
+    relevance = np.asarray(relevance)
+    valid, times = batch.dense.length > 0, batch.dense.times
+    found = [candidate_intervals(r[v], t[v]) for r, v, t in zip(relevance, valid, times, strict=True)]
+    inside = [interval_mask(f, t) for f, t in zip(found, times, strict=True)]
+    return Searched(asking, relevance, found, np.stack(inside))
+
+
+@jax.jit
+def _match(
+    model: Qwen3VL, questions: Questions, visuals: VisualFeatures
+) -> tuple[Float[Array, "R P D"], Float[Array, "R T"]]:
+    question, relevance = model.relevance(questions, visuals)
+    return model.evidence.decoder.asking(question), jax.nn.sigmoid(relevance)
 
 
 def candidate_intervals(
