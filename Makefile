@@ -14,7 +14,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 docs: $(VENV)/docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # without the theme's advertisement of its successor
 bench: $(VENV)/dev
 	$(BIN)/python -m experiments.bench
 

@@ -1,15 +1,14 @@
 """The article's rewards: tiers for the time and box of each piece of evidence, bonuses for long videos.
 
-term       worth
-time       mean over the true evidence: +1.5 within 1 s, +0.5 within 3 s, else -1
-box        mean over the true evidence: +1 for a box that covers 90 % of the target, +0.3 for 50 %, else -0.5;
-           the two upper tiers also need an area of at most twice the target's (not in mode "literal")
-spread     of videos over 60 s: 0.5 x share of the video's quarters with a claim that is matched to true
-           evidence within 1 s
-coherence  of videos over 30 s: 0.5 x share of consecutive claims that go forward in time (different objects
-           may share a moment) and, for one object, move at most one frame width per second
-answer     0 to 1, see `answer_term`
-format     0, 0.5 or 1, as published, with names of several words
+- `time`: mean over the true evidence: +1.5 within 1 s, +0.5 within 3 s, else -1
+- `box`: mean over the true evidence: +1 for a box that covers 90 % of the target, +0.3 for 50 %, else -0.5;
+  the two upper tiers also need an area of at most twice the target's (not in mode "literal")
+- `spread`, of videos over 60 s: 0.5 x share of the video's quarters with a claim that is matched to true
+  evidence within 1 s
+- `coherence`, of videos over 30 s: 0.5 x share of consecutive claims that go forward in time (different
+  objects may share a moment) and, for one object, move at most one frame width per second
+- `answer`: 0 to 1, see `answer_term`
+- `format`: 0, 0.5 or 1, as published, with names of several words
 
 Claims are matched one to one with the true evidence, so that all time errors together are least, each
 counted up to twice `far_s`, so that a claim far off does not shift the others; among matchings that are level

@@ -1,13 +1,13 @@
 r"""The published Open-o3 Video rewards (marinero4972/Open-o3-Video, `reward_func.py`): 7 terms, 6 tasks.
 
-term                    MCQ    free-form  temporal  temporal MCQ  visual    spatio-temporal
-ans_acc                 exact  ROUGE      -         exact         -         ROUGE
-ans_tiou                -      -          IoU       IoU           -         -
-ans_viou                -      -          -         -             IoU       -
-thk_temporal_point      -      -          -         -             -         Gaussian
-thk_temporal_segment    -      -          fraction  fraction      -         -
-thk_spatial             -      -          -         -             best IoU  gated IoU
-format                  0, 1   0, 1       0, .5, 1  0, .5, 1      0, .5, 1  0, .5, 1
+    term                    MCQ    free-form  temporal  temporal MCQ  visual    spatio-temporal
+    ans_acc                 exact  ROUGE      -         exact         -         ROUGE
+    ans_tiou                -      -          IoU       IoU           -         -
+    ans_viou                -      -          -         -             IoU       -
+    thk_temporal_point      -      -          -         -             -         Gaussian
+    thk_temporal_segment    -      -          fraction  fraction      -         -
+    thk_spatial             -      -          -         -             best IoU  gated IoU
+    format                  0, 1   0, 1       0, .5, 1  0, .5, 1      0, .5, 1  0, .5, 1
 
 The published patterns are read by searching for their fixed parts, one after the other: the same matches in
 linear time, where the pattern for claims doubles its time with each box that no time follows.

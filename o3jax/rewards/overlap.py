@@ -1,11 +1,11 @@
 """Dense rewards: overlaps with the truth in place of tiers, for a model that has reached the tiers.
 
-term       worth
-evidence   of each true piece of evidence the IoU of its claim's box, times a Gaussian of the time error (0
-           inside an interval)
-interval   IoU of the intervals that the reasoning says with the true ones
-answer     as in `article.answer_term`
-format     0, 0.5 or 1, as in the article's rewards
+    term       worth
+    evidence   of each true piece of evidence the IoU of its claim's box, times a Gaussian of the time error
+               (0 inside an interval)
+    interval   IoU of the intervals that the reasoning says with the true ones
+    answer     as in `article.answer_term`
+    format     0, 0.5 or 1, as in the article's rewards
 
 Claims and truths, and intervals and truths, are matched one to one so that they are worth most; the sum is
 divided by the number of truths or, if more, of claims: a guess beside the right one costs. Each term
