@@ -58,10 +58,10 @@ def to_stgr(sample: Sample) -> Record:
     record |= {"intervals": [list(i) for i in sample.intervals], "language": sample.language}
     record["kind"] = sample.kind
     if sample.task == VISUAL:
-        told = _mentions_in(sample.reasoning, sample.answer)
+        expressed = _mentions_in(sample.reasoning, sample.answer)
     else:
-        told = _mentions_on(sample.key_frames, record["key_items"])
-    if told != sample.mentions:
+        expressed = _mentions_on(sample.key_frames, record["key_items"])
+    if expressed != sample.mentions:
         record["mentions"] = [mention_record(m) for m in sample.mentions]
     if sample.candidates:
         record["candidates"] = [

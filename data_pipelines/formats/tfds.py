@@ -112,9 +112,11 @@ def _evidence(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _mention_records(told: Sample | Candidate) -> dict[str, Any]:
+def _mention_records(answered: Sample | Candidate) -> dict[str, Any]:
     return {
-        "mentions": [mention_record(mention) | {"interval": mention.interval} for mention in told.mentions]
+        "mentions": [
+            mention_record(mention) | {"interval": mention.interval} for mention in answered.mentions
+        ]
     }
 
 

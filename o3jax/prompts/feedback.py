@@ -1,4 +1,4 @@
-"""What the evidence modules propose before any text exists, told to the language model after the question."""
+"""What the evidence modules propose before any text exists, as lines behind the question."""
 
 from __future__ import annotations
 

@@ -68,16 +68,6 @@ _SFT_PREFIXED = (TEMPORAL, MCQ, FREE_FORM)
 _STYLES = {"plain": None, "open_o3": RL_PROMPTS, "open_o3_sft": SFT_PROMPTS}
 
 
-class Question(Protocol):
-    """What `messages` needs of a sample."""
-
-    @property
-    def question(self) -> str: ...
-
-    @property
-    def task(self) -> str: ...
-
-
 class Target(Protocol):
     """What `response` needs of a sample; boxes in both texts are normalised."""
 
@@ -89,24 +79,19 @@ class Target(Protocol):
 
 
 def messages(
-    question: str | Question, style: str = "plain", task: str | None = None, media: str = "video"
+    question: str, style: str = "plain", task: str | None = None, media: str = "video"
 ) -> list[dict[str, Any]]:
     """Returns chat messages in HF's dictionary form, the media placeholder before the question.
 
     Args:
-        question: the user's question, or a sample with its `question` and `task`.
         style: "plain" (only the question), "open_o3" (published RL and inference prompts) or
             "open_o3_sft" (published cold-start prompts).
-        task: one of the six task names; chooses the system prompt. None: the sample's, or free-form
-            with evidence for a bare question.
+        task: one of the six task names; chooses the system prompt. None: free-form with evidence.
         media: "video" or "image".
 
     Raises:
         UserError: if a name is unknown, the style has no prompt for the task, or the question is empty.
     """
-    if not isinstance(question, str):
-        task = task or question.task
-        question = question.question
     task = task or SPATIO_TEMPORAL
     if style not in _STYLES:
         raise UserError(f"unknown prompt style {style!r}; use one of {', '.join(_STYLES)}")

@@ -165,10 +165,10 @@ def answer_term(answer: str, sample: Record, space: Space) -> float:
             )
         terms = open_o3.answer_terms(answer, sample, "paper", space)
         return math.fsum(terms.values()) / len(terms)
-    if (told := records.answer_box(sample)) is not None:
+    if (wanted := records.answer_box(sample)) is not None:
         box = records.first_box(answer)
         exact = dataclasses.replace(space, step=0)
-        return 0.0 if box is None else box_iou(coords.convert(*told, exact), box)
+        return 0.0 if box is None else box_iou(coords.convert(*wanted, exact), box)
     same = " ".join(answer.lower().split()).rstrip(".。") == " ".join(truth.lower().split()).rstrip(".。")
     return 1.0 if same else rouge(answer, truth, chinese=True)
 

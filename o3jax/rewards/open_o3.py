@@ -208,8 +208,8 @@ def _inside(times: list[float], sample: Record) -> float:
 
 def _image_box(sample: Record, space: Space | None) -> Box | None:
     """Returns the true box of a question about an image, in the space of the completion."""
-    told = records.answer_box(sample)
-    return None if told is None else coords.convert(*told, _written(sample, space))
+    wanted = records.answer_box(sample)
+    return None if wanted is None else coords.convert(*wanted, _written(sample, space))
 
 
 def _best_box(think: str, sample: Record, space: Space | None) -> float:

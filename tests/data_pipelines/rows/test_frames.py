@@ -261,7 +261,7 @@ def test_the_image_of_a_visual_question(processor, tmp_path):
 def test_the_prompt_has_the_tokens_of_its_images(processor, task):
     asked = question(task, key_frames=KEYS)
     plan = plan_frames([asked], video(16), processor, IMAGES)
-    prompt = processor.apply_chat_template(templates.messages(asked, "open_o3_sft"))
+    prompt = processor.apply_chat_template(templates.messages(asked.question, "open_o3_sft", asked.task))
     ids = np.array(processor.tokenizer(plan.expand(prompt, processor))["input_ids"])
     count = 16 + 3 * (task == SPATIO_TEMPORAL)
     assert (ids == processor.image_token_id).sum() == count * 8 * 15  # tokens of 32 pixels, 256 x 480

@@ -68,7 +68,7 @@ def reward(completion: str, sample, factor: float = 1.0, *, step_percent: float 
     return {"number": int(completion) * factor, "step": step_percent}
 
 
-def visuals(completion: str, sample, evidence=None) -> float:
+def seen(completion: str, sample, evidence=None) -> float:
     return float(completion) + sample["bonus"] + len(evidence or ())
 
 

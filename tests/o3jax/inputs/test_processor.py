@@ -496,13 +496,13 @@ def test_messages():
     system, user = templates.messages("When?", "open_o3_sft", "temporal QA")
     assert system["content"][0]["text"] == templates.SFT_PROMPTS["temporal QA"]
     assert user["content"] == [{"type": "video"}, {"type": "text", "text": "Question: When?"}]
-    sample = types.SimpleNamespace(question="Q", task="temporal QA (MCQ)")
-    assert templates.messages(sample, "open_o3")[0]["content"][0]["text"].endswith("[ONLY THE LETTER]'.")
+    choice = templates.messages("Q", "open_o3", "temporal QA (MCQ)")
+    assert choice[0]["content"][0]["text"].endswith("[ONLY THE LETTER]'.")
     for arguments in (("",), ("Q", "nice"), ("Q", "open_o3", "cooking"), ("Q", "plain", None, "audio")):
         with pytest.raises(UserError):
             templates.messages(*arguments)
     with pytest.raises(UserError, match="has no task"):
-        templates.messages(sample, "open_o3_sft")
+        templates.messages("Q", "open_o3_sft", "temporal QA (MCQ)")
 
 
 def test_response():

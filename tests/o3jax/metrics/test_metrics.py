@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from o3jax.metrics import tvg, vstar
 from o3jax.metrics.boxes import box_iou, interval_iou
+from tests.support.vstar import find_json, parse_boxes, subgroups
 
 # ---------------------------------------------------------------- worked examples
 
@@ -62,7 +63,7 @@ def test_parse_times(text: str, times: list[float]) -> None:
     ],
 )
 def test_parse_boxes(text: str, boxes: dict | list | None) -> None:
-    assert vstar.parse_boxes(text) == boxes
+    assert parse_boxes(text) == boxes
 
 
 TRUTH = [{"timestamp": 3, "frame_index": 75, "xmin": 0, "ymin": 0, "xmax": 12, "ymax": 10}]
@@ -137,7 +138,7 @@ def test_unanswered_items_count_for_accuracy_only() -> None:
     assert scores["Acc"] == 0.25 and scores["m_tIoU_c1"] == 0.5 and scores["joint_vqa_temp_c1"] == 0.25
     for empty in ([], [{}]):
         assert all(value in (0, 0.0) for value in vstar.score(empty).values())
-    assert vstar.subgroups([{}]) == {"duration": {}, "domain": {}}
+    assert subgroups([{}]) == {"duration": {}, "domain": {}}
 
 
 def test_times_fall_back_to_the_raw_output_of_an_empty_list_only() -> None:
@@ -173,7 +174,7 @@ def test_subgroups() -> None:
         _item(3, fps=0),
         _item(3, answer_vqa=""),
     ]
-    groups = vstar.subgroups(items)
+    groups = subgroups(items)
     sizes = {kind: {name: group["N"] for name, group in of.items()} for kind, of in groups.items()}
     assert sizes == {
         "duration": {"Short": 1, "Medium": 1, "Long": 2, "unknown": 1},
@@ -324,7 +325,7 @@ def _published_json_text(text: str) -> str | None:
 @given(st.lists(st.sampled_from(["```json\n", "\n```", "[", "]", "{", "}", "'3':", "1", " ", "\n", "a"])))
 def test_the_json_part_is_the_published_one(pieces: list[str]) -> None:
     text = "".join(pieces)
-    assert vstar._find_json(text) == _published_json_text(text)
+    assert find_json(text) == _published_json_text(text)
 
 
 @settings(max_examples=250, deadline=None)
@@ -369,13 +370,13 @@ def test_box_iou_is_bounded_and_symmetric(a: tuple, b: tuple) -> None:
 def test_any_prediction_gives_bounded_metrics(items: list[dict]) -> None:
     for name, value in vstar.score(items).items():
         assert (value is None or value >= 0) if "LGM" in name else 0 <= value <= 1
-    vstar.subgroups(items)
+    subgroups(items)
 
 
 @given(st.text())
 def test_parsers_take_any_text(text: str) -> None:
     assert len(vstar.parse_times(text)) in (0, 2)
-    boxes = vstar.parse_boxes(text)
+    boxes = parse_boxes(text)
     assert boxes is None or isinstance(boxes, dict | list)
     for mode in ("official", "o3"):
         assert tvg.parse(text, mode) is None or len(tvg.parse(text, mode)) == 2
@@ -421,6 +422,6 @@ def test_hostile_text_is_parsed_in_linear_time(unit: str) -> None:
     text = unit * (200_000 // len(unit))
     for hostile in (text, text + "x", "<answer>" + text, '{"3": [' + text, text + "]", "1" + text + "s"):
         vstar.parse_times(hostile)
-        vstar.parse_boxes(hostile)
+        parse_boxes(hostile)
         tvg.parse(hostile)
         tvg.parse(hostile, mode="o3")
