@@ -61,7 +61,6 @@ END_TOLERANCE_S = 0.1
 
 _DEFAULT = Limits()
 _TIME = re.compile(r"<t>([^<]*)</t>")
-_BOX = re.compile(r"<box>([^<]*)</box>")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL_TOKEN = re.compile(r"<\|\w{1,40}\|>")
 _INTERVAL = re.compile(r"<t>([^<]*)</t>\s{0,4}(?:s|秒)?\s{0,4}(?:to|-|到|至)\s{0,4}<t>([^<]*)</t>")
@@ -304,9 +303,8 @@ def _end(sample: Sample, media: _Media) -> float:
 
 def _check_text(text: str, end: float | None, field: str) -> None:
     """RecordError if the text tells a wrong box, interval or time; what cannot be read is not a claim."""
-    for content in _BOX.findall(text):
-        if (box := coords.parse_box(content)) is not None:
-            _check_area(check_box(box, field), field)
+    for box in coords.boxes_in(text):
+        _check_area(check_box(box, field), field)
     for pair in _INTERVAL.findall(text):
         start, stop = map(coords.parse_number, pair)
         if start is not None and stop is not None:

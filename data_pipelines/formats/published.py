@@ -24,7 +24,6 @@ from o3jax.tasks import TEMPORAL, TEMPORAL_MCQ, VISUAL
 
 Stage = Literal["sft", "rl"]
 
-_BOX = re.compile(r"<box>([^<]*)</box>")
 _PAIR = re.compile(r"\[([^][,]{1,30}),([^][,]{1,30})\]")
 _CHOICE = re.compile(r"([A-Z])\n(\[[^][]{1,62}\])")
 _OPTION = re.compile(r"(.{1,90})\nCorrect Option: ([A-Z])")
@@ -115,21 +114,21 @@ def from_pixels(text: str, size: tuple[int, int] | None, field: str) -> str:
     Raises:
         RecordError: if a box is reversed, not in pixels of the image, or the size is missing.
     """
-    boxes = [box for content in _BOX.findall(text) if (box := coords.parse_box(content)) is not None]
+    boxes = coords.boxes_in(text)
     if not boxes:
         return text
-    width, height = checked_size(size)
+    size = checked_size(size)
     for box in boxes:
-        check_pixels(box, (width, height), field)
-    return coords.rewrite_boxes(text, coords.Space(width, height), coords.FINE)
+        check_pixels(box, size, field)
+    return coords.rewrite_boxes(text, coords.Space(*size), coords.FINE)
 
 
 def to_pixels(text: str, size: tuple[int, int] | None) -> str:
     """Returns a text with its 0-1 boxes in whole pixels, as the published files space them."""
-    if not _BOX.search(text):
+    if not coords.BOX.search(text):
         return text
     text = coords.rewrite_boxes(text, coords.NORMALISED, coords.pixels(*checked_size(size)))
-    return _BOX.sub(lambda box: box.group().replace(",", ", "), text)
+    return coords.BOX.sub(lambda box: box.group().replace(",", ", "), text)
 
 
 def checked_size(size: tuple[int, int] | None) -> tuple[int, int]:

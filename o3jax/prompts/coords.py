@@ -18,6 +18,7 @@ from o3jax.grounding import Box
 _MAX_BOX_CHARS = 200
 _NUMBER = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{0,18})?")
 _BOX_TAG = re.compile(r"</?box>")
+BOX = re.compile(r"<box>([^<]*)</box>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +95,11 @@ def parse_box(text: str) -> Box | None:
         return None
     numbers = [parse_number(part) for part in text[1:-1].split(",")]
     return tuple(numbers) if len(numbers) == 4 and None not in numbers else None
+
+
+def boxes_in(text: str) -> list[Box]:
+    """Returns the readable boxes of a text's `<box>[..]</box>`, in any space."""
+    return [box for found in BOX.finditer(text) if (box := parse_box(found[1])) is not None]
 
 
 def format_box(box: Box, space: Space) -> str:

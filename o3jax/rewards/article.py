@@ -128,14 +128,22 @@ def score(
     if source != "text":
         parts.append(_evidence_terms([_finite(estimate) for estimate in evidence], sample, mode, weights))
     terms = {name: math.fsum(part[name] for part in parts) / len(parts) for name in parts[0]}
-    answer = (records.block(completion, "answer") or "").strip()
-    terms["answer"] = weights.answer * answer_term(answer, sample, written)
-    task = sample.get("task") or (SPATIO_TEMPORAL if records.field(sample, "evidence") else FREE_FORM)
-    terms["format"] = weights.format * open_o3.format_term(completion, {"task": task}, "paper")
+    said = answer_and_format(completion, sample, written)
+    terms["answer"], terms["format"] = weights.answer * said["answer"], weights.format * said["format"]
     return terms | {"total": math.fsum(terms.values())}
 
 
 score_literal = functools.partial(score, mode="literal")
+
+
+def answer_and_format(completion: str, sample: Record, space: Space) -> dict[str, float]:
+    """Returns both terms without weights: `answer_term`, and the published format of the task."""
+    answer = (records.block(completion, "answer") or "").strip()
+    task = sample.get("task") or (SPATIO_TEMPORAL if records.field(sample, "evidence") else FREE_FORM)
+    return {
+        "answer": answer_term(answer, sample, space),
+        "format": open_o3.format_term(completion, {"task": task}, "paper"),
+    }
 
 
 def answer_term(answer: str, sample: Record, space: Space) -> float:

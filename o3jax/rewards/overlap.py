@@ -25,10 +25,9 @@ from o3jax.grounding import Box, Interval
 from o3jax.metrics.boxes import box_iou, interval_iou
 from o3jax.prompts import grammar
 from o3jax.prompts.coords import Space
-from o3jax.rewards import open_o3, records
-from o3jax.rewards.article import answer_term
+from o3jax.rewards import records
+from o3jax.rewards.article import answer_and_format
 from o3jax.rewards.records import Record
-from o3jax.tasks import FREE_FORM, SPATIO_TEMPORAL
 
 _MOST_CLAIMS = 64  # that are matched; more count in the divisor alone
 
@@ -63,10 +62,7 @@ def score(
     if wanted := sample.get("intervals"):
         table = [[interval_iou(tuple(w), i) for i in said.intervals[:_MOST_CLAIMS]] for w in wanted]
         terms["interval"] = _matched(table, len(said.intervals))
-    answer = (records.block(completion, "answer") or "").strip()
-    terms["answer"] = answer_term(answer, sample, written)
-    task = sample.get("task") or (SPATIO_TEMPORAL if truths else FREE_FORM)
-    return terms | {"format": open_o3.format_term(completion, {"task": task}, "paper")}
+    return terms | answer_and_format(completion, sample, written)
 
 
 def _closeness(truth: Interval | None, claim: float | None, near_s: float) -> float:

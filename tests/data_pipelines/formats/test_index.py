@@ -32,6 +32,7 @@ from o3jax.errors import UserError
 from o3jax.tasks import SPATIO_TEMPORAL, TEMPORAL, VISUAL
 from o3jax.video import probe
 from tests.support.commands import command, run_command
+from tests.support.streams import Named
 
 SECONDS = 6.0  # of the clip
 
@@ -361,7 +362,7 @@ def test_a_training_gets_the_good_samples_and_the_note(training, folder, capfd, 
         with pytest.raises(SystemExit):
             module.shell.run(module.main)
     assert "error: enough" in capfd.readouterr().err
-    assert given["note"] == "rejected 1" and len(given["batch"]["input_ids"]) == 1
+    assert given["note"] == "rejected 1" and len(given["batch"].inputs.text.input_ids) == 1
 
 
 class State(NamedTuple):
@@ -371,7 +372,7 @@ class State(NamedTuple):
 def run(workdir: Workdir, note: str) -> None:
     """Two steps of a training that learns nothing."""
     length = RunLength(max_steps=2, log_every=1, save_every=2)
-    data = Pipeline([{}] * 9, [], batch_size=1, seed=0)
+    data = Pipeline([(0,)] * 9, [Named()], batch_size=1, seed=0)
 
     def step(state, batch):
         return State(state.step + 1), {"loss": jnp.float32(0.5)}
