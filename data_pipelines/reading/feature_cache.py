@@ -8,16 +8,13 @@ training process makes it of the frames and puts it there (`experiments.training
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.reading.frame_cache import ArrayCache, Arrays, code_version, json_default
+from data_pipelines.reading.frame_cache import ArrayCache, Arrays, entry_key
 from o3jax.models.batch import Features, MissingFeatures, Patches, SupervisedBatch
 from o3jax.models.config import VisionConfig
 
@@ -48,15 +45,8 @@ class FeatureCache:
             files: what is read of the clip.
             asked: what of them, and how.
         """
-        if not files:
-            return "", None
-        try:
-            found = [(str(file), (s := os.stat(file)).st_size, s.st_mtime_ns) for file in files]
-        except OSError:
-            return "", None
-        text = json.dumps((code_version(), self.tower, self.dtype, found, asked), default=json_default)
-        key = hashlib.sha256(text.encode()).hexdigest()
-        return key, self.cache.get(key)
+        key = entry_key(files, self.tower, self.dtype, asked)
+        return key, self.cache.get(key) if key else None
 
     def fill(
         self, c: VisionConfig, row: SupervisedBatch, missing: MissingFeatures, kept: Sequence[Arrays | None]

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,8 +22,7 @@ import ml_dtypes  # noqa: F401 - so that numpy knows bfloat16 by its name
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from data_pipelines.reading import guarded as safety
-from data_pipelines.reading import sources as reading
+from data_pipelines.reading import guarded, sources
 from data_pipelines.reading.guarded import GuardedReader, Limits
 from o3jax.errors import UserError
 from o3jax.files import PART, whole_file
@@ -72,10 +71,10 @@ class ArrayCache:
                 head, *parts = reader.read_all()
             finally:
                 reader.close()
-            json_default = json.loads(head)
-            if json_default["key"] != key:
+            written = json.loads(head)
+            if written["key"] != key:
                 return None
-            forms = zip(parts, json_default["arrays"], strict=True)
+            forms = zip(parts, written["arrays"], strict=True)
             return tuple(np.frombuffer(part, dtype).reshape(shape) for part, (dtype, shape) in forms)
         except (RuntimeError, ValueError, KeyError, TypeError):  # not there, cut off, other bytes, not ours
             return None
@@ -142,17 +141,13 @@ class CachedReader:
 
     def run(self, function: Callable[..., Arrays], path: str | os.PathLike[str], *args: Any) -> Arrays:
         """Returns `function(path, *args)`, from the cache or else from the reader, whose errors it raises."""
-        try:
-            found = os.stat(path)
-        except OSError:
-            return self.reader.run(function, path, *args)
         # With the limits too: what they refuse must stay refused.
-        asked = (str(path), found.st_size, found.st_mtime_ns, function.__name__, args, self.limits)
-        key = json.dumps((code_version(), *asked), default=json_default)
-        arrays = self.cache.get(key)
+        key = entry_key([path], function.__name__, args, self.limits)
+        arrays = self.cache.get(key) if key else None
         if arrays is None:
             arrays = self.reader.run(function, path, *args)
-            self.cache.put(key, arrays)
+            if key:
+                self.cache.put(key, arrays)
         return arrays
 
     @property
@@ -164,7 +159,21 @@ class CachedReader:
         self.reader.close()
 
 
-def json_default(value: Any) -> Any:
+def entry_key(paths: Sequence[str | os.PathLike[str]], *asked: Any) -> str:
+    """Returns the key of what is asked of files as they are now; nothing if one is missing, or there is none.
+
+    Args:
+        asked: plain data, arrays, or what its `repr` tells.
+    """
+    try:
+        found = [(str(path), (s := os.stat(path)).st_size, s.st_mtime_ns) for path in paths]
+    except OSError:
+        return ""
+    text = json.dumps((code_version(), found, asked), default=_json_default)
+    return hashlib.sha256(text.encode()).hexdigest() if found else ""
+
+
+def _json_default(value: Any) -> Any:
     """Returns what JSON writes for a value that it does not know."""
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else repr(value)
 
@@ -172,7 +181,7 @@ def json_default(value: Any) -> Any:
 @functools.cache
 def code_version() -> str:
     """Returns a hash of the code that decodes and resizes: this project's and the libraries' versions."""
-    modules = (decoder, files, reader, timeline, image, safety, reading)
-    sources = [Path(module.__file__).read_bytes() for module in modules]
-    sources += [version(library).encode() for library in ("av", "pillow")]
-    return hashlib.sha256(b"\0".join(sources)).hexdigest()[:16]
+    modules = (decoder, files, reader, timeline, image, guarded, sources)
+    code = [Path(module.__file__).read_bytes() for module in modules]
+    code += [version(library).encode() for library in ("av", "pillow")]
+    return hashlib.sha256(b"\0".join(code)).hexdigest()[:16]

@@ -2,8 +2,7 @@
 
 `o3jax.video.files` refuses what can be seen from a file: playlists, unknown containers, more than the
 limits allow. What cannot be seen - a decoder that hangs, crashes or eats memory - happens in a child process
-here (`data_pipelines.reading.guarded_child`), and costs one call. It is no sandbox: the child may do what the
-user may.
+and costs one call. It is no sandbox: the child may do what the user may.
 """
 
 from __future__ import annotations
@@ -11,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import resource
 import threading
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
@@ -20,9 +21,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from data_pipelines.reading.child import Child, Died
+from data_pipelines.reading.child import Child, Died, clock, limit_memory
 from o3jax.errors import UserError
-from o3jax.video.files import Limits, VideoError, find_file, local_file, refuse_protocol
+from o3jax.video.files import Limits, VideoError, find_file, local_file, refuse_protocol, set_limits
 
 __all__ = ["GuardedReader", "Limits", "inside", "read_image"]
 
@@ -147,7 +148,7 @@ class _Child(Child):
         self._shared = os.memfd_create("arrays")
         try:
             super().__init__(
-                "data_pipelines.reading.guarded_child:serve", dataclasses.asdict(limits), (self._shared,)
+                "data_pipelines.reading.guarded:serve", dataclasses.asdict(limits), (self._shared,)
             )
         except Died as died:
             raise RuntimeError(f"the process that reads files did not start: it {died}") from None
@@ -172,3 +173,47 @@ class _Child(Child):
         if at > _KEPT_BYTES:
             os.ftruncate(self._shared, 0)
         return out
+
+
+def serve(pipe: Connection, limits: dict[str, Any], shared: int) -> None:
+    """Answers requests from the pipe until its other end is closed; never returns an exception.
+
+    An answer is (status, value, sizes): "value" with the pickled result, whose arrays of `sizes` bytes were
+    written to the file `shared`, or "error" with a sentence.
+    """
+    allowed = Limits(**limits)
+    set_limits(allowed)
+    limit_memory(resource.RLIMIT_AS, allowed.max_memory_bytes)
+    pipe.send(("ready", None, []))
+    while True:
+        try:
+            request = pipe.recv_bytes()
+        except EOFError:
+            return
+        with clock(allowed.max_decode_s):
+            answer = _answer(request, shared, allowed)
+        pipe.send(answer)
+
+
+def _answer(request: bytes, shared: int, limits: Limits) -> tuple[str, Any, list[int]]:
+    path = "the file"
+    try:
+        function, args, kwargs = pickle.loads(request)
+        path = args[0] if args else function
+        buffers: list[pickle.PickleBuffer] = []
+        result = pickle.dumps(function(*args, **kwargs), protocol=5, buffer_callback=buffers.append)
+        views = [buffer.raw() for buffer in buffers]
+        at = 0
+        for view in views:
+            done = 0
+            while done < len(view):
+                done += os.pwrite(shared, view[done:], at + done)
+            at += len(view)
+        return "value", result, [len(view) for view in views]
+    except UserError as error:
+        return "error", str(error), []
+    except MemoryError:
+        gib = limits.max_memory_bytes / 2**30
+        return "error", f"{path}: reading it needs more memory than max_memory_bytes = {gib:g} GiB.", []
+    except Exception as error:
+        return "error", f"{path}: reading it failed ({one_line(error)}).", []
