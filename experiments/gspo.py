@@ -200,7 +200,7 @@ class Iterations:
         sampling: Sampling,
     ) -> Sampled:
         samples = [clip and clip.samples[0] for clip in clips]
-        sources = [clip and self.rows.source(clip) for clip in clips]
+        sources = [clip and self.rows.single_frames(clip) for clip in clips]
         options = {"group_size": group_size, "sampling": sampling, "eos_ids": self.eos_ids}
         return sample(decoder(policy), self.processor, self.config, prompts, samples, sources, key, **options)
 

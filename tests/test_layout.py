@@ -69,7 +69,7 @@ ALLOWED = {
     "o3jax.prompts": (),
     "o3jax.inputs": ("o3jax.models.config", "o3jax.models.batch", "o3jax.prompts", "o3jax.video"),
     "o3jax.models": ("o3jax.sharding",),
-    "o3jax.hf": ("o3jax.models", "o3jax.sharding", "o3jax.prompts", "o3jax.inputs"),
+    "o3jax.hf": ("o3jax.models", "o3jax.sharding", "o3jax.prompts", "o3jax.inputs", "o3jax.video"),
     "o3jax.generate": ("o3jax.models", "o3jax.sharding"),
     "o3jax.train": ("o3jax.models", "o3jax.sharding"),
     "o3jax.sft": ("o3jax.models", "o3jax.sharding", "o3jax.train"),

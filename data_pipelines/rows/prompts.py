@@ -18,7 +18,7 @@ from data_pipelines.rows.pixels import blank_clip, read_clip, reason, streams
 from data_pipelines.rows.settings import RowSettings
 from data_pipelines.rows.text import Written, collate_row, write_prompts
 from o3jax.errors import UserError
-from o3jax.inputs.dense import Source
+from o3jax.inputs.dense import SingleFrames
 from o3jax.models.batch import Failures, PromptBatch, Questions, map_arrays
 
 
@@ -71,7 +71,7 @@ class MakePrompt(RowSettings, grain.transforms.Map):
             failures=failures_of(self, [clip], [error]),
         )
 
-    def source(self, clip: Clip) -> Source | None:
+    def single_frames(self, clip: Clip) -> SingleFrames | None:
         """Returns what boxes about a clip are read from beside the prompt's frames; None for these alone."""
         if not self.reads_boxes_from_more(clip):
             return None
@@ -87,7 +87,7 @@ class MakePrompt(RowSettings, grain.transforms.Map):
                 print(f"boxes are read from the prompt's frames alone: {failure}", flush=True)
                 return np.zeros((0, *size, 3), np.uint8), np.zeros(0)
 
-        return Source(times, size, frames_at)
+        return SingleFrames(times, size, frames_at)
 
     def _asked(self, clip: Clip) -> Questions:
         """Returns what is asked; nothing is annotated."""

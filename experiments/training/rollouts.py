@@ -30,7 +30,7 @@ from o3jax.inference.locate import ReadFrames, frames_nearest, locate, proposals
 from o3jax.inference.respond import encode_visuals
 from o3jax.inference.search import search
 from o3jax.inputs.collate import bucket
-from o3jax.inputs.dense import Source
+from o3jax.inputs.dense import SingleFrames
 from o3jax.inputs.processor import Processor
 from o3jax.models.batch import Batch, Features, PromptBatch, TextRow, flatten, take, unflatten
 from o3jax.models.config import Config
@@ -77,7 +77,7 @@ def sample(
     config: ConfigDict,
     prompts: PromptBatch,
     samples: Sequence[Sample | None],
-    sources: Sequence[Source | None],
+    sources: Sequence[SingleFrames | None],
     key: jax.Array,
     *,
     group_size: int,

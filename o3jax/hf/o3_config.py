@@ -17,6 +17,7 @@ from o3jax.hf.fields import Section
 from o3jax.models.config import BOX_FRAMES, EvidenceConfig
 from o3jax.models.temporal_attention import STRATEGIES
 from o3jax.prompts.feedback import FEEDBACK
+from o3jax.video import PRESENTED_FPS
 
 O3_CONFIG = "o3_config.json"
 EVIDENCE_WEIGHTS = "o3_evidence.safetensors"
@@ -28,7 +29,7 @@ class Settings:
     """How a model wants to be asked; o3_config.json in its folder, defaults where there is none."""
 
     prompt_style: str = "open_o3"
-    fps: float = 25.0  # frames per second that frame numbers count
+    fps: float = PRESENTED_FPS  # frames per second that frame numbers count
     box_step: int = 1  # coordinates that it reads are multiples of this in 0-1000
 
 

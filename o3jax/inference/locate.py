@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 from o3jax.grounding import Grounding
 from o3jax.inference.search import Searched
 from o3jax.inputs.collate import bucket
-from o3jax.inputs.dense import Source, pointed_frames
+from o3jax.inputs.dense import SingleFrames, pointed_frames
 from o3jax.inputs.processor import Processor
 from o3jax.models.batch import PointedFrames, stack
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
@@ -59,7 +59,7 @@ ReadFrames = Callable[[Sequence[Float[np.ndarray, " m"]]], PointedFrames]
 def frames_nearest(
     processor: Processor,
     model: Qwen3VL,
-    sources: Sequence[Source | None],
+    sources: Sequence[SingleFrames | None],
     patches: int,
     times: Sequence[Float[np.ndarray, " m"]],
 ) -> PointedFrames:

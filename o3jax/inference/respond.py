@@ -19,7 +19,7 @@ from o3jax.grounding import Grounding, Interval
 from o3jax.inference.locate import DecoderEstimate, ReadFrames, frames_nearest, locate, proposals
 from o3jax.inference.search import Searched, search
 from o3jax.inputs.collate import bucket, collate
-from o3jax.inputs.dense import FramesAt, Source, dense_stream, visual_places
+from o3jax.inputs.dense import FramesAt, SingleFrames, dense_stream, visual_places
 from o3jax.inputs.processor import Processor
 from o3jax.models.batch import Batch, Questions, stack
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
@@ -172,7 +172,7 @@ def _read_frames(
         return None
     patch = processor.video_config.patch_size
     sources = [
-        Source(r.dense_times, (h * patch, w * patch), r.frames_at)
+        SingleFrames(r.dense_times, (h * patch, w * patch), r.frames_at)
         for r, (_, h, w) in zip(requests, grids.tolist(), strict=True)
     ]
     return functools.partial(frames_nearest, processor, model, sources, batch.patches.values.shape[2])

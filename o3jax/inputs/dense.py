@@ -23,7 +23,7 @@ from o3jax.video import VideoInfo, Wanted
 FramesAt = Callable[[Float[np.ndarray, " n"]], tuple[UInt8[np.ndarray, "n H W 3"], Float[np.ndarray, " n"]]]
 
 
-class Source(NamedTuple):
+class SingleFrames(NamedTuple):
     """A video that single frames can be read of."""
 
     times_s: Float[np.ndarray, " n"]  # of all its frames, as the dense stream has them

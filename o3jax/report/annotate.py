@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from o3jax.files import whole_file
 from o3jax.grounding import Box
 from o3jax.report.answer import Answer, Evidence, format_time
-from o3jax.video import VideoError, VideoInfo, probe, read_video
+from o3jax.video import PRESENTED_FPS, VideoError, VideoInfo, probe, read_video
 
 HOLD_S = 0.5  # a box is shown this long before and after its time
 JOIN_S = 2.0  # consecutive mentions of one object up to this far apart are joined by a moving box
@@ -147,7 +147,7 @@ def frames(
 
 def presented_fps(answer: Answer) -> float:
     """Returns the frames per second that the answer's frame numbers count."""
-    return float(answer.video.get("fps") or 25.0)
+    return float(answer.video.get("fps") or PRESENTED_FPS)
 
 
 def video_duration(answer: Answer, info: VideoInfo) -> float:

@@ -396,7 +396,7 @@ def test_the_model_is_asked_as_the_api_asks(tmp_path):
         gspo_tiny.get_config(),
         prompts,
         samples,
-        [rows.source(one) for one in clips],
+        [rows.single_frames(one) for one in clips],
         jax.random.key(0),
         **options,
     )
@@ -431,11 +431,11 @@ def test_a_frame_that_cannot_be_read_leaves_those_of_the_prompt(tmp_path, capfd)
     """A damaged video may be readable where the prompt looks, and not where a box is to be read."""
     loaded, clip = load("o3-tiny"), SyntheticClips("test", 1, 1)[0]
     made = MakePrompt(loaded.processor, loaded.config, RowShape(416, 12, 64), "plain", 10, SHAPE)
-    frames, times = made.source(clip).frames_at(np.array([1.0, 2.0]))
-    assert frames.shape == (2, *made.source(clip).size, 3) and times.tolist() == [1.0, 2.0]
+    frames, times = made.single_frames(clip).frames_at(np.array([1.0, 2.0]))
+    assert frames.shape == (2, *made.single_frames(clip).size, 3) and times.tolist() == [1.0, 2.0]
     broken = tmp_path / "broken.mp4"
     write_video(clip.source.scene, broken)
-    source = made.source(dataclasses.replace(clip, source=VideoSource(broken)))
+    source = made.single_frames(dataclasses.replace(clip, source=VideoSource(broken)))
     broken.write_bytes(b"no video")
     frames, times = source.frames_at(np.array([1.0, 2.0]))
     assert len(frames) == len(times) == 0
