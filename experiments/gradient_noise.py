@@ -7,6 +7,7 @@ All gradients are kept in memory: for small models.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -14,26 +15,43 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import gspo
+from configs.checks import check_gspo
 from experiments.cli import shell
 from experiments.studies.runs import signal_share
+from experiments.training.build_gspo import build_gspo
+from experiments.training.hosts import check_one_host
+from experiments.training.iteration import train_gspo
+from experiments.training.workdir import Workdir
 from o3jax.errors import UserError
-from o3jax.train.state import TrainState
+from o3jax.gspo.rows import UpdateBatch
+from o3jax.train.state import Metrics, TrainState
+
+_CONFIG = shell.define_config("configs/gspo_tiny.py")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of this study; the same folder resumes.", required=True
+)
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    config = flags.FLAGS.config
+    shell.use_compilation_cache()
+    config = _CONFIG.value
+    check_one_host()
+    check_gspo(config)
     if config.lora.rank:
         raise UserError("gradients are taken at the whole model: set config.lora.rank=0")
     gradients: list[np.ndarray] = []
+    # Changes nothing and keeps the gradient.
+    optimizer = optax.chain(optax.trace(decay=0.0), optax.scale(0.0))
+    run = build_gspo(config, Workdir(_WORKDIR.value, config), optimizer)
 
-    def keep(state: TrainState) -> None:
+    def step(state: TrainState, batch: UpdateBatch) -> tuple[TrainState, Metrics]:
+        state, metrics = run.step(state, batch)
         leaves = jax.tree.leaves(state.opt_state[0].trace)
         gradients.append(np.concatenate([np.asarray(leaf).ravel() for leaf in leaves]))
+        return state, metrics
 
-    # Changes nothing and keeps the gradient.
-    gspo.run(config, flags.FLAGS.workdir, optax.chain(optax.trace(decay=0.0), optax.scale(0.0)), keep)
+    train_gspo(dataclasses.replace(run, step=step))
     if len(gradients) < 3:
         raise UserError("fewer than 3 gradients were taken: raise config.max_steps, or use a new --workdir")
     share, error = signal_share(gradients)

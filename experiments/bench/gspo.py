@@ -35,7 +35,7 @@ from rich.table import Table
 from experiments.bench.inputs import Inputs, prompt
 from experiments.bench.torch_reference import Theirs, torch
 from experiments.flops import flops
-from experiments.training.rollouts import decoder
+from experiments.training.sampling import decoder
 from o3jax.errors import UserError
 from o3jax.generate.cache import extend, prefill
 from o3jax.generate.group import sample_groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import einops
 import jax
@@ -18,6 +19,12 @@ from o3jax.sharding import batch_sharding, make_mesh
 def is_first_host() -> bool:
     """Returns whether this process is the one of several that writes what all of them know."""
     return jax.process_index() == 0
+
+
+def check_one_host() -> None:
+    """Raises a UserError where several processes are to train together, which GSPO cannot."""
+    if os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        raise UserError("GSPO runs on one host and all its devices: unset JAX_COORDINATOR_ADDRESS")
 
 
 def gathered(part: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from o3jax.files import write_text
 
 
 def write_samples(
-    folder: Path,
+    workdir: Path,
     iteration: int,
     samples: Sequence[Sample | None],
     texts: Sequence[Sequence[str]],
@@ -23,7 +23,8 @@ def write_samples(
     advantages: np.ndarray,
     finished: np.ndarray,
 ) -> None:
-    """Writes FOLDER/ITERATION.jsonl, a completion a line, and FOLDER/ITERATION.html."""
+    """Writes WORKDIR/samples/ITERATION.jsonl, a completion a line, and ITERATION.html beside it."""
+    folder = workdir / "samples"
     folder.mkdir(exist_ok=True)
     lines, groups = [], []
     for row, sample in enumerate(samples):

@@ -41,6 +41,11 @@ class UpdateBatch:
         placed[prompt < 0] = 0
         return placed
 
+    def places(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """Returns where the sequences are: (row, number) of each in the batch, and its (prompt, sample)."""
+        here = np.nonzero(self.sequence[..., 0] >= 0)
+        return here, tuple(self.sequence[here].T)
+
 
 @dataclasses.dataclass(frozen=True)
 class UpdateShape:

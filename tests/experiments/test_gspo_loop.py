@@ -26,8 +26,9 @@ from data_pipelines.rows.prompts import MakePrompt, Minibatches, with_text
 from data_pipelines.rows.settings import EvidenceShape, RowShape
 from data_pipelines.synthetic.clips import SyntheticClips
 from data_pipelines.synthetic.datasets import write_video
-from experiments.training import rollouts
-from experiments.training.rollouts import Rollout, Updates, decoder, decoder_evidence, sample
+from experiments.training.estimates import estimates_of
+from experiments.training.rollouts import Rollout, Updates, logprobs_of
+from experiments.training.sampling import Sampler, decoder
 from o3jax import load
 from o3jax.errors import UserError
 from o3jax.generate.sampling import Sampling
@@ -389,21 +390,14 @@ def test_the_model_is_asked_as_the_api_asks(tmp_path):
 
     policy = load_weights(model.folder, model.config, dtype=jnp.float32)
     samples = [one.samples[0] for one in clips]
-    options = {"group_size": 2, "sampling": Sampling(temperature=0.0), "eos_ids": model._eos_ids}
-    sampled = sample(
-        decoder(policy),
-        model.processor,
-        gspo_tiny.get_config(),
-        prompts,
-        samples,
-        [rows.single_frames(one) for one in clips],
-        jax.random.key(0),
-        **options,
-    )
-    updates = Updates(model.config, UpdateShape(416 + 2 * 96, 12, 64, 2, 96), 1, mask_truncated=True)
-    parts = [slice(0, 1), slice(1, 2)]
-    estimates = decoder_evidence(policy, model.processor, updates, sampled, parts)
-    logprobs = updates.logprobs(policy, sampled, parts)
+    c = gspo_tiny.get_config()
+    size, ends = c.max_completion_length, model._eos_ids
+    sampler = Sampler(model.processor, Sampling(temperature=0.0), size, ends, box_step=10, frozen_tower=True)
+    sources = [rows.single_frames(one) for one in clips]
+    sampled = sampler.sample(policy, prompts, samples, sources, jax.random.key(0), group_size=2)
+    updates = Updates(model.config, UpdateShape(416 + 2 * 96, 12, 64, 2, 96), 1, 1, mask_truncated=True)
+    estimates = estimates_of(policy, model.processor, updates, sampled)
+    logprobs = updates.logprobs(policy, sampled)
     # What the sampler says of the same tokens, and rows in which each has a prompt of its own.
     there = np.arange(96) < sampled.length[..., None]
     np.testing.assert_allclose(logprobs[there], sampled.logprobs[there], rtol=0, atol=1e-5)
@@ -411,7 +405,7 @@ def test_the_model_is_asked_as_the_api_asks(tmp_path):
     batch = pack_groups(sampled.prompts.inputs, sampled.responses(), model.config, alone, repeated=True)
     assert len(batch.sequence) == 4
     np.testing.assert_allclose(
-        np.asarray(rollouts._logprobs(policy, batch)), batch.by_sequence(logprobs), rtol=0, atol=1e-5
+        np.asarray(logprobs_of(policy, batch)), batch.by_sequence(logprobs), rtol=0, atol=1e-5
     )
     for row, response in enumerate(wanted):
         size = len(response.tokens)
@@ -469,7 +463,8 @@ def test_proposals_stand_behind_a_question_as_the_tokenizer_writes_it():
     ids = tokenizer(f"<|vision_end|>{sample.question}<|im_end|>")["input_ids"]
     text = TextRow(np.array([ids]), np.ones((1, len(ids)), int), None, None)
     prompts = PromptBatch(Batch(text), start=np.zeros(1, int), number=np.zeros(1, int))
-    (asked,) = rollouts._asked(processor, prompts, [sample], [[]], 10)
+    sampler = Sampler(processor, Sampling(), 1, (), box_step=10)
+    (asked,) = sampler._asked(prompts, [sample], [[]])
     text = tokenizer.decode(asked, skip_special_tokens=False)
     wanted = with_proposals("Where is the caf\u00e9?", [], 10)
     assert text == f"<|vision_end|>{wanted}<|im_end|>"

@@ -38,5 +38,5 @@ def fails(completion: str, sample: Mapping[str, Any]) -> float:
 
 def estimated(completion: str, sample: Mapping[str, Any], evidence: Sequence[Any] | None) -> dict[str, float]:
     """Returns whether it was given estimates, and how many of them are whole."""
-    whole = [e for e in evidence or () if e["time"] >= 0 and len(e["box"]) == 4]
+    whole = [e for e in evidence or () if e.time_s >= 0 and len(e.box) == 4]
     return {"given": float(evidence is not None), "estimates": float(len(whole))}

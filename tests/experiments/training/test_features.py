@@ -23,7 +23,7 @@ from data_pipelines.rows.settings import EvidenceShape, RowShape
 from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.datasets import make_dataset
 from experiments.training.features import FeatureMaker, open_features
-from experiments.training.rollouts import with_features
+from experiments.training.sampling import with_features
 from o3jax.errors import UserError
 from o3jax.gspo.rows import pack_groups
 from o3jax.gspo.update import gspo_objective, sequence_counts

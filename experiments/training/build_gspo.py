@@ -1,0 +1,242 @@
+"""What a run of `experiments.gspo` is made of, from its config.
+
+`build_gspo` makes all of it. Its parts stand apart, so that a step can be taken on abstract arrays too:
+`architecture_of`, `make_prompts`, `update_shape` and `make_gspo_trainer` know no weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data_pipelines.rows.clips import Clip
+from data_pipelines.rows.frames import FramesConfig
+from data_pipelines.rows.pipeline import Pipeline
+from data_pipelines.rows.prompts import MakePrompt, Minibatches
+from data_pipelines.rows.settings import EvidenceShape, RowShape
+from data_pipelines.synthetic.clips import SyntheticClips
+from experiments.data.clips import open_clips, open_processor, open_reader, plan
+from experiments.training.hosts import open_mesh
+from experiments.training.loop import RunLength, StepFn
+from experiments.training.rewarding import Rewarder, open_scorer
+from experiments.training.rollouts import Updates
+from experiments.training.sampling import Sampler
+from experiments.training.trainer import Trainer, make_trainer, optimizer_of, trained_model
+from experiments.training.workdir import Workdir
+from o3jax.api import end_tokens, model_folder
+from o3jax.errors import UserError
+from o3jax.generate.sampling import Sampling
+from o3jax.gspo.rows import UpdateShape
+from o3jax.gspo.update import gspo_objective, sequence_counts
+from o3jax.hf.config import config_from_hf
+from o3jax.hf.weights import load_weights
+from o3jax.inputs.processor import Processor
+from o3jax.models.batch import PromptBatch, stack
+from o3jax.models.config import Config
+from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.train.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Prompts that the policy is not trained on, to evaluate it."""
+
+    prompts: PromptBatch
+    clips: Sequence[Clip]
+    every: int  # iterations
+    group_size: int  # completions of the policy beside a greedy one; 0 is none
+
+
+@dataclasses.dataclass(frozen=True)
+class GspoRun:
+    """A run before its first step."""
+
+    source: Path  # the folder of the model that it starts from
+    processor: Processor
+    workdir: Workdir
+    clips: Sequence[Clip]
+    note: str  # of the clips, for the progress lines
+    mesh: Mesh
+    rows: MakePrompt
+    prompts: Minibatches
+    sampler: Sampler
+    rewarder: Rewarder
+    updates: Updates
+    group_size: int
+    seed: int  # of what is sampled
+    advantages: Mapping[str, Any]  # see `group_advantages`
+    reference: Qwen3VL | None  # the model before training, where the loss has a KL to it
+    held_out: HeldOut | None
+    micro_batches: int
+    dtype: str  # that the update computes in
+    state: TrainState
+    step: StepFn
+    length: RunLength
+
+    def policy(self, state: TrainState) -> Qwen3VL:
+        """Returns the model as the update computes it."""
+        # Before adapters are merged, as in the update: merged first, the sum would round differently.
+        cast = jax.tree.map(lambda a: a.astype(jnp.dtype(self.dtype)), state.model)
+        return trained_model(dataclasses.replace(state, model=cast))
+
+    def rollout_path(self, iteration: int) -> Path:
+        """Returns the file of an iteration's rollout."""
+        return self.workdir.path / f"rollout_{iteration:06d}.npz"
+
+    def name_of(self, number: int) -> str:
+        """Returns what a clip is called."""
+        return self.clips[number].samples[0].id
+
+
+def build_gspo(
+    config: ConfigDict, workdir: Workdir, optimizer: optax.GradientTransformation | None = None
+) -> GspoRun:
+    """Returns all that a run is made of; `config` has passed `configs.checks.check_gspo`.
+
+    Args:
+        optimizer: in place of the config's.
+    """
+    sampling = Sampling(**config.sampling)
+    source = model_folder(config.sft_model_path)
+    architecture = architecture_of(config, config_from_hf(source))
+    processor = open_processor(source, config)
+    clips, note = open_clips(config, processor, workdir, "rl_data_path")
+    mesh = open_mesh(config.mesh)
+    rows = make_prompts(config, processor, architecture)
+    minibatches = config.minibatches_per_rollout
+    each = config.prompts_per_iteration // minibatches  # prompts of an optimizer step
+    planned, fingerprint, steps = plan(
+        config, clips, rows, each, field="rl_data_path", kept=workdir.path / "costs.npz"
+    )
+    steps = math.ceil(steps / minibatches) * minibatches
+    pipeline = Pipeline(
+        planned,
+        [rows],
+        batch_size=config.prompts_per_iteration,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        data_fingerprint=fingerprint,
+    )
+
+    model = load_weights(source, config_from_hf(source), dtype=jnp.float32, mesh=mesh)
+    model.config = architecture
+    reference = None
+    if config.kl_coef:
+        reference = jax.tree.map(lambda a: jnp.array(a, config.compute_dtype), model)
+    trainer = make_gspo_trainer(config, optimizer or optimizer_of(config, steps))
+    state, step = trainer.start(model, mesh)
+    replicas = mesh.shape["data"] * mesh.shape["fsdp"]
+    sampler = Sampler(
+        processor,
+        sampling,
+        max_new_tokens=config.max_completion_length,
+        eos_ids=end_tokens(source)[0],
+        stop=tuple(config.stop),
+        slots=config.rollout_slots or None,
+        box_step=config.box_step,
+        frozen_tower=not config.lr_multipliers.vision,
+    )
+    return GspoRun(
+        source=source,
+        processor=processor,
+        workdir=workdir,
+        clips=clips,
+        note=note,
+        mesh=mesh,
+        rows=rows,
+        prompts=Minibatches(pipeline, minibatches),
+        sampler=sampler,
+        rewarder=Rewarder(open_scorer(config), processor, config.reward_evidence != "text"),
+        updates=Updates(
+            architecture,
+            update_shape(config),
+            prompts=each,
+            multiple=config.gradient_accumulation_steps * replicas,
+            mask_truncated=config.mask_truncated,
+        ),
+        group_size=config.group_size,
+        seed=config.seed,
+        advantages=dict(config.advantages),
+        reference=reference,
+        held_out=_held_out(config, rows),
+        micro_batches=config.gradient_accumulation_steps,
+        dtype=config.compute_dtype,
+        state=state,
+        step=step,
+        length=RunLength.of(config, steps),
+    )
+
+
+def architecture_of(config: ConfigDict, have: Config) -> Config:
+    """Returns what a run trains: the model's architecture, asked as the config says.
+
+    Raises:
+        UserError: if the config reads evidence modules that the model does not have.
+    """
+    if have.evidence is None and config.reward_evidence != "text":
+        raise UserError(
+            f"config.reward_evidence is '{config.reward_evidence}', but {config.sft_model_path} has no "
+            "evidence modules: write text"
+        )
+    if have.evidence is None and config.feedback == "prompt":
+        raise UserError(
+            f"config.feedback is 'prompt', but {config.sft_model_path} has no evidence modules "
+            "to propose anything: leave it out"
+        )
+    if have.evidence is None or not config.feedback:
+        return have
+    evidence = dataclasses.replace(have.evidence, feedback=config.feedback)
+    return dataclasses.replace(have, evidence=evidence)
+
+
+def make_prompts(config: ConfigDict, processor: Processor, architecture: Config) -> MakePrompt:
+    """Returns what makes a prompt row of a clip."""
+    return MakePrompt(
+        processor,
+        architecture,
+        RowShape(config.row_length, config.row_frame_pairs, config.row_patches),
+        config.prompt_style,
+        config.box_step,
+        EvidenceShape(**config.evidence_shape) if architecture.evidence is not None else None,
+        frames=FramesConfig(**config.frames),
+        reader=open_reader(config),
+    )
+
+
+def update_shape(config: ConfigDict) -> UpdateShape:
+    """Returns what the rows of an update are padded to."""
+    groups = config.groups_per_row
+    return UpdateShape(
+        length=config.row_length + config.group_size * config.max_completion_length,
+        frame_pairs=groups * config.row_frame_pairs,
+        patches=config.row_patches,
+        sequences=groups * config.group_size,
+        response=config.max_completion_length,
+    )
+
+
+def make_gspo_trainer(config: ConfigDict, optimizer: optax.GradientTransformation) -> Trainer:
+    """Returns the objective of a config, and how it is optimised."""
+    names = ("clip_low", "clip_high", "ratio", "kl_coef")
+    objective = functools.partial(gspo_objective, **{name: config[name] for name in names})
+    return make_trainer(config, objective, sequence_counts, evidence=False, optimizer=optimizer)
+
+
+def _held_out(config: ConfigDict, rows: MakePrompt) -> HeldOut | None:
+    """Returns prompts of the synthetic world's validation split; None if that is off."""
+    if not config.eval_every:
+        return None
+    clips = SyntheticClips("val", int(config.rl_data_path.partition(":")[2]), 1, 0)
+    chosen = [clips[index] for index in range(config.eval_prompts)]
+    prompts = stack([rows.map(clip) for clip in chosen])
+    return HeldOut(prompts, chosen, config.eval_every, config.eval_samples)
