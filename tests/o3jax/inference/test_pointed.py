@@ -11,6 +11,7 @@ import pytest
 from einops import rearrange
 
 import o3jax
+from configs.checks import choose_modules
 from data_pipelines.formats.sample import Sample
 from data_pipelines.reading.sources import VideoSource
 from data_pipelines.rows.clips import Clip
@@ -34,7 +35,7 @@ from o3jax.train.token_loss import IGNORE
 from tests.o3jax.inference.test_respond import prompt_of
 from tests.o3jax.sft.test_joint import EVIDENCE, ROW, SHAPE
 from tests.support.batches import assert_equal, changed
-from tests.support.commands import command, run_command
+from tests.support.commands import run_command
 
 POINTED = dataclasses.replace(EVIDENCE, box_frames="pointed")
 GROUPS = ROW.frame_pairs  # of the language stream
@@ -311,10 +312,9 @@ def test_a_file_is_looked_at_again(loaded, numbered):
 
 
 def test_the_switch(video_model, capfd):
-    with command("sft", "--config=configs/sft_tiny.py", "--workdir=unused") as commands:
-        chosen = commands.choose_rules(POINTED, EVIDENCE, feedback=None, box_frames=None)
-        assert chosen == POINTED
-        assert commands.choose_rules(POINTED, EVIDENCE, feedback=None, box_frames="stream") == EVIDENCE
+    config = {"feedback": None, "box_frames": None}
+    assert choose_modules(config, asked=EVIDENCE, have=POINTED) == POINTED
+    assert choose_modules(config | {"box_frames": "stream"}, asked=EVIDENCE, have=POINTED) == EVIDENCE
     done = run_command(capfd, "evaluate", f"--model_path={video_model}", "--box_frames=pointed")
     assert done.code == 2 and done.err.count("\n") == 1
     assert f"--box_frames: {video_model} has no evidence modules; leave the flag out" in done.err
