@@ -12,7 +12,7 @@ from experiments.training.rollouts import Updates
 from experiments.training.sampling import Sampled
 from o3jax.grounding import Grounding
 from o3jax.inference.locate import locate
-from o3jax.inference.search import search
+from o3jax.inference.matching import match
 from o3jax.inputs.collate import bucket
 from o3jax.inputs.processor import Processor
 from o3jax.models.batch import Batch
@@ -43,7 +43,7 @@ def estimates_of(
             # A completion's first token stands where its second one is predicted.
             at[row, number, : len(found)] = batch.response_index[row, number, 1] + found
         states[part][there] = np.asarray(_states(model, batch.inputs, at))[here]
-    candidates = search(model, sampled.prompts.inputs, sampled.visuals).candidates
+    candidates = match(model, sampled.prompts.inputs, sampled.visuals).candidates
     valid = np.array([[len(found) for found in mine] for mine in places])[..., None] > np.arange(capacity)
     guess = locate(
         model,

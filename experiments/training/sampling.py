@@ -17,8 +17,8 @@ from o3jax.errors import UserError
 from o3jax.generate.group import sample_groups
 from o3jax.generate.sampling import Sampling, StopStrings
 from o3jax.inference.locate import ReadFrames, frames_nearest, proposals
+from o3jax.inference.matching import match
 from o3jax.inference.respond import encode_visuals
-from o3jax.inference.search import search
 from o3jax.inputs.dense import SingleFrames
 from o3jax.inputs.processor import Processor
 from o3jax.models.batch import Features, PromptBatch
@@ -96,7 +96,7 @@ class Sampler:
             read_frames = functools.partial(frames_nearest, self.processor, model, sources, patches)
         if model.config.evidence is not None and model.config.evidence.feedback == "prompt":
             inputs = prompts.inputs
-            found = proposals(model, search(model, inputs, visuals), visuals, read_frames)
+            found = proposals(model, match(model, inputs, visuals), visuals, read_frames)
             prompts = with_text(prompts, self._asked(prompts, samples, found))
         out = sample_groups(
             model,

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from o3jax.grounding import Grounding
-from o3jax.inference.search import Searched
+from o3jax.inference.matching import Searched
 from o3jax.inputs.collate import bucket, coarse
 from o3jax.inputs.dense import SingleFrames, pointed_frames
 from o3jax.inputs.processor import Processor
@@ -147,14 +147,14 @@ def _decode(
 
 
 def proposals(
-    model: Qwen3VL, search: Searched, visuals: VisualFeatures, read_frames: ReadFrames | None
+    model: Qwen3VL, searched: Searched, visuals: VisualFeatures, read_frames: ReadFrames | None
 ) -> list[list[DecoderEstimate]]:
     """Returns where each question alone points: the best proposal, and others that are likely."""
-    rows, roles, width = search.asking.shape
+    rows, roles, width = searched.asking.shape
     asking = np.zeros((rows, bucket(roles, QUERIES), width), np.float32)
-    asking[:, :roles] = search.asking
+    asking[:, :roles] = searched.asking
     valid = np.broadcast_to(np.arange(asking.shape[1]) < roles, asking.shape[:2])
-    found = locate(model, visuals, search.candidates, read_frames, asking=asking, valid=valid)
+    found = locate(model, visuals, searched.candidates, read_frames, asking=asking, valid=valid)
     ranked = [np.argsort(-scores[:roles]) for scores in found.score]
     return [
         [found.estimate(row, m) for rank, m in enumerate(order) if not rank or found.score[row, m] > 0]

@@ -24,7 +24,7 @@ from o3jax.inference.locate import (
     locate,
     proposals,
 )
-from o3jax.inference.search import Searched, search
+from o3jax.inference.matching import Searched, match
 from o3jax.inputs.collate import bucket, coarse, collate
 from o3jax.inputs.dense import FramesAt, SingleFrames, dense_stream, visual_places
 from o3jax.inputs.processor import Processor
@@ -109,7 +109,7 @@ def respond(
     visuals = encode_visuals(model, batch)
     found, read_frames = None, None
     if model.evidence is not None:
-        found = search(model, batch, visuals)
+        found = match(model, batch, visuals)
         read_frames = frame_reader(model, processor, requests, inputs["video_grid_thw"], batch)
     if found and model.config.evidence.feedback == "prompt":
         proposed = proposals(model, found, visuals, read_frames)

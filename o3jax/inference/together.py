@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from o3jax.generate.shared import greedy_continuations
 from o3jax.inference.locate import proposals
+from o3jax.inference.matching import match
 from o3jax.inference.respond import (
     Request,
     Response,
@@ -22,7 +23,6 @@ from o3jax.inference.respond import (
     pad_inputs,
     prompt_with_proposals,
 )
-from o3jax.inference.search import search
 from o3jax.inputs.collate import bucket, collate, few_sizes
 from o3jax.inputs.processor import Processor
 from o3jax.models.batch import Batch, Features, Questions, TextRow
@@ -64,7 +64,7 @@ def respond_together(
         batch = add_evidence_inputs(model, processor, [first], inputs["video_grid_thw"], batch)
     visuals = encode_visuals(model, batch)
     if model.evidence is not None and model.config.evidence.feedback == "prompt":
-        found = search(model, _asked(processor, requests, batch), visuals)
+        found = match(model, _asked(processor, requests, batch), visuals)
         read_frames = frame_reader(model, processor, [first], inputs["video_grid_thw"], batch)
         proposed = proposals(model, found, visuals, read_frames)
         texts = [
@@ -101,7 +101,7 @@ def respond_together(
 
 
 def _asked(processor: Processor, requests: Sequence[Request], batch: Batch) -> Batch:
-    """Returns what `search` reads: all questions about the one video, and its times for each."""
+    """Returns what `match` reads: all questions about the one video, and its times for each."""
     tokenizer = processor.tokenizer
     asked = [tokenizer(tokenizer.quoted(r.question))["input_ids"] for r in requests]
     width, rows = bucket(max(map(len, asked))), len(asked)

@@ -23,8 +23,8 @@ from data_pipelines.synthetic.clips import SceneSource, SyntheticClips
 from o3jax.errors import UserError
 from o3jax.generate.sampler import Generated
 from o3jax.grounding import Grounding
+from o3jax.inference import matching
 from o3jax.inference import respond as engine
-from o3jax.inference import search
 from o3jax.inputs.dense import pointed_frames
 from o3jax.models.batch import take
 from o3jax.models.layers import Initializer
@@ -234,7 +234,7 @@ def asked(loaded, monkeypatch):
         return Generated(tokens, np.zeros(tokens.shape, np.float32), np.array(list(map(len, ids))), states)
 
     monkeypatch.setattr(engine, "greedy", say)
-    monkeypatch.setattr(search, "candidate_intervals", lambda relevance, times: [(0.0, 10.0)])
+    monkeypatch.setattr(matching, "candidate_intervals", lambda relevance, times: [(0.0, 10.0)])
 
     def ask(model, requests):
         prompts.clear()

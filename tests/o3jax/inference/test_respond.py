@@ -17,8 +17,8 @@ from data_pipelines.synthetic.clips import SyntheticClips
 from data_pipelines.synthetic.datasets import write_video
 from o3jax.generate.cache import extend, prefill
 from o3jax.generate.sampler import Generated, greedy
+from o3jax.inference import matching
 from o3jax.inference import respond as engine
-from o3jax.inference import search
 from o3jax.inference.respond import Request
 from o3jax.inputs.collate import collate
 from o3jax.models.batch import take
@@ -133,7 +133,7 @@ def test_an_answer_is_estimated_as_in_training(model, monkeypatch):
         return Generated(tokens, np.zeros(tokens.shape, np.float32), lengths, kept)
 
     monkeypatch.setattr(engine, "greedy", say)
-    monkeypatch.setattr(search, "candidate_intervals", lambda relevance, times: [(0.0, 10.0)])
+    monkeypatch.setattr(matching, "candidate_intervals", lambda relevance, times: [(0.0, 10.0)])
     responses = model.respond(requests, max_new_tokens=8)
     assert [r.text for r in responses] == texts
     assert responses[0].estimates == responses[2].estimates

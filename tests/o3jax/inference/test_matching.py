@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.rows.evidence import OpenCandidates
 from o3jax.errors import UserError
-from o3jax.inference.search import candidate_intervals
+from o3jax.inference.matching import candidate_intervals
 from o3jax.inputs.dense import interval_mask
 from o3jax.models.batch import (
     Batch,

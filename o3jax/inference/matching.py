@@ -25,7 +25,7 @@ class Searched(NamedTuple):
     candidates: Bool[np.ndarray, "R T"]  # the pairs inside them
 
 
-def search(model: Qwen3VL, batch: Batch, visuals: VisualFeatures) -> Searched:
+def match(model: Qwen3VL, batch: Batch, visuals: VisualFeatures) -> Searched:
     """Returns where the evidence of each question of a batch is looked for."""
     asking, relevance = map(np.asarray, _match(model, batch.questions, visuals))
     valid, times = batch.dense.length > 0, batch.dense.times
