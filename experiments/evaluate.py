@@ -24,9 +24,10 @@ from experiments.evaluation.benchmarks.answering import Decoding
 from experiments.evaluation.benchmarks.judge import make_judge
 from experiments.evaluation.benchmarks.prediction import SPACES
 from experiments.evaluation.benchmarks.results import Scoring
-from experiments.evaluation.benchmarks.runs import Run, Shard
+from experiments.evaluation.benchmarks.runs import Run
 from experiments.evaluation.synthetic_command import Settings as SyntheticSettings
 from experiments.evaluation.synthetic_command import run_synthetic
+from experiments.library.records import Shard
 from o3jax import api
 from o3jax.errors import UserError
 from o3jax.files import write_json

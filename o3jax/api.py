@@ -140,6 +140,17 @@ class Model:
         Wanted(fps=rate)  # refuses what no rate can be
         request, clip = self.request(video, question, fps=rate)
         response = self.respond([request], max_new_tokens=max_new_tokens)[0]
+        return self.concluded(response, question, clip, video, rate)
+
+    def concluded(
+        self, response: Response, question: str, clip: Clip, video: str | os.PathLike[str], rate: float
+    ) -> Answer:
+        """Returns the answer that a response to a question is.
+
+        Args:
+            clip, rate: the frames that were read for it, and of how many per second.
+            video: the file, to be named.
+        """
         evidence, notes = self._evidence(response, clip, rate)
         tokens, probabilities = response.tokens, response.probabilities
         finished = len(tokens) > 0 and int(tokens[-1]) in self._eos_ids

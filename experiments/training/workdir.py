@@ -5,22 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import json
 import logging
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from configs.checks import renamed
+from experiments.cli.locks import lock_folder
 from experiments.training.hosts import is_first_host
 from o3jax.errors import UserError
 from o3jax.files import clear_unfinished, local_path, read_json, write_json, writing
@@ -67,7 +66,7 @@ class Workdir:
         self._lock = None
         if is_first_host():
             with writing(self.path):
-                self._lock = self._locked()
+                self._lock = lock_folder(self.path, "--workdir")
                 clear_unfinished(self.path)
         # Such as the copies of checkpoints that a killed run left half written.
         options = ocp.CheckpointManagerOptions(
@@ -89,24 +88,6 @@ class Workdir:
             self.manager.close()
         if self._lock is not None:
             self._lock.close()
-
-    def _locked(self) -> TextIO:
-        """Returns the open file that shows other runs, as long as this process lives, whose the folder is."""
-        file = (self.path / ".lock").open("a+", encoding="utf-8", errors="replace")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"{self.path} is used by another run ({file.read(100)}): wait for its end, or give another "
-                "--workdir"
-            ) from None
-        except OSError:  # a file system without locks
-            return file
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        return file
 
     def _keep_config(self, new: dict[str, Any]) -> None:
         """Writes config.json, after comparing it with that of the run that the folder holds."""

@@ -20,8 +20,9 @@ from experiments.cli import terminal
 from experiments.evaluation.benchmarks import page, tables
 from experiments.evaluation.benchmarks.answering import Asked, Decoding, answer_video, prompts_of
 from experiments.evaluation.benchmarks.results import Scoring, score_run
-from experiments.evaluation.benchmarks.runs import Run, Shard
+from experiments.evaluation.benchmarks.runs import Run
 from experiments.evaluation.benchmarks.suite import form
+from experiments.library.records import Shard
 from o3jax.api import Model
 from o3jax.errors import UserError
 from o3jax.files import write_json
@@ -77,12 +78,12 @@ def run_benchmarks(
             config, max_frames=settings.frames, min_frames=least
         )
     for name, items in chosen.items():
-        runs = [Run(settings.workdir / name, settings.shard)]
+        runs = [Run(settings.workdir / name, settings.shard, items)]
         if settings.text_only:
-            runs.append(Run(settings.workdir / name / "text_only", settings.shard))
+            runs.append(Run(settings.workdir / name / "text_only", settings.shard, items))
         for run, blind in zip(runs, (False, True), strict=False):
             decoding = dataclasses.replace(settings.decoding, blind=blind)
-            run.begin(_made_with(name, model, settings, decoding), items)
+            run.begin(_made_with(name, model, settings, decoding))
             _ask(model, run, items, forms[name].prompts[settings.harness], decoding, settings, console)
         if missing := [len(items) - len(run.records()) for run in runs if len(run.records()) < len(items)]:
             console.print(f"{name}: {max(missing)} of {len(items)} items are left for other processes")
@@ -146,9 +147,7 @@ def _ask(
     videos: dict[str, list[Item]] = {}
     for item in items:
         videos.setdefault(item.video, []).append(item)
-    mine = [
-        group for n, group in enumerate(videos.values()) if n % settings.shard.count == settings.shard.number
-    ]
+    mine = settings.shard.of(list(videos.values()))
     # A video's items are asked together again unless all are answered, so that a run that was stopped gives
     # the very texts of one that was not.
     waiting = [group for group in mine if any(item.id not in answered for item in group)]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from experiments.evaluation.benchmarks.runs import append_line, lines
+from experiments.library.records import append_line, lines
 from o3jax.errors import UserError
 from o3jax.metrics import open_answer
 from o3jax.metrics.parsers import words

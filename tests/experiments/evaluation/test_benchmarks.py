@@ -1,4 +1,4 @@
-"""The benchmarks of the field by one command: scores, runs that go on, and one sentence for what is wrong."""
+"""The benchmarks of the field by one command: scores that go on, and one sentence for what is wrong."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pytest
 
 from data_pipelines.formats.benchmarks import registry
 from data_pipelines.synthetic.benchmarks.make import make_benchmarks
-from experiments.evaluation.benchmarks import answering, runs
+from experiments.evaluation.benchmarks import answering
 from experiments.evaluation.benchmarks.suite import SUITE
+from experiments.library import records
 from o3jax import api
 from o3jax.errors import UserError
 from o3jax.files import read_json
@@ -145,7 +146,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_result(evaluate, monkeypatch, 
     scripted(monkeypatch)
     assert evaluate("vstar", "--judge=rule", workdir="whole").code == 0
     whole = (tmp_path / "whole" / "vstar" / "result.json").read_text()
-    rng, append = random.Random(3), runs.append_text
+    rng, append = random.Random(3), records.append_text
     for _ in range(10):
         left, cut = rng.randint(0, 9), rng.randint(0, 400)
         pid = os.fork()
@@ -158,7 +159,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_result(evaluate, monkeypatch, 
                     os.kill(os.getpid(), signal.SIGKILL)
                 append(path, text)
 
-            runs.append_text = dying
+            records.append_text = dying
             try:
                 evaluate("vstar", "--judge=rule")
             finally:

@@ -1,0 +1,1 @@
+"""Folders of videos: what `watch`, `label` and `find` have in common."""
