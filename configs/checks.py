@@ -48,7 +48,7 @@ NUMBERS: tuple[tuple[float, float, tuple[str, ...]], ...] = (
     (0, 1, ("advantages.ddof",)),
     (0, PROCESSES, ("num_workers",)),
     (1, PROCESSES, ("reward_workers",)),
-    (1, 3, ("level",)),
+    (1, 4, ("level",)),
     (1, 1000, ("box_step",)),
     (1, 10**9, ("log_every", "save_every")),
     (0, 10**9, ("max_steps", "stop_at_step", "warmup_steps", "eval_every", "sampling.top_k")),

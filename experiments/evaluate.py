@@ -42,9 +42,13 @@ _DATA_ROOT = flags.DEFINE_string(
     "Folder of the data; of several benchmarks one folder each in it, by its name. synthetic: made there, or "
     "used again; a temporary one by default.",
 )
-_LEVEL = flags.DEFINE_integer("level", 1, "synthetic: difficulty, 1 to 3.", lower_bound=1, upper_bound=3)
+_LEVEL = flags.DEFINE_integer("level", 1, "synthetic: difficulty, 1 to 4.", lower_bound=1, upper_bound=4)
 _NUM_QUESTIONS = flags.DEFINE_integer(
-    "num_questions", 200, "synthetic: how many questions, two per clip.", lower_bound=1, upper_bound=1000000
+    "num_questions",
+    200,
+    "synthetic: how many questions, two per clip (level 4: five).",
+    lower_bound=1,
+    upper_bound=1000000,
 )
 _SPLIT = flags.DEFINE_string("split", "test", "synthetic: train, val or test.")
 _SEED = flags.DEFINE_integer(

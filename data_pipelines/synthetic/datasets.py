@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import av
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from data_pipelines.formats import stgr
@@ -35,14 +37,23 @@ def write_video(scene: Scene, path: str | os.PathLike, crf: int | None = None, f
         stream.height, stream.width = scene.size
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(crf), "preset": "fast"}
-        stream.gop_size = 2 * fps
+        stream.gop_size = LEVELS[scene.level].gop_s * fps
         stream.thread_count = 1  # the number of threads would change the bytes
         count = round(scene.duration * fps)
         for begin in range(0, count, 10 * fps):
             numbers = np.arange(begin, min(begin + 10 * fps, count))
-            for frame in scene.render(numbers / fps):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            still = scene.is_still(begin / fps, (numbers[-1] + 1) / fps)
+            frames = map(_frame, scene.render((numbers[:1] if still else numbers) / fps))
+            if still:  # what was converted once serves again
+                frames = itertools.repeat(next(frames))
+            for number, frame in zip(numbers.tolist(), frames, strict=False):
+                frame.pts = number
+                container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def _frame(picture: UInt8[np.ndarray, "H W 3"]) -> av.VideoFrame:
+    return av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
 
 
 def make_dataset(
@@ -59,7 +70,7 @@ def make_dataset(
     format), `annotations.json` (the article's) and `dataset.json` (what the set was made from).
 
     Args:
-        count: number of clips; each has two questions.
+        count: number of clips; each has as many questions as the level asks.
         on_clip: called after every clip.
 
     Raises:

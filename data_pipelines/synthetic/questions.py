@@ -1,7 +1,7 @@
 """Questions about a synthetic scene, in English and Chinese, with answers, reasoning and evidence.
 
 An event of an object that is visible more than once ("appears first") is its first one; questions
-about one of its visits name which.
+about one of its visits name which. An object that never appears has no evidence: no mention, no interval.
 """
 
 from __future__ import annotations
@@ -12,8 +12,16 @@ import math
 import random
 
 from data_pipelines.formats.sample import KeyFrame, Sample
-from data_pipelines.synthetic.scenes import Object, Scene
-from data_pipelines.synthetic.words import CHINESE, EVENTS, LANGUAGES, QUESTIONS, VISITS
+from data_pipelines.synthetic.scenes import COLORS, SHAPES, Object, Scene
+from data_pipelines.synthetic.words import (
+    CHINESE,
+    EVENTS,
+    LANGUAGES,
+    NEVER,
+    QUESTIONS,
+    VISITS,
+    object_name,
+)
 from o3jax.errors import UserError
 from o3jax.grounding import Grounding, Interval
 from o3jax.prompts.coords import NORMALISED, frame_index
@@ -52,8 +60,16 @@ def make_samples(scene: Scene, language: str | None = None) -> list[Sample]:
 def _sample(scene: Scene, kind: str, language: str) -> Sample:
     # A stream of its own for every kind: what is asked does not depend on what else is asked.
     rng = random.Random(f"{scene.level}/{scene.seed}/{kind}")
-    question, answer, evidence = _ASK[kind](scene, language, rng)
-    task = {"interval": TEMPORAL, "appears": TEMPORAL, "mcq": MCQ}.get(kind, SPATIO_TEMPORAL)
+    if kind == "never":
+        name = _absent(scene, language, rng)
+        question = _phrase(rng.choice(("interval", "appears")), language, rng, x=name, nth="")
+        said, answer = (words.format(x=name) for words in NEVER[language])
+        evidence = []
+    else:
+        question, answer, evidence = _ASK[kind](scene, language, rng)
+        said = _claims(evidence, language)
+    task = dict.fromkeys(("interval", "appears", "never"), TEMPORAL) | {"mcq": MCQ}
+    task = task.get(kind, SPATIO_TEMPORAL)
     numbers = {e.time: frame_index(e.time, scene.fps) for e in evidence}
     return Sample(
         id=f"{scene.id}-{kind}-{language}",
@@ -63,7 +79,7 @@ def _sample(scene: Scene, kind: str, language: str) -> Sample:
         answer=answer,
         video_path=f"videos/{scene.id}.mp4",
         duration=scene.duration,
-        reasoning=_reasoning(scene, evidence, language),
+        reasoning=_inventory(scene, language) + said,
         mentions=tuple(
             Grounding(e.thing.name(language), e.time, boxes=(e.thing.box(e.time),)) for e in evidence
         ),
@@ -74,12 +90,19 @@ def _sample(scene: Scene, kind: str, language: str) -> Sample:
     )
 
 
-def _reasoning(scene: Scene, evidence: list[_Evidence], language: str) -> str:
-    """Returns the inventory of the scene in order of appearing, then the evidence."""
+def _inventory(scene: Scene, language: str) -> str:
+    """Returns the objects of the scene in order of appearing, and when they are visible."""
     inventory = []
     for thing in sorted(scene.objects, key=lambda o: o.visible[0]):
         visits = ", ".join(f"{start:.1f}-{end:.1f}" for start, end in thing.visible)
         inventory.append(f"{thing.name(language)} {visits}")
+    if language == "en":
+        return "; ".join(inventory) + ". "
+    return ";".join(inventory) + "。"
+
+
+def _claims(evidence: list[_Evidence], language: str) -> str:
+    """Returns the evidence, claim by claim."""
     claims = []
     for e in evidence:
         claim = render_claim(e.thing.name(language), [e.thing.box(e.time)], e.time, NORMALISED)
@@ -89,9 +112,19 @@ def _reasoning(scene: Scene, evidence: list[_Evidence], language: str) -> str:
             if language == "en"
             else f"{claim},从{start}到{end}可见。"
         )
-    if language == "en":
-        return "; ".join(inventory) + ". " + " ".join(claims)
-    return ";".join(inventory) + "。" + "".join(claims)
+    return (" " if language == "en" else "").join(claims)
+
+
+def _absent(scene: Scene, language: str, rng: random.Random) -> str:
+    """Returns the name of an object that the scene does not show, but for its colour or its shape."""
+    there = {(thing.color, thing.shape) for thing in scene.objects}
+    colors, shapes = ({look[i] for look in there} for i in (0, 1))
+    near = [
+        look
+        for look in itertools.product(COLORS, SHAPES)
+        if look not in there and (look[0] in colors or look[1] in shapes)
+    ]
+    return object_name(*rng.choice(near), language)
 
 
 def _ask_interval(scene: Scene, language: str, rng: random.Random) -> tuple[str, str, list[_Evidence]]:

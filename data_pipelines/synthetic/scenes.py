@@ -2,7 +2,9 @@
 
 A `Scene` follows from one integer seed. Level 1 is fixed, so that figures mean something; level 2
 adds size change, a passing occluder, camera drift, distractors, counting and multiple choice;
-level 3 adds 30-90 s clips, objects that come back, small objects, noise and strong compression.
+level 3 adds 30-90 s clips, objects that come back, small objects, noise and strong compression. Level 4
+looks like level 1 but lasts an hour, empty but for a few events of 3-20 s, among them such that share the
+asked object's colour or shape; and some questions ask for what never appears.
 
 Conventions: a frame is presented from k/25 s to (k+1)/25 s, an object that is visible from `start`
 to `end` is drawn in every frame with start <= k/25 < end, and pixel i covers [i, i+1). A box is the
@@ -42,7 +44,6 @@ SPLITS = {"train": 0, "val": 1, "validation": 1, "test": 2}
 _COLOR_JITTER = 8  # largest change of a channel
 _MARGIN_PX = 1.0  # between a box and the border of the frame
 _EVENT_GAP = 10  # frames between any two appearances, and between any two disappearances
-_MIN_VISIBLE = 30  # frames
 _MAX_IOU = 0.05  # of two boxes that are visible at the same time
 
 
@@ -64,6 +65,9 @@ class Level:
     distractors: bool = False
     reappear: float = 0.0  # probability that an object is visible twice
     noise: float = 0.0  # standard deviation, grey levels
+    min_visible: int = 30  # frames
+    gop_s: int = 2  # seconds between the key frames of a file
+    questions: int = 2  # about a clip, if no other number is asked for
 
 
 _KINDS = ("interval", "appears", "where", "attribute", "first")
@@ -76,6 +80,11 @@ LEVELS = {
     3: Level(
         (192, 256), (30, 90), (4, 5), (14, 26), 12.0, 500, (*_KINDS, "count", "mcq"),
         crf=34, growth=0.3, drift=40.0, occluder=True, distractors=True, reappear=0.5, noise=5.0,
+    ),
+    4: Level(
+        (128, 128), (3600, 3600), (6, 9), (28, 44), 25.0, 500,
+        ("interval", "appears", "where", "first", "never"),
+        distractors=True, min_visible=75, gop_s=10, questions=5,
     ),
 }  # fmt: skip
 
@@ -170,6 +179,12 @@ class Scene:
         pad_x, pad_y = (math.ceil(abs(v) * self.duration) + 1 if v else 0 for v in self.drift)
         return drawing.texture(self.seed, self.size[0] + pad_y, self.size[1] + pad_x)
 
+    def is_still(self, start_s: float, end_s: float) -> bool:
+        """Returns whether nothing but the resting backdrop is seen between two times."""
+        moves = self.drift != (0.0, 0.0) or self.occluder is not None or LEVELS[self.level].noise
+        seen = itertools.chain.from_iterable(thing.visible for thing in self.objects)
+        return not moves and all(end <= start_s or start >= end_s for start, end in seen)
+
     def render(self, times_s: Sequence[float]) -> UInt8[np.ndarray, "T H W 3"]:
         """Returns the RGB frames shown at `times_s`, before any codec; the last one is shown on.
 
@@ -206,27 +221,31 @@ class Scene:
         return frames
 
 
-def make_scene(seed: int, level: int = 1, questions: int | None = None) -> Scene:
+def make_scene(seed: int, level: int = 1, questions: int | None = None, seconds: int | None = None) -> Scene:
     """Returns the scene of a seed: the same one at every call and on every machine.
 
     Args:
         seed: not negative; `scene_seed` gives seeds that the splits do not share.
         level: difficulty, a key of `LEVELS`.
-        questions: how many questions of different kinds to ask; 2 by default.
+        questions: how many questions of different kinds to ask; by default the level's number.
+        seconds: length of the clip; by default the level's.
 
     Raises:
-        UserError: if the seed is negative, the level unknown or there are not so many kinds.
+        UserError: if the seed is negative, the level unknown, there are not so many kinds, or the clip is too
+            short for the level's objects.
     """
-    if level not in LEVELS:
-        raise UserError(f"level must be one of {', '.join(map(str, LEVELS))}, not {level}")
+    spec = level_of(level)
     if seed < 0:
         raise UserError(f"seed must not be negative, but is {seed}")
-    spec = LEVELS[level]
-    count = 2 if questions is None else questions
+    count = spec.questions if questions is None else questions
     if not 1 <= count <= len(spec.kinds):
         raise UserError(f"questions must be 1 to {len(spec.kinds)} at level {level}, not {questions}")
     rng = random.Random(f"{level}/{seed}")
     duration = rng.randint(*spec.seconds)
+    if seconds is not None:
+        if seconds < spec.seconds[0] and seconds * FPS < 2 * spec.objects[1] * spec.min_visible:
+            raise UserError(f"a clip of level {level} must last longer than {seconds} s")
+        duration = seconds
     drift = tuple(rng.uniform(-spec.drift, spec.drift) / duration if spec.drift else 0.0 for _ in "xy")
     looks = _looks(rng, spec)
     layout = None
@@ -239,6 +258,17 @@ def make_scene(seed: int, level: int = 1, questions: int | None = None) -> Scene
     occluder = _occluder(rng, spec, duration) if spec.occluder else None
     kinds = _kinds(seed, spec.kinds, count)
     return Scene(seed, level, float(duration), spec.size, objects, kinds, drift, occluder)
+
+
+def level_of(level: int) -> Level:
+    """Returns what a level consists of.
+
+    Raises:
+        UserError: if there is no such level.
+    """
+    if level not in LEVELS:
+        raise UserError(f"level must be one of {', '.join(map(str, LEVELS))}, not {level}")
+    return LEVELS[level]
 
 
 def scene_seed(split: str, index: int, seed: int = 0) -> int:
@@ -313,9 +343,9 @@ def _times(rng: random.Random, spec: Level, frames: int) -> list[tuple[int, int]
 
 
 def _stretch(rng: random.Random, spec: Level, low: int, high: int) -> tuple[int, int]:
-    first = low if rng.random() < 0.2 else rng.randint(low, high - _MIN_VISIBLE)
+    first = low if rng.random() < 0.2 else rng.randint(low, high - spec.min_visible)
     longest = min(high, first + spec.max_visible)
-    stop = longest if rng.random() < 0.2 else rng.randint(first + _MIN_VISIBLE, longest)
+    stop = longest if rng.random() < 0.2 else rng.randint(first + spec.min_visible, longest)
     return first, stop
 
 

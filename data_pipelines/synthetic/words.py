@@ -98,6 +98,7 @@ QUESTIONS = {
         "视频里{color}物体的数量是多少?",
     ),
 }
+NEVER = {"en": ("The {x} never appears.", "It never appears."), "zh": ("{x}从未出现。", "它从未出现。")}
 EVENTS = {  # (appears or disappears, which) -> words
     ("appears", "first"): {"en": "appears first", "zh": "最先出现"},
     ("appears", "last"): {"en": "appears last", "zh": "最后出现"},

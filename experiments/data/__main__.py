@@ -33,7 +33,7 @@ _SPLIT = flags.DEFINE_string("split", "train", "make: train, val or test; they n
 _COUNT = flags.DEFINE_integer(
     "count",
     100,
-    "make: number of clips, each with two questions (published: one)",
+    "make: number of clips, each with two questions (published: one; level 4: five)",
     lower_bound=1,
     upper_bound=10000000,
 )
@@ -45,7 +45,7 @@ _FORMAT = flags.DEFINE_enum(
     "or small stand-ins for the benchmarks of the field",
 )
 _LEVEL = flags.DEFINE_integer(
-    "level", 1, "make: difficulty of the synthetic world, 1 to 3", lower_bound=1, upper_bound=3
+    "level", 1, "make: difficulty of the synthetic world, 1 to 4", lower_bound=1, upper_bound=4
 )
 _REWARD = flags.DEFINE_string("reward", "format", "audit: the name of a reward function")
 _BENCHMARK = flags.DEFINE_string("benchmark", None, "check: which benchmark of the field the folder holds")

@@ -153,6 +153,9 @@ def _topic(kind: str, question: str) -> str:
 
 
 def _typical(samples: list[Sample]) -> Guess:
+    words = _most_frequent(sample.answer for sample in samples)
+    if not samples[0].mentions:  # asked for what never appears
+        return Guess("", (0.0, 0.0), 0.0, (0.0, 0.0, 1.0, 1.0), words)
     mentions = [sample.mentions[0] for sample in samples]
     starts, ends = zip(*(sample.intervals[0] for sample in samples), strict=True)
     box = np.mean([mention.boxes[0] for mention in mentions], axis=0)
@@ -161,7 +164,7 @@ def _typical(samples: list[Sample]) -> Guess:
         interval=(statistics.median(starts), statistics.median(ends)),
         time=statistics.median(mention.time_s for mention in mentions),
         box=tuple(box.tolist()),
-        words=_most_frequent(sample.answer for sample in samples),
+        words=words,
     )
 
 

@@ -13,13 +13,17 @@ from o3jax.metrics import tvg, vstar
 from o3jax.prompts import grammar
 
 _FAR_S = 3.0
-
-
 _WORST_CASES = 10
+_OF_EVIDENCE = ("m_tIoU", "m_vIoU", "m_vIoU_answer", "mAM", "mLGM", "tvg", "vstar")
 
 
 def metrics(scored: Sequence[Scored]) -> dict[str, Any]:
-    """Returns every metric over some generations; times are None where no text states any."""
+    """Returns every metric over some generations; times are None where no text states any, and what there is
+    evidence for where no question has any."""
+    everything, scored = scored, with_evidence(scored)
+    accuracy = statistics.fmean(s.correct for s in everything)
+    if not scored:
+        return {"N": len(everything), "accuracy": accuracy} | dict.fromkeys(_OF_EVIDENCE)
     overall = vstar.score([s.item for s in scored])
     pairs = [
         (_first(grammar.parse(s.parsed.answer).intervals), s.question.sample.intervals[0])
@@ -30,8 +34,8 @@ def metrics(scored: Sequence[Scored]) -> dict[str, Any]:
     points = [abs(s.point_error_s) for s in scored if s.point_error_s is not None]
     estimates = {"decoder": decoder_metrics(scored)} if any(s.decoded for s in scored) else {}
     return {
-        "N": len(scored),
-        "accuracy": overall["Acc"],
+        "N": len(everything),
+        "accuracy": accuracy,
         "m_tIoU": overall["m_tIoU_c1"],
         "m_vIoU": overall["m_vIoU_c1"],
         "m_vIoU_answer": float(np.mean([s.v_iou_answer for s in scored])),
@@ -45,6 +49,11 @@ def metrics(scored: Sequence[Scored]) -> dict[str, Any]:
         "tvg": tvg.score(pairs) | {"N": len(pairs)},
         "vstar": overall,
     }
+
+
+def with_evidence(scored: Sequence[Scored]) -> list[Scored]:
+    """Returns those whose question has evidence in its video."""
+    return [s for s in scored if s.question.sample.intervals]
 
 
 def decoder_metrics(scored: Sequence[Scored]) -> dict[str, Any]:
@@ -101,16 +110,18 @@ def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
 def error_analysis(scored: Sequence[Scored]) -> dict[str, Any]:
     """Returns which shares of the generations go wrong in which way, and the worst ones with their ids."""
 
-    def share(flags: list[bool]) -> float:
-        return sum(flags) / len(flags)
+    everything, scored = scored, with_evidence(scored)
 
-    worst = sorted(scored, key=lambda s: (s.correct + s.t_iou + s.v_iou, s.question.sample.id))
+    def share(flags: list[bool]) -> float:
+        return sum(flags) / max(len(flags), 1)
+
+    worst = sorted(everything, key=lambda s: (s.correct + s.t_iou + s.v_iou, s.question.sample.id))
     return {
-        "wrong_answer": share([not s.correct for s in scored]),
+        "wrong_answer": share([not s.correct for s in everything]),
         "time_off_more_than_3s": share([s.time_off_s is not None and s.time_off_s > _FAR_S for s in scored]),
         "no_time": share([s.time_off_s is None for s in scored]),
         "no_claim": share([not s.parsed.claims for s in scored]),
-        "malformed": share([not s.parsed.well_formed for s in scored]),
+        "malformed": share([not s.parsed.well_formed for s in everything]),
         "wrong_object_claimed": share(
             [
                 bool(s.parsed.claims) and s.question.thing(s.parsed.claims[0].object) is not s.question.target

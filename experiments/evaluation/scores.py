@@ -13,6 +13,8 @@ prediction here and every metric of chain 1 equals that of chain 2. A generation
   time, of the object that the claim names; of the object that answers if the claim's name is none in the
   clip. No box, no time, or the object is not visible then: 0. `m_vIoU_answer` is stricter: the box must be
   that of the object that answers, whatever the claim calls it.
+- **It never appears** ("never"): the answer says so and tells no time. There is no evidence to find, so
+  that these questions count in the accuracy alone.
 - `mAM`, `mLGM` and the rest of V-STaR follow from these (o3jax.metrics.vstar), and TVGBench's metrics from
   the answers to the "interval" questions (o3jax.metrics.tvg).
 
@@ -43,6 +45,7 @@ _APPEARS_TOLERANCE_S = 0.5
 
 
 _MIN_IOU = 0.5  # of a right interval or box
+_NEVER = ("never", "从未")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +129,9 @@ def score(question: Question, text: str, estimates: Sequence[DecoderEstimate] = 
     interval = reasoning.intervals[0] if reasoning.intervals else None
     claim = reasoning.claims[0] if reasoning.claims else None
     correct = _is_correct(sample, parsed.answer)
+    if not sample.intervals:
+        same = float(correct)
+        return Scored(question, text, parsed, {}, correct, same, same, same, (), None, None)
     truth = sample.intervals[0]
 
     box_at = (
@@ -193,6 +199,8 @@ def _decoder_score(
 
 def _is_correct(sample: Sample, answer: str) -> bool:
     said = grammar.parse(answer)
+    if not sample.intervals:
+        return not said.times and any(word in _fold(answer) for word in _NEVER)
     start, end = sample.intervals[0]
     if sample.kind == "interval":
         stated = _first(said.intervals)

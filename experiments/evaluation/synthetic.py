@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_pipelines.synthetic.datasets import make_dataset
 from data_pipelines.synthetic.questions import make_samples
-from data_pipelines.synthetic.scenes import make_scene, scene_seed
+from data_pipelines.synthetic.scenes import level_of, make_scene, scene_seed
 from experiments.evaluation import baselines
 from experiments.evaluation.baselines import Asked
 from experiments.evaluation.scores import Question
@@ -16,14 +16,13 @@ from o3jax.errors import UserError
 from o3jax.inference.respond import Response
 from o3jax.prompts import templates
 
-QUESTIONS_PER_CLIP = 2
 BOX_STEP = 10  # of the grid that o3-tiny writes boxes on
 
 
 def make_questions(
     folder: Path, split: str, count: int, level: int, seed: int, on_clip: Callable
 ) -> list[Question]:
-    """Returns the first `count` questions of a split, two per clip, after writing the clips as mp4 files.
+    """Returns the first `count` questions of a split, after writing the clips as mp4 files.
 
     Args:
         folder: where the data set lies or is made, as by `experiments.data make`.
@@ -34,15 +33,22 @@ def make_questions(
     """
     if count < 1:
         raise UserError(f"num_questions must be at least 1, not {count}")
-    clips = -(-count // QUESTIONS_PER_CLIP)
-    make_dataset(folder, split, clips, level, seed, on_clip)
+    make_dataset(folder, split, clips_of(count, level), level, seed, on_clip)
     return questions_of(split, count, level, seed)
 
 
+def clips_of(count: int, level: int) -> int:
+    """Returns how many clips of a level so many questions are about.
+
+    Raises:
+        UserError: if there is no such level.
+    """
+    return -(-count // level_of(level).questions)
+
+
 def questions_of(split: str, count: int, level: int, seed: int) -> list[Question]:
-    """Returns the first `count` questions of a split, two per clip; no file is written."""
-    clips = -(-count // QUESTIONS_PER_CLIP)
-    scenes = [make_scene(scene_seed(split, index, seed), level, QUESTIONS_PER_CLIP) for index in range(clips)]
+    """Returns the first `count` questions of a split, no file is written."""
+    scenes = [make_scene(scene_seed(split, index, seed), level) for index in range(clips_of(count, level))]
     return [Question(sample, scene) for scene in scenes for sample in make_samples(scene)][:count]
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from data_pipelines.synthetic.scenes import level_of
 from experiments.cli import terminal
 from experiments.evaluation import figures, scores
 from experiments.evaluation import synthetic as synthetic_questions
@@ -80,7 +81,7 @@ def run_synthetic(
     count, began = settings.num_questions, time.perf_counter()
     with Progress(console=terminal.console(stderr=True), transient=True) as progress:
         bar = progress.add_task("rendering clips", total=count)
-        step = synthetic_questions.QUESTIONS_PER_CLIP
+        step = level_of(settings.level).questions
         questions = synthetic_questions.make_questions(
             folder, settings.split, count, settings.level, settings.seed, lambda: progress.advance(bar, step)
         )

@@ -213,7 +213,7 @@ def test_silence_lowers_the_means():
     assert m["accuracy"] == m["m_tIoU"] == m["m_vIoU"] == 0.5
 
 
-@pytest.mark.parametrize("level", [1, 2, 3])
+@pytest.mark.parametrize("level", [1, 2, 3, 4])
 def test_the_truth_as_text_is_right(level):
     questions = unseen(84 if level > 1 else 40, level)
     result = report(questions, [templates.response(q.sample) for q in questions])
@@ -225,6 +225,15 @@ def test_the_truth_as_text_is_right(level):
     assert m["tvg"]["R1@0.7"] == 1.0 and m["mLGM"] is None
     shares = {name: value for name, value in errors.items() if name != "worst"}
     assert set(shares.values()) == {0.0}
+
+
+def test_what_never_appears_has_an_answer_and_no_evidence():
+    questions = [q for q in unseen(60, 4) if q.sample.kind == "never"]
+    assert len(questions) == 12
+    silent = report(questions, [say(answer) for answer in ("It never appears.", "它从未出现。")] * 6)
+    assert silent["metrics"]["accuracy"] == 1.0 and silent["metrics"]["m_tIoU"] is None
+    for wrong in ("", "At <t>1.0</t>s", "never before <t>1.0</t>s", "red circle"):
+        assert report(questions, [say(wrong)] * 12)["metrics"]["accuracy"] == 0.0
 
 
 def test_exact_times_have_an_iou_of_one():

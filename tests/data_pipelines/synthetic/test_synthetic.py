@@ -190,6 +190,40 @@ def test_levels_2_and_3_add_what_they_should():
     assert np.array_equal(again[0], again[1]) and (again[0] != again[2]).mean() > 0.5
 
 
+def test_level_4_is_an_hour_with_a_few_short_events():
+    for scene in scenes(4, 30):
+        assert (scene.duration, scene.size) == (3600.0, (128, 128)) and 6 <= len(scene.objects) <= 9
+        looks = [(o.color, o.shape) for o in scene.objects]
+        assert len(set(looks)) == len(looks)
+        for i in (0, 1):  # others share the colour, or the shape
+            assert len({look[i] for look in looks}) < len(looks)
+        shown = [end - start for o in scene.objects for start, end in o.visible]
+        assert len(shown) == len(looks) and min(shown) >= 3 and max(shown) <= 20
+        start, end = scene.objects[0].visible[0]
+        assert not scene.is_still(start, start + 0.04) and not scene.is_still(end - 0.04, end)
+        never = make_samples(dataclasses.replace(scene, kinds=("never",)))[0]
+        (name,) = [
+            f"{c} {s}" for c in synthetic.COLORS for s in synthetic.SHAPES for language in ("en", "zh")
+            if synthetic.object_name(c, s, language) in never.question
+        ]  # fmt: skip
+        assert tuple(name.split()) not in looks and not never.mentions and not never.intervals
+
+
+def test_a_resting_picture_is_encoded_like_any_other(tmp_path, monkeypatch):
+    """The file is that of a scene whose every frame was drawn; key frames are 10 s apart, at a cut less."""
+    scene = make_scene(scene_seed("test", 3), 4, seconds=60)
+    assert any(scene.is_still(t, t + 10) for t in range(0, 60, 10))
+    write_video(scene, tmp_path / "a.mp4")
+    monkeypatch.setattr(synthetic.Scene, "is_still", lambda *_: False)
+    write_video(scene, tmp_path / "b.mp4")
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+    assert len(packets) == 1500
+    keys = [float(p.pts * p.time_base) for p in packets if p.is_keyframe]
+    assert max(np.diff([*keys, 60])) == pytest.approx(10) and len(keys) < 20
+
+
 @given(
     *[st.tuples(st.sampled_from(["train", "val", "test"]), st.integers(0, 2**40 - 1), st.integers(0, 99))] * 2
 )

@@ -204,7 +204,8 @@ def test_reasoning_lists_the_scene_and_states_the_evidence(level):
 
 def test_wrong_arguments_name_the_remedy():
     for call, words in (
-        (lambda: make_scene(0, level=4), "level must be one of 1, 2, 3"),
+        (lambda: make_scene(0, level=5), "level must be one of 1, 2, 3, 4,"),
+        (lambda: make_scene(0, 4, seconds=20), "level 4 must last longer than 20 s"),
         (lambda: make_scene(-1), "seed must not be negative"),
         (lambda: make_scene(0, questions=6), "questions must be 1 to 5"),
         (lambda: make_samples(make_scene(0), "fr"), "language must be en or zh"),

@@ -242,7 +242,7 @@ def test_the_command_makes_a_data_set_and_refuses_with_one_sentence(tmp_path):
     refused = run("make", "--out", str(tmp_path / "other"), "--level", "9")
     assert refused.returncode == 2 and not (tmp_path / "other").exists()
     assert (
-        "--level=9: 9 is not an integer in the range [1, 3]" in refused.stderr
+        "--level=9: 9 is not an integer in the range [1, 4]" in refused.stderr
         and "Traceback" not in refused.stderr
     )
     assert run("made").returncode == 2
