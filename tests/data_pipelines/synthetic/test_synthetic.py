@@ -211,7 +211,7 @@ def test_level_4_is_an_hour_with_a_few_short_events():
 
 def test_a_resting_picture_is_encoded_like_any_other(tmp_path, monkeypatch):
     """The file is that of a scene whose every frame was drawn; key frames are 10 s apart, at a cut less."""
-    scene = make_scene(scene_seed("test", 3), 4, seconds=60)
+    scene = make_scene(5, 4, seconds=60)
     assert any(scene.is_still(t, t + 10) for t in range(0, 60, 10))
     write_video(scene, tmp_path / "a.mp4")
     monkeypatch.setattr(synthetic.Scene, "is_still", lambda *_: False)
