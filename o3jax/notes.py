@@ -47,6 +47,26 @@ _SENTENCES = {
         "pixels are declared not square ({}); frames are shown as stored",
         "文件声明像素不是正方形({}),画面按存储的样子显示",
     ),
+    "key frames": (
+        "key frames are too far apart ({} in all): the video was decoded from start to end",
+        "关键帧间隔过大(共{}个),视频从头到尾解码",
+    ),
+    "index": (
+        "the file's index of key frames is wrong: the video was decoded from start to end",
+        "文件的关键帧索引有误,视频从头到尾解码",
+    ),
+    "no seeking": (
+        "{} files cannot be searched by jumping: the video was decoded from start to end",
+        "{}文件无法跳转查找,视频从头到尾解码",
+    ),
+    "cache damaged": (
+        "what was kept of the video from an earlier question was damaged and was made anew",
+        "先前提问保留的视频特征已损坏,已重新计算",
+    ),
+    "cache old": (
+        "the video, the model or this program changed since the last question: the video was searched anew",
+        "视频、模型或程序在上次提问后有变化,已重新搜索视频",
+    ),
     # the answer
     "tokens": (
         "the text was cut off after {} tokens",

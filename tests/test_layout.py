@@ -59,7 +59,17 @@ def inside(name: str, *packages: str) -> bool:
 # Each package: the project's modules that it may import beside its own. LEAVES everyone may import.
 LEAVES = tuple(
     f"o3jax.{name}"
-    for name in ("choices", "errors", "fields", "files", "grounding", "notes", "printing", "tasks")
+    for name in (
+        "choices",
+        "errors",
+        "fields",
+        "files",
+        "grounding",
+        "notes",
+        "printing",
+        "searched",
+        "tasks",
+    )
 )
 ALLOWED = {
     "o3jax.choices": (),
@@ -69,6 +79,7 @@ ALLOWED = {
     "o3jax.grounding": (),
     "o3jax.notes": (),
     "o3jax.printing": (),
+    "o3jax.searched": (),
     "o3jax.tasks": (),
     "o3jax.sharding": (),
     "o3jax.video": (),
@@ -83,7 +94,9 @@ ALLOWED = {
     "o3jax.metrics": (),
     "o3jax.rewards": ("o3jax.prompts", "o3jax.metrics"),
     "o3jax.verify": ("o3jax.prompts",),
-    "o3jax.inference": ("o3jax.generate", "o3jax.inputs", "o3jax.models", "o3jax.prompts", "o3jax.verify"),
+    "o3jax.inference": (
+        *("o3jax.generate", "o3jax.inputs", "o3jax.models", "o3jax.prompts", "o3jax.verify", "o3jax.video"),
+    ),
     "o3jax.report": ("o3jax.video", "o3jax.prompts", "o3jax.metrics", "o3jax.verify"),
     "o3jax": ("o3jax",),
     "data_pipelines": (
@@ -107,6 +120,7 @@ LIGHT = (
     "o3jax.grounding",
     "o3jax.notes",
     "o3jax.printing",
+    "o3jax.searched",
     "o3jax.tasks",
     "o3jax.models.batch",
     "o3jax.models.config",

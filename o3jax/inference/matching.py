@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,9 +11,14 @@ from jaxtyping import Array, Bool, Float
 
 from o3jax.errors import UserError
 from o3jax.grounding import Interval
+from o3jax.inputs.collate import bucket, coarse
 from o3jax.inputs.dense import interval_mask
+from o3jax.inputs.processor import Processor
 from o3jax.models.batch import Batch, Questions
+from o3jax.models.evidence import DenseFeatures
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
+
+_SIZES = coarse(1024)  # tokens that questions are padded to
 
 
 class Searched(NamedTuple):
@@ -32,6 +37,21 @@ def match(model: Qwen3VL, batch: Batch, visuals: VisualFeatures) -> Searched:
     found = [candidate_intervals(r[v], t[v]) for r, v, t in zip(relevance, valid, times, strict=True)]
     inside = [interval_mask(f, t) for f, t in zip(found, times, strict=True)]
     return Searched(asking, relevance, found, np.stack(inside))
+
+
+def asked(processor: Processor, questions: Sequence[str]) -> Questions:
+    """Returns questions as matching reads them, one a row, padded to sizes that recur."""
+    tokenizer = processor.tokenizer
+    ids = [tokenizer(tokenizer.quoted(question))["input_ids"] for question in questions]
+    width = bucket(max(map(len, ids)), _SIZES)
+    return Questions(np.array([[one + [-1] * (width - len(one))] for one in ids], np.int32))
+
+
+@jax.jit
+def match_features(model: Qwen3VL, questions: Questions, features: DenseFeatures) -> Float[Array, "R T"]:
+    """Returns the probability of each of some features being evidence, without anything else of a video."""
+    visuals = VisualFeatures(None, None, features, None)
+    return jax.nn.sigmoid(model.relevance(questions, visuals)[1])
 
 
 @jax.jit

@@ -24,17 +24,16 @@ from o3jax.inference.locate import (
     locate,
     proposals,
 )
-from o3jax.inference.matching import Searched, match
+from o3jax.inference.matching import Searched, asked, match
 from o3jax.inputs.collate import bucket, coarse, collate
 from o3jax.inputs.dense import FramesAt, SingleFrames, dense_stream, visual_places
 from o3jax.inputs.processor import Processor
-from o3jax.models.batch import Batch, Questions, stack
+from o3jax.models.batch import Batch, stack
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
 from o3jax.prompts.feedback import with_proposals
 from o3jax.prompts.mentions import mention_positions
 
-# Tokens that prompts and questions are padded to, so that questions of all lengths share their programs.
-_PROMPTS, _QUESTIONS = coarse(512, 1536), coarse(1024)
+_PROMPTS = coarse(512, 1536)  # tokens that prompts are padded to, so that all lengths share their programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,8 +177,6 @@ def add_evidence_inputs(
     area = max(r.dense_frames.shape[1] * r.dense_frames.shape[2] for r in requests)
     sizes = {"frame_pairs": bucket(pairs), "patches": area // video.patch_size**2}
     shown = dict(zip(sizes, batch.patches.values.shape[1:3], strict=True))
-    tokenizer = processor.tokenizer
-    asked = [tokenizer(tokenizer.quoted(r.question))["input_ids"] for r in requests]
     dense, places = [], []
     for request, grid in zip(requests, grids.tolist(), strict=True):
         times = processor.pair_times(
@@ -187,8 +184,7 @@ def add_evidence_inputs(
         )
         dense.append(dense_stream(request.dense_frames, request.dense_times, video, c, **sizes))
         places.append(visual_places(times, tuple(grid), c.spatial_merge_size, **shown))
-    width = bucket(max(map(len, asked)), _QUESTIONS)
-    questions = Questions(np.array([[ids + [-1] * (width - len(ids))] for ids in asked], np.int32))
+    questions = asked(processor, [r.question for r in requests])
     return dataclasses.replace(batch, dense=stack(dense), places=stack(places), questions=questions)
 
 

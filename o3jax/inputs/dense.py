@@ -93,6 +93,24 @@ def dense_stream(
     return DenseStream(times, cells, patches=pixels)
 
 
+def still_stream(
+    frames: UInt8[np.ndarray, "n H W 3"],
+    times_s: Float[np.ndarray, " n"],
+    video: VideoConfig,
+    vision: VisionConfig,
+    *,
+    frame_pairs: int | None = None,
+) -> DenseStream:
+    """Returns frames far apart as one row of a dense stream: each is a pair with itself, at its own time.
+
+    So is a video read at 2 frames per second or fewer: of two frames half a second apart, a pair would be
+    the picture of neither. Arguments and errors as `dense_stream`.
+    """
+    pair = video.temporal_patch_size
+    frames, times_s = np.repeat(frames, pair, axis=0), np.repeat(times_s, pair)
+    return dense_stream(frames, times_s, video, vision, frame_pairs=frame_pairs)
+
+
 def pointed_frames(
     frames: UInt8[np.ndarray, "n H W 3"],
     times_s: Float[np.ndarray, " n"],

@@ -80,7 +80,7 @@ class Qwen3VL(nnx.Module):
             return None
         if self.evidence is None or batch.dense is None:
             return VisualFeatures(tokens, taps, None, None)
-        dense = self._dense(batch.dense, runtime)
+        dense = self.encode_dense(batch.dense, runtime)
         visual = self._visual(tokens, batch.places, batch.frames.length)
         if batch.questions is not None and batch.questions.clip is not None:
             asked = batch.questions.clip
@@ -109,7 +109,8 @@ class Qwen3VL(nnx.Module):
         valid = jnp.arange(places.centres.shape[2]) < lengths[..., None] // self.config.vision.merge_unit
         return VisualTokens(by_pair, places.times, places.centres, valid)
 
-    def _dense(self, stream: DenseStream, runtime: Runtime) -> DenseFeatures:
+    def encode_dense(self, stream: DenseStream, runtime: Runtime = Runtime()) -> DenseFeatures:
+        """Returns F of a dense stream, and where its values stand."""
         valid = stream.length > 0
         if stream.features is not None:
             tokens = stream.features.values

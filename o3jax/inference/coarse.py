@@ -1,0 +1,215 @@
+"""A long video from afar: one frame per 5 s and what its packets point at, as features for any question.
+
+Nothing here depends on a question, so a video is read once and its features are kept
+(`o3jax.inference.coarse_cache`); the next question about it decodes nothing of this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from o3jax.errors import UserError
+from o3jax.inference import coarse_cache
+from o3jax.inference.matching import asked, match_features
+from o3jax.inputs.collate import bucket, coarse
+from o3jax.inputs.dense import cell_centres, dense_size, still_stream
+from o3jax.inputs.processor import Processor
+from o3jax.models.batch import DenseStream
+from o3jax.models.evidence import DenseFeatures
+from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.notes import Note
+from o3jax.searched import Pass
+from o3jax.video.sparse import SparseReader
+
+EVERY_S = 5.0  # between the frames of the first pass
+CUES_SHARE = 0.4  # of the frames that may be decoded, for what the packets point at
+_LOOK_S = 2.0  # a busy stretch is looked at this long after its start, or in its middle
+_ROW = coarse(16, 64)  # frames that are encoded at a time
+_KEPT = np.float16
+
+# How far reading is: a word for what is done, how much of how much.
+Progress = Callable[[str, float, float], None]
+
+
+class Asked(Protocol):
+    """What is needed of an `o3jax.Model`."""
+
+    backbone: Qwen3VL
+    folder: Path
+    processor: Processor
+
+
+@dataclasses.dataclass(frozen=True)
+class CoarseFeatures:
+    """What the model makes of single frames of a long video."""
+
+    times_s: Float[np.ndarray, " n"]  # of each frame, increasing, seconds from the first shown frame
+    features: Float[np.ndarray, "n P D"]  # F, float16
+    cells: Float[np.ndarray, "P 2"]  # centre of each cell, in [0, 1] of the frame
+    duration_s: float
+    frames: int  # of the whole video
+    passes: tuple[Pass, ...]  # how they were read
+    lost: tuple[float, ...] = ()  # seconds whose frames could not be decoded
+    notes: tuple[Note, ...] = ()
+    cached: bool = False  # whether they come from the disk, and nothing was decoded for them
+
+    def joined(self, other: CoarseFeatures) -> CoarseFeatures:
+        """Returns these and more features of the same video, in the order of time."""
+        times = np.concatenate([self.times_s, other.times_s])
+        times, order = np.unique(times, return_index=True)
+        features = np.concatenate([self.features, other.features])[order]
+        lost = tuple(sorted({*self.lost, *other.lost}))
+        passes = (*self.passes, *other.passes)
+        return dataclasses.replace(self, times_s=times, features=features, lost=lost, passes=passes)
+
+
+def coarse_features(
+    model: Asked,
+    video: str | os.PathLike[str],
+    *,
+    most_decoded: int | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> CoarseFeatures:
+    """Returns what a model sees of a video from afar, from the disk if it was kept there.
+
+    One frame per 5 s where key frames are so dense, else all key frames; those at scene cuts; and one in each
+    stretch in which unusually much changes but none of them lies.
+
+    Args:
+        model: an `o3jax.Model`.
+        video: a local file.
+        most_decoded: frames that the last of these may cost; 2 % of the video by default.
+        cache: the folder of kept features, see `o3jax.inference.coarse_cache.default_folder`; "" keeps none.
+        progress: is told how far reading is, in seconds of the video.
+
+    Raises:
+        UserError: if the model has no evidence modules, or the video cannot be read.
+    """
+    if model.backbone.config.evidence is None:
+        raise UserError(f"{model.folder} has no evidence modules, which searching a video needs")
+    store = coarse_cache.Entry(model, video, most_decoded, cache)
+    if kept := store.read():
+        return CoarseFeatures(**kept, cached=True)
+    with SparseReader(video) as reader:
+        made = _from_afar(model, reader, most_decoded, progress)
+        made = dataclasses.replace(made, notes=reader.notes())
+    store.write(made)
+    return dataclasses.replace(made, notes=(*made.notes, *store.notes))
+
+
+def relevance(model: Asked, features: CoarseFeatures, question: str) -> Float[np.ndarray, " n"]:
+    """Returns the probability of each frame being evidence for the question.
+
+    Its uncertainty is that of the probability: greatest at 0.5.
+    """
+    n, size = len(features.times_s), bucket(len(features.times_s))
+    padded = np.zeros((1, size, *features.features.shape[1:]), np.float32)
+    padded[0, :n] = features.features
+    times = np.pad(features.times_s, (0, size - n)).astype(np.float32)
+    there = DenseFeatures(
+        padded,
+        times[None],
+        np.arange(size)[None] < n,
+        features.cells[None],
+        np.ones((1, len(features.cells)), bool),
+    )
+    return match_features(model.backbone, asked(model.processor, [question]), there)[0, :n]
+
+
+def look(
+    model: Asked,
+    reader: SparseReader,
+    times_s: Sequence[float] | np.ndarray,
+    name: str,
+    every_s: float,
+    progress: Progress | None = None,
+) -> CoarseFeatures:
+    """Returns the features of the frames near some times; fewer where the file is damaged, perhaps none.
+
+    Args:
+        name, every_s: what the pass is called, and about how far its frames are apart.
+    """
+    config, video = model.backbone.config, model.processor.video_config
+    height, width = reader.size
+    size = dense_size(height, width, config.evidence, video.factor)
+    decoded, lost = reader.decoded, len(reader.lost)
+    times, features, cells = [np.zeros(0)], [], None
+    frames = reader.frames(times_s, size)
+    while part := list(itertools.islice(frames, _ROW[-1])):
+        at, first = np.unique([frame.time_s for frame in part], return_index=True)
+        pictures = np.stack([part[i].picture for i in first])
+        stream = still_stream(pictures, at, video, config.vision, frame_pairs=bucket(len(at), _ROW))
+        stream = jax.tree.map(lambda x: x[None], stream)
+        made = _encode(model.backbone, stream)
+        features.append(np.asarray(made.features[0, : len(at)]).astype(_KEPT))
+        cells = stream.cells[0]
+        times.append(at)
+        if progress is not None:
+            progress(name, float(at[-1]), reader.duration_s)
+    if cells is None:  # nothing could be read: what is here has the shape of one frame
+        cells = cell_centres(size[0] // video.factor, size[1] // video.factor)
+        features = [np.zeros((0, len(cells), config.evidence.hidden_size), _KEPT)]
+    read = len(np.concatenate(times))
+    return CoarseFeatures(
+        np.concatenate(times),
+        np.concatenate(features),
+        cells,
+        reader.duration_s,
+        reader.cues.frames,
+        (Pass(name=name, every_s=every_s, read=read, decoded=reader.decoded - decoded),),
+        tuple(reader.lost[lost:]),
+    )
+
+
+def _from_afar(
+    model: Asked, reader: SparseReader, most_decoded: int | None, progress: Progress | None
+) -> CoarseFeatures:
+    """Returns what is seen of a video whatever is asked."""
+    if reader.forward is not None:  # everything is decoded anyhow, once
+        times = np.arange(0.0, reader.duration_s, EVERY_S)
+        busy = [(a + b) / 2 for (a, b), _ in reader.cues.busy()]
+        return look(model, reader, [*times, *busy], "coarse", EVERY_S, progress)
+    keys = reader.cues.keyframes
+    # Of each step the key frame nearest to it.
+    steps = np.arange(0.0, reader.duration_s, EVERY_S)
+    nearest = keys[np.abs(keys[None] - steps[:, None]).argmin(1)] if len(keys) else steps
+    times = np.union1d(nearest[np.abs(nearest - steps) <= EVERY_S / 2], nearest)
+    made = look(model, reader, times, "coarse", EVERY_S, progress)
+    most = CUES_SHARE * 0.05 * reader.cues.frames if most_decoded is None else most_decoded
+    if pointed := pointed_at(reader, made.times_s, most):
+        made = made.joined(look(model, reader, pointed, "cues", 0.0, progress))
+    return made
+
+
+def pointed_at(reader: SparseReader, seen: Float[np.ndarray, " n"], most_decoded: float) -> list[float]:
+    """Returns where packets say that something unseen may be: at scene cuts, and in busy stretches.
+
+    Args:
+        seen: times of frames that were read.
+        most_decoded: frames that this may cost; the strongest come first.
+    """
+    found = [float(t) for t in reader.cues.cuts() if not (np.abs(seen - t) < 0.5).any()]
+    spent = float(len(found))
+    for (start, end), _ in sorted(reader.cues.busy(), key=lambda one: -one[1]):
+        if ((seen >= start) & (seen < end)).any():
+            continue
+        at = start + min(_LOOK_S, (end - start) / 2)
+        if spent + reader.cost(at) <= most_decoded:
+            spent += reader.cost(at)
+            found.append(at)
+    return found
+
+
+@jax.jit
+def _encode(model: Qwen3VL, stream: DenseStream) -> DenseFeatures:
+    return model.encode_dense(stream)
