@@ -23,7 +23,7 @@ from o3jax.hf.folder import ASSETS, check_processor, export_model, model_folder
 from o3jax.hf.generation import Generation, read_generation
 from o3jax.hf.o3_config import Settings, read_settings
 from o3jax.hf.weights import Progress, load_weights, stored_dtypes
-from o3jax.inference.respond import Request, Response, respond
+from o3jax.inference.respond import Request, Response, Steps, respond
 from o3jax.inference.together import respond_together
 from o3jax.inference.visuals import read_inputs
 from o3jax.inputs.dense import dense_wanted
@@ -72,6 +72,8 @@ class Model:
         backbone: the parameters, layers as `for_decoding` makes them.
         folder: where it was loaded from.
         settings: how it wants to be asked.
+        open_video: opens a file, as `OpenVideo` does.
+        steps: how the parts of an answer are done, where not as `respond` does them.
     """
 
     def __init__(self, backbone: Qwen3VL, folder: Path, settings: Settings, generation: Generation):
@@ -81,6 +83,8 @@ class Model:
         self.settings = settings
         self._eos_ids, self._pad_id = generation.eos_ids, generation.pad_id
         self._repetition_penalty = generation.repetition_penalty
+        self.open_video: Callable[..., OpenVideo] = OpenVideo
+        self.steps: Steps | None = None
 
     @property
     def config(self) -> Config:
@@ -204,7 +208,7 @@ class Model:
         rate = self.settings.fps if fps is None else fps
         evidence, factor = self.config.evidence, self.processor.video_config.factor
         pointed = evidence is not None and evidence.box_frames == "pointed"
-        with OpenVideo(video, "auto", keep_bytes=_KEEP_BYTES if pointed else 0) as file:
+        with self.open_video(video, "auto", keep_bytes=_KEEP_BYTES if pointed else 0) as file:
             info = file.info()
             # Of all frames at the rate, HF's sample.
             indices = self.processor.sample_indices(max(1, int(info.duration_s * rate + 1e-6)), rate)
@@ -229,7 +233,7 @@ class Model:
         Raises:
             UserError: if `max_new_tokens` is not positive.
         """
-        return self._said(respond, requests, max_new_tokens)
+        return self._said(functools.partial(respond, steps=self.steps), requests, max_new_tokens)
 
     def respond_together(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[Response]:
         """Returns what `respond` does, without estimates, where all requests are about the frames of the

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,6 +79,16 @@ def _encode_visuals(model: Qwen3VL, batch: Batch) -> VisualFeatures:
     return model.encode_visuals(batch)
 
 
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """How the parts of an answer are done; who serves many requests at once lets them share these."""
+
+    encode: Callable[[Qwen3VL, Batch], VisualFeatures] = dataclasses.field(
+        default_factory=lambda: encode_visuals
+    )
+    generate: Callable[..., Generated] = dataclasses.field(default_factory=lambda: greedy)
+
+
 def respond(
     model: Qwen3VL,
     processor: Processor,
@@ -89,23 +99,26 @@ def respond(
     pad_id: int,
     box_step: int = 1,
     repetition_penalty: float = 1.0,
+    steps: Steps | None = None,
 ) -> list[Response]:
     """Returns the greedy response to each request; sizes are padded, so that few programs serve all.
 
     Args:
         box_step: grid of the boxes in proposals that the language model reads, see `coords.per_mille`.
         repetition_penalty: of every token that stands before.
+        steps: how its parts are done.
 
     Raises:
         UserError: if a request does not fit the largest program.
     """
+    steps = steps or Steps()
     videos, metadata = [r.frames for r in requests], [r.metadata for r in requests]
     texts = [r.prompt for r in requests]
     inputs = processor(text=texts, videos=videos, video_metadata=metadata, padding_side="right")
     batch = pad_inputs(inputs, model)
     if model.evidence is not None:
         batch = add_evidence_inputs(model, processor, requests, inputs["video_grid_thw"], batch)
-    visuals = encode_visuals(model, batch)
+    visuals = steps.encode(model, batch)
     found, read_frames = None, None
     if model.evidence is not None:
         found = match(model, batch, visuals)
@@ -118,7 +131,7 @@ def respond(
         ]
         inputs = processor(text=texts, videos=videos, video_metadata=metadata, padding_side="right")
         batch = dataclasses.replace(batch, text=pad_inputs(inputs, model).text)
-    out = greedy(
+    out = steps.generate(
         model,
         batch,
         max_new_tokens=max_new_tokens,
