@@ -23,10 +23,10 @@ from o3jax.hf.folder import ASSETS, check_processor, export_model, model_folder
 from o3jax.hf.generation import Generation, read_generation
 from o3jax.hf.o3_config import Settings, read_settings
 from o3jax.hf.weights import Progress, load_weights, stored_dtypes
+from o3jax.inference.reading import Asked, read_request
 from o3jax.inference.respond import Request, Response, Steps, respond
 from o3jax.inference.together import respond_together
 from o3jax.inference.visuals import read_inputs
-from o3jax.inputs.dense import dense_wanted
 from o3jax.inputs.processor import Processor, load_processor
 from o3jax.models.batch import Batch
 from o3jax.models.config import Config
@@ -41,7 +41,6 @@ from o3jax.video import Clip, OpenVideo, Wanted
 
 __all__ = ["Answer", "Evidence", "Model", "export_hf", "load", "load_processor"]
 
-_KEEP_BYTES = 128 * 2**20  # decoded frames of a video that boxes may be read from
 _INPUT_KEYS = {
     "input_ids",
     "attention_mask",
@@ -127,6 +126,9 @@ class Model:
         question: str,
         *,
         fps: float | None = None,
+        start_s: float = 0.0,
+        end_s: float | None = None,
+        max_frames: int | None = None,
         max_new_tokens: int = 768,
     ) -> Answer:
         """Returns the answer to a question about a video file, with its evidence.
@@ -135,14 +137,16 @@ class Model:
             video: a local file.
             question: in English or Chinese; printed forms follow its language.
             fps: the rate at which the video is presented and frames are numbered; 25 by default.
+            start_s, end_s, max_frames: as for `request`.
             max_new_tokens: where the text is cut off at the latest.
 
         Raises:
             UserError: if the question is empty, fps is not positive or the video cannot be read.
         """
         rate = self.settings.fps if fps is None else fps
-        Wanted(fps=rate)  # refuses what no rate can be
-        request, clip = self.request(video, question, fps=rate)
+        request, clip = self.request(
+            video, question, fps=rate, start_s=start_s, end_s=end_s, max_frames=max_frames
+        )
         response = self.respond([request], max_new_tokens=max_new_tokens)[0]
         return self.concluded(response, question, clip, video, rate)
 
@@ -193,12 +197,18 @@ class Model:
         question: str,
         *,
         fps: float | None = None,
+        start_s: float = 0.0,
+        end_s: float | None = None,
+        max_frames: int | None = None,
         task: str | None = None,
     ) -> tuple[Request, Clip]:
         """Returns a question about a video file, ready for `respond`, and the frames that were read.
 
         Args:
             fps: the rate at which the video is presented; the model's own by default.
+            start_s, end_s: the part of the video that is shown, to its end by default; times stay those of
+                the whole.
+            max_frames: of the language stream, where that is fewer than the model's own number.
             task: chooses the system prompt, see `o3jax.prompts.templates.messages`.
 
         Raises:
@@ -206,26 +216,8 @@ class Model:
         """
         prompt = self.processor.prompt(question, self.settings.prompt_style, task)
         rate = self.settings.fps if fps is None else fps
-        evidence, factor = self.config.evidence, self.processor.video_config.factor
-        pointed = evidence is not None and evidence.box_frames == "pointed"
-        with self.open_video(video, "auto", keep_bytes=_KEEP_BYTES if pointed else 0) as file:
-            info = file.info()
-            # Of all frames at the rate, HF's sample.
-            indices = self.processor.sample_indices(max(1, int(info.duration_s * rate + 1e-6)), rate)
-            wanted = [Wanted(times_s=indices / rate)]
-            if evidence is not None:
-                wanted.append(dense_wanted(info, evidence, factor))
-            clip, *dense = file.read(*wanted)
-        shown = np.floor(clip.times_s * rate + 0.5).astype(int)
-        if len(shown) == 1:  # one frame is a still: shown for the length of a pair
-            clip = dataclasses.replace(clip, frames=np.repeat(clip.frames, 2, axis=0))
-            shown = np.repeat(shown, 2)
-        request = Request(question, prompt, clip.frames, {"fps": rate, "frames_indices": shown})
-        for stream in dense:
-            request = dataclasses.replace(
-                request, dense_frames=stream.frames, dense_times=stream.times_s, frames_at=file.frames_at
-            )
-        return request, clip
+        part = Wanted(rate, start_s=start_s, end_s=end_s)  # refuses what no rate and no part can be
+        return read_request(self, video, Asked(question, prompt, part, max_frames))
 
     def respond(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[Response]:
         """Returns the greedy response to each request, whole, with the evidence modules' estimates if any.

@@ -18,7 +18,7 @@ import o3jax
 from o3jax.errors import UserError
 from o3jax.hf.generation import Generation
 from o3jax.inference.respond import Response
-from tests.support.numbered import draw, write_video
+from tests.support.numbered import draw, read_number, write_video
 from tests.support.tiny import make_inputs
 
 
@@ -265,6 +265,19 @@ def test_frames_are_numbered_at_the_wanted_rate(model, film, monkeypatch):
     answer = model.answer(film, "When does the red car pass?", fps=30)
     assert [item.frame for item in answer.evidence] == [36, 60, 60, 117]
     assert answer.video["fps"] == 30
+
+
+def test_a_part_of_a_video_keeps_the_times_of_the_whole(model, film):
+    """Ten frames per second, each with its number in it: what is shown is read from the pictures."""
+    request, clip = model.request(film, "When?", fps=10, start_s=1.0, end_s=3.0)
+    numbers = [read_number(frame) for frame in request.frames]
+    assert numbers == request.metadata["frames_indices"].tolist() == [10, 29]  # one per second, ends included
+    assert clip.times_s.tolist() == [1.0, 2.9]
+    request, _ = model.request(film, "When?", fps=10, max_frames=2)
+    assert [read_number(frame) for frame in request.frames] == [0, 39]
+    for wrong in ({"start_s": 4.0}, {"start_s": 2.0, "end_s": 1.0}, {"max_frames": 0}, {"start_s": -1.0}):
+        with pytest.raises(UserError, match=next(iter(reversed(wrong)))):
+            model.request(film, "When?", **wrong)
 
 
 def test_chinese_questions_get_chinese_forms(model, film, monkeypatch):
