@@ -71,6 +71,7 @@ class Model:
         backbone: the parameters, layers as `for_decoding` makes them.
         folder: where it was loaded from.
         settings: how it wants to be asked.
+        eos_ids: the tokens that end a text.
         open_video: opens a file, as `OpenVideo` does.
         steps: how the parts of an answer are done, where not as `respond` does them.
     """
@@ -80,7 +81,7 @@ class Model:
         self.backbone = backbone
         self.folder = folder
         self.settings = settings
-        self._eos_ids, self._pad_id = generation.eos_ids, generation.pad_id
+        self.eos_ids, self._pad_id = generation.eos_ids, generation.pad_id
         self._repetition_penalty = generation.repetition_penalty
         self.open_video: Callable[..., OpenVideo] = OpenVideo
         self.steps: Steps | None = None
@@ -110,11 +111,11 @@ class Model:
         Raises:
             UserError: as for a call.
         """
-        out = greedy(
+        out = (self.steps.generate if self.steps else greedy)(
             self.backbone,
             self._batch(inputs),
             max_new_tokens=_positive(max_new_tokens),
-            eos_ids=self._eos_ids,
+            eos_ids=self.eos_ids,
             pad_id=self._pad_id,
             repetition_penalty=self._repetition_penalty,
         )
@@ -161,7 +162,7 @@ class Model:
         """
         evidence, notes = self._evidence(response, clip, rate)
         tokens, probabilities = response.tokens, response.probabilities
-        finished = len(tokens) > 0 and int(tokens[-1]) in self._eos_ids
+        finished = len(tokens) > 0 and int(tokens[-1]) in self.eos_ids
         if not finished:
             notes.append(Note("tokens", len(tokens)))
         language = question_language(question)
@@ -244,7 +245,7 @@ class Model:
             self.processor,
             requests,
             max_new_tokens=_positive(max_new_tokens),
-            eos_ids=self._eos_ids,
+            eos_ids=self.eos_ids,
             pad_id=self._pad_id,
             box_step=self.settings.box_step,
             repetition_penalty=self._repetition_penalty,

@@ -107,7 +107,7 @@ def sample_groups(
         if value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")
     static = {"sampling": sampling, "eos_ids": tuple(eos_ids)}
-    state = _empty(model, min(slots or rows, rows), group_size, size, max_new_tokens)
+    state = empty_slots(model, min(slots or rows, rows), group_size, size, max_new_tokens)
     waiting, running, found = collections.deque(range(rows)), {}, {}
     while waiting or running:
         for slot in range(len(state.prompt)):
@@ -119,19 +119,19 @@ def sample_groups(
                 lean = dataclasses.replace(state, keys=(), values=())
                 lean = _admit(model, hidden, prefix, key, slot, row, lean, **static)
                 state = dataclasses.replace(lean, keys=state.keys, values=state.values)
-        state = _with_columns(state, min(_age(state, running) + _WINDOW, max_new_tokens))
+        state = with_columns(state, min(_age(state, running) + _WINDOW, max_new_tokens))
         state = _window(model, key, state, _WINDOW, 1 if waiting else len(state.prompt), **static)
         if stop is not None:
             state = _stopped(state, running, stop)
         done = np.array(state.done()).all(-1)
         if any(done[slot] for slot in running):
-            groups = _groups(state, pad_id)
+            groups = groups_so_far(state, pad_id)
         for slot in [slot for slot in running if done[slot]]:
             found[running.pop(slot)] = jax.tree.map(lambda a, slot=slot: a[slot : slot + 1], groups)
     return jax.tree.map(lambda *groups: np.concatenate(groups), *[found[row] for row in range(rows)])
 
 
-def _empty(model: Qwen3VL, slots: int, samples: int, size: int, limit: int) -> Slots:
+def empty_slots(model: Qwen3VL, slots: int, samples: int, size: int, limit: int) -> Slots:
     c, dtype = model.config.text, model.text.norm.dtype
     K, H = c.num_key_value_heads, c.head_dim
 
@@ -161,7 +161,7 @@ def _age(slots: Slots, running: Iterable[int]) -> int:
     return int(slots.clock) - int(np.array(slots.start)[list(running)].min())
 
 
-def _with_columns(slots: Slots, need: int) -> Slots:
+def with_columns(slots: Slots, need: int) -> Slots:
     """Returns the slots with at least as many columns in the caches of the responses."""
     width = slots.keys[0].shape[-1]
     if need <= width:
@@ -221,7 +221,7 @@ def _admit(
         tokens=put_first(slots.tokens, token),
         logprobs=put_first(slots.logprobs, logprob),
         length=put(slots.length, jnp.ones((1, samples), jnp.int32)),
-        finished=put(slots.finished, _ends(token, eos_ids)),
+        finished=put(slots.finished, ended(token, eos_ids)),
         prompt=put(slots.prompt, number[None]),
         start=put(slots.start, slots.clock[None]),
     )
@@ -247,7 +247,7 @@ def _window(
         return (slots.clock < until) & (slots.done().all(-1).sum() < leave)
 
     def body(slots: Slots) -> Slots:
-        hidden, slots = _step(model, slots)
+        hidden, slots = step(model, slots)
         logits = model.logits(hidden).astype(jnp.float32)
         token, logprob = draw(logits, keys, slots.clock - slots.start, sampling)
         done, column = slots.done(), slots.clock % limit
@@ -261,13 +261,13 @@ def _window(
             tokens=put(slots.tokens, token),
             logprobs=put(slots.logprobs, logprob),
             length=slots.length + ~done,
-            finished=slots.finished | (~done & _ends(token, eos_ids)),
+            finished=slots.finished | (~done & ended(token, eos_ids)),
         )
 
     return jax.lax.while_loop(going, body, slots)
 
 
-def _step(model: Qwen3VL, slots: Slots) -> tuple[Float[Array, "B G D"], Slots]:
+def step(model: Qwen3VL, slots: Slots) -> tuple[Float[Array, "B G D"], Slots]:
     """Returns the final hidden states at the newest tokens, and the slots with these in their caches."""
     text, age = model.text, slots.clock - slots.start
     limit, width = slots.tokens.shape[-1], slots.keys[0].shape[-1]
@@ -295,11 +295,11 @@ def _step(model: Qwen3VL, slots: Slots) -> tuple[Float[Array, "B G D"], Slots]:
     return x, dataclasses.replace(slots, keys=tuple(keys), values=tuple(values), clock=slots.clock + 1)
 
 
-def _ends(tokens: Int[Array, "B G"], eos_ids: tuple[int, ...]) -> Bool[Array, "B G"]:
+def ended(tokens: Int[Array, "B G"], eos_ids: tuple[int, ...]) -> Bool[Array, "B G"]:
     return jnp.isin(tokens, jnp.asarray(eos_ids, jnp.int32))
 
 
-def _groups(slots: Slots, pad_id: int) -> Rollouts:
+def groups_so_far(slots: Slots, pad_id: int) -> Rollouts:
     """Returns what the slots hold so far, each group's first token in front. (Copies: slots are donated.)"""
     start, length, finished = (np.array(x) for x in (slots.start, slots.length, slots.finished))
     limit = slots.tokens.shape[-1]
@@ -314,7 +314,7 @@ def _groups(slots: Slots, pad_id: int) -> Rollouts:
 
 def _stopped(slots: Slots, running: Iterable[int], stop: StopStrings) -> Slots:
     """Returns the slots with each running sample ended at the token that completes a stop string."""
-    groups = _groups(slots, 0)
+    groups = groups_so_far(slots, 0)
     for at in itertools.product(running, range(groups.length.shape[1])):
         length = stop.length(groups.tokens[at][: groups.length[at]])
         if length is not None:

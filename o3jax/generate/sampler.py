@@ -59,11 +59,16 @@ def most_probable(
         there: which tokens stand before, and are penalised; None: none.
     """
     logits = logits.astype(jnp.float32)
-    logp = scores = jax.nn.log_softmax(logits)
-    if there is not None:
-        scores = jnp.where(there, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
-    token = jnp.argmax(scores, -1).astype(jnp.int32)
+    logp = jax.nn.log_softmax(logits)
+    token = jnp.argmax(logp if there is None else penalised(logits, there, penalty), -1).astype(jnp.int32)
     return token, jnp.take_along_axis(logp, token[..., None], -1)[..., 0]
+
+
+def penalised(
+    logits: Float[Array, "*rows V"], there: Bool[Array, "*rows V"], penalty: float
+) -> Float[Array, "*rows V"]:
+    """Returns the logits with a penalty on the tokens that stand before, see `greedy`."""
+    return jnp.where(there, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 @functools.partial(jax.jit, static_argnames=("limit", "eos_ids", "pad_id", "penalty"))
@@ -78,7 +83,7 @@ def _generate(
 ) -> Generated:
     hidden, cache = prefill(model, batch, limit, visuals)
     rows = hidden.shape[0]
-    there = None if penalty == 1 else _said(batch.text, model.config.text.vocab_size)
+    there = None if penalty == 1 else said(batch.text, model.config.text.vocab_size)
     ends = jnp.asarray(eos_ids, jnp.int32)
     out = Generated(
         jnp.full((rows, limit), pad_id, jnp.int32),
@@ -117,7 +122,7 @@ def _generate(
     return jax.lax.while_loop(going, body, (jnp.int32(1), token, done, there, cache, out))[-1]
 
 
-def _said(text: TextRow, vocabulary: int) -> Bool[Array, "B V"]:
+def said(text: TextRow, vocabulary: int) -> Bool[Array, "B V"]:
     """Returns which tokens the prompt of each row holds."""
     ids = jnp.where(text.segment_ids > 0, text.input_ids, vocabulary)
     nothing = jnp.zeros((len(ids), vocabulary), bool)

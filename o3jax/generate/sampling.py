@@ -69,13 +69,20 @@ def filtered(logits: Float[Array, "*dims V"], sampling: Sampling) -> Float[Array
     if 0 < sampling.top_k < logits.shape[-1]:
         logits = _from(logits, jax.lax.top_k(logits, sampling.top_k)[0][..., -1:])
     if sampling.top_p < 1:
-        ordered = jnp.sort(logits, axis=-1)
-        below = jnp.cumsum(jax.nn.softmax(ordered), axis=-1)
-        first = jnp.sum(below[..., :-1] <= 1 - sampling.top_p, axis=-1, keepdims=True)
-        logits = _from(logits, jnp.take_along_axis(ordered, first, axis=-1))
+        logits = nucleus(logits, sampling.top_p)
     if sampling.min_p > 0:
         logits = _from(logits, logits.max(-1, keepdims=True) + np.log(sampling.min_p))
     return logits
+
+
+def nucleus(
+    logits: Float[Array, "*dims V"], top_p: float | Float[Array, "*dims 1"]
+) -> Float[Array, "*dims V"]:
+    """Returns the logits, -inf where a token is not among the most probable that together reach `top_p`."""
+    ordered = jnp.sort(logits, axis=-1)
+    below = jnp.cumsum(jax.nn.softmax(ordered), axis=-1)
+    first = jnp.sum(below[..., :-1] <= 1 - top_p, axis=-1, keepdims=True)
+    return _from(logits, jnp.take_along_axis(ordered, first, axis=-1))
 
 
 def _from(logits: Array, lowest: Array) -> Array:

@@ -393,7 +393,7 @@ def test_the_model_is_asked_as_the_api_asks(tmp_path):
     policy = load_weights(model.folder, model.config, dtype=jnp.float32)
     samples = [one.samples[0] for one in clips]
     c = gspo_tiny.get_config()
-    size, ends = c.max_completion_length, model._eos_ids
+    size, ends = c.max_completion_length, model.eos_ids
     sampler = Sampler(model.processor, Sampling(temperature=0.0), size, ends, box_step=10, frozen_tower=True)
     sources = [rows.single_frames(one) for one in clips]
     sampled = sampler.sample(policy, prompts, samples, sources, jax.random.key(0), group_size=2)

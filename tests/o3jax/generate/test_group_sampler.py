@@ -165,14 +165,14 @@ def test_caches_that_grow_change_nothing(sample, rollouts, monkeypatch):
 @pytest.mark.parametrize("need, width", [(5, 5), (6, 10), (11, 20), (21, 24)])
 def test_a_grown_cache_has_each_step_in_its_column(models, clock, need, width):
     """Filled with the number of the step that wrote each column, as a ring has them."""
-    empty = jax.eval_shape(lambda: group._empty(models[1], 1, 1, 8, 24))
+    empty = jax.eval_shape(lambda: group.empty_slots(models[1], 1, 1, 8, 24))
     steps = np.full(5, -1)
     for step in range(clock):
         steps[step % 5] = step
     keys = tuple(jnp.broadcast_to(steps, (1, 1, 2, 32, 5)) for _ in empty.keys)
     values = tuple(jnp.broadcast_to(steps[:, None], (1, 1, 2, 5, 32)) for _ in empty.values)
     old = dataclasses.replace(empty, keys=keys, values=values, clock=jnp.int32(clock))
-    new = group._with_columns(old, need)
+    new = group.with_columns(old, need)
     assert all(k.shape[-1] == width for k in new.keys)
     for step in range(max(0, clock - 5), clock):
         assert all((np.asarray(k)[..., step % width] == step).all() for k in new.keys)
@@ -273,7 +273,7 @@ def test_admission_costs_one_prompt_whatever_the_group(models, batch):
     key, static = jax.random.key(0), {"sampling": Sampling(), "eos_ids": ENDS}
 
     def cost(samples):
-        slots = jax.eval_shape(lambda: group._empty(model, 2, samples, one.text.input_ids.shape[1], T))
+        slots = jax.eval_shape(lambda: group.empty_slots(model, 2, samples, one.text.input_ids.shape[1], T))
         hidden, prefix = jax.eval_shape(lambda: prefill(model, one, 0))
         admit = functools.partial(group._admit, **static)
         return flops(admit, model, hidden, prefix, key, jnp.int32(0), jnp.int32(0), slots)
