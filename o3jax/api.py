@@ -17,12 +17,12 @@ from jaxtyping import Array, Float, Int
 from o3jax.errors import UserError
 from o3jax.fields import folder_file
 from o3jax.generate.sampler import greedy
-from o3jax.grounding import Grounding
 from o3jax.hf.config import config_from_hf
 from o3jax.hf.folder import ASSETS, check_processor, export_model, model_folder
 from o3jax.hf.generation import Generation, read_generation
 from o3jax.hf.o3_config import Settings, read_settings
 from o3jax.hf.weights import Progress, load_weights, stored_dtypes
+from o3jax.inference.hidden import Answers, ask_again, observe
 from o3jax.inference.reading import Asked, read_request
 from o3jax.inference.respond import Request, Response, Steps, respond
 from o3jax.inference.together import respond_together
@@ -33,10 +33,13 @@ from o3jax.models.config import Config
 from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.models.text import for_decoding, for_training
 from o3jax.notes import Note
-from o3jax.prompts import coords, grammar
-from o3jax.prompts.mentions import claim_numbers
+from o3jax.prompts import grammar
 from o3jax.report.answer import Answer, Evidence, plain_text, question_language
+from o3jax.report.evidence import evidence_of
 from o3jax.verify import reasons
+from o3jax.verify.confidence_model import Calibration, read_calibration
+from o3jax.verify.signals import Observed
+from o3jax.verify.verdict import VERIFY, verdict
 from o3jax.video import Clip, OpenVideo, Wanted
 
 __all__ = ["Answer", "Evidence", "Model", "export_hf", "load", "load_processor"]
@@ -92,6 +95,11 @@ class Model:
         return self.backbone.config
 
     @functools.cached_property
+    def calibration(self) -> Calibration | None:
+        """What makes a probability of being right of what is seen of an answer; None where there is none."""
+        return read_calibration(self.folder)
+
+    @functools.cached_property
     def processor(self) -> Processor:
         """The processor of the model's folder."""
         return load_processor(self.folder)
@@ -131,6 +139,7 @@ class Model:
         end_s: float | None = None,
         max_frames: int | None = None,
         max_new_tokens: int = 768,
+        verify: str = "full",
     ) -> Answer:
         """Returns the answer to a question about a video file, with its evidence.
 
@@ -140,34 +149,46 @@ class Model:
             fps: the rate at which the video is presented and frames are numbered; 25 by default.
             start_s, end_s, max_frames: as for `request`.
             max_new_tokens: where the text is cut off at the latest.
+            verify: "full" asks again with only the evidence and without it, where the model has a calibration
+                that makes a confidence of it; "cheap" does not.
 
         Raises:
             UserError: if the question is empty, fps is not positive or the video cannot be read.
         """
+        if verify not in VERIFY:
+            raise UserError(f"verify must be one of {', '.join(VERIFY)}, not {verify!r}")
         rate = self.settings.fps if fps is None else fps
         request, clip = self.request(
             video, question, fps=rate, start_s=start_s, end_s=end_s, max_frames=max_frames
         )
         response = self.respond([request], max_new_tokens=max_new_tokens)[0]
-        return self.concluded(response, question, clip, video, rate)
+        passes = None
+        if verify == "full" and self.calibration is not None:
+            ask = functools.partial(self.respond, max_new_tokens=max_new_tokens)
+            passes = ask_again(ask, [request], [response])[0]
+        return self.concluded(response, question, clip, video, rate, passes)
 
     def concluded(
-        self, response: Response, question: str, clip: Clip, video: str | os.PathLike[str], rate: float
+        self,
+        response: Response,
+        question: str,
+        clip: Clip,
+        video: str | os.PathLike[str],
+        rate: float,
+        passes: Answers | None = None,
     ) -> Answer:
         """Returns the answer that a response to a question is.
 
         Args:
             clip, rate: the frames that were read for it, and of how many per second.
             video: the file, to be named.
+            passes: what is answered with only its evidence and without it, see `hidden.ask_again`.
         """
-        evidence, notes = self._evidence(response, clip, rate)
-        tokens, probabilities = response.tokens, response.probabilities
-        finished = len(tokens) > 0 and int(tokens[-1]) in self.eos_ids
-        if not finished:
-            notes.append(Note("tokens", len(tokens)))
-        language = question_language(question)
-        to_check = reasons.reasons(response.text, question, clip.duration_s, len(tokens), finished)
-        confidence = float(probabilities.mean()) if len(tokens) else 0.0
+        seen, language = self.observe(response, question, clip, passes), question_language(question)
+        judged = verdict(seen, self.calibration, full=passes is not None)
+        evidence, notes = evidence_of(seen, judged.claims, clip.size, rate)
+        if not seen.finished:
+            notes.append(Note("tokens", len(response.tokens)))
         said, reasoning = reasons.answer_and_reasoning(response.text)
         height, width = clip.size
         return Answer(
@@ -175,8 +196,10 @@ class Model:
             text=plain_text(said, language),
             evidence=evidence,
             intervals=grammar.parse(response.text).intervals,
-            confidence=min(confidence, reasons.MOST) if to_check else confidence,
-            reasons=tuple(reason.text(language) for reason in to_check),
+            confidence=judged.confidence,
+            confidence_kind=judged.kind,
+            reasons=tuple(reason.text(language) for reason in judged.reasons),
+            bound=judged.bound,
             relevance=response.curve(),
             candidates=response.candidates,
             reasoning=reasoning,
@@ -237,6 +260,19 @@ class Model:
         """
         return self._said(respond_together, requests, max_new_tokens)
 
+    def observe(
+        self, response: Response, question: str, clip: Clip, passes: Answers | None = None
+    ) -> Observed:
+        """Returns what was seen of a response being made: all that its confidence is taken from.
+
+        Args:
+            clip, passes: as for `concluded`.
+        """
+        tokens, duration_s = response.tokens, clip.duration_s
+        finished = len(tokens) > 0 and int(tokens[-1]) in self.eos_ids
+        faults = reasons.reasons(response.text, question, duration_s, len(tokens), finished)
+        return observe(self.processor, response, duration_s, faults, finished, passes)
+
     def _said(
         self, generate: Callable[..., list[Response]], requests: Sequence[Request], max_new_tokens: int
     ) -> list[Response]:
@@ -267,56 +303,6 @@ class Model:
                 f"input_ids must be whole numbers from 0 to {rows - 1}, the rows of the embedding"
             )
         return read_inputs(inputs, self.backbone)
-
-    def _evidence(
-        self, response: Response, clip: Clip, fps: float
-    ) -> tuple[tuple[Evidence, ...], list[Note]]:
-        """Returns what the response rests on, and what was left out of it.
-
-        With evidence modules one Evidence per claim, theirs with the text's beside it; without them one
-        per box of the text (or per claim without a box).
-        """
-        ends = [len(self.processor.decode(response.tokens[: i + 1])) for i in range(len(response.tokens))]
-        text = self.processor.decode(response.tokens)  # what its prompt had begun is not there
-        claims, found, outside, known = grammar.parse(text).claims, [], 0, set()
-        for claim, number in zip(claims, claim_numbers(text, [c.span for c in claims]), strict=True):
-            what = claim.object, claim.time_s, claim.boxes
-            if claim.time_s is None or what in known:  # a loop says the same again and again
-                continue
-            known.add(what)
-            if claim.time_s > clip.duration_s:
-                outside += 1
-                continue
-            start, end = claim.span
-            first, last = np.searchsorted(ends, [start, end - 1], side="right")
-            confidence = float(response.probabilities[first : last + 1].mean())
-            stated = [
-                _evidence(claim.object, Grounding("", claim.time_s, None, boxes, confidence), clip, fps)
-                for boxes in [(box,) for box in claim.boxes] or [()]
-            ]
-            if response.estimates:
-                decoded = response.estimates[number]
-                own = _evidence(claim.object, decoded, clip, fps)
-                found.append(dataclasses.replace(own, spread_s=decoded.spread_s, text=stated[0]))
-            else:
-                found += stated
-        notes = [Note("claims outside", outside)] if outside else []
-        return tuple(found), notes
-
-
-def _evidence(name: str, found: Grounding, clip: Clip, fps: float) -> Evidence:
-    """Returns a grounding of what `name` names, with its frame and its pixels in the video."""
-    height, width = clip.size
-    px = coords.convert(found.box, coords.NORMALISED, coords.pixels(width, height)) if found.box else None
-    return Evidence(
-        name,
-        found.time_s,
-        found.interval,
-        found.boxes,
-        found.confidence,
-        frame=coords.frame_index(found.time_s, fps),
-        box_px=tuple(int(c) for c in px) if px else None,
-    )
 
 
 def _positive(max_new_tokens: int) -> int:

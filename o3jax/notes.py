@@ -108,6 +108,55 @@ _SENTENCES = {
         "{} claims lie after the end of the video and were left out",
         "有{}条证据的时间在视频结束之后,已略去",
     ),
+    # how sure the answer may be
+    "times agree": (
+        "text and decoder agree within {:.1f} s",
+        "文本与证据解码器的时间相差不超过{:.1f}秒",
+    ),
+    "times apart": (
+        "text and decoder are {:.1f} s apart",
+        "文本与证据解码器的时间相差{:.1f}秒",
+    ),
+    "boxes agree": (
+        "their boxes overlap (IoU {:.2f})",
+        "两者的边界框重合(交并比{:.2f})",
+    ),
+    "boxes apart": (
+        "their boxes hardly overlap (IoU {:.2f})",
+        "两者的边界框几乎不重合(交并比{:.2f})",
+    ),
+    "decoder unsure": (
+        "the decoder is unsure of the time (± {:.1f} s)",
+        "证据解码器对时间没有把握(±{:.1f}秒)",
+    ),
+    "unlikely answer": (
+        "a word of the answer is unlikely (probability {:.2f})",
+        "答案中有可能性低的词(概率{:.2f})",
+    ),
+    "no evidence": (
+        "the text names no evidence",
+        "文本没有给出证据",
+    ),
+    "kept": (
+        "the answer stays when only this evidence is shown",
+        "只看这些证据时答案不变",
+    ),
+    "not kept": (
+        "the answer changes when only its evidence is shown",
+        "只看这些证据时答案改变",
+    ),
+    "needed": (
+        "the answer changes when this evidence is hidden",
+        "隐藏这些证据后答案改变",
+    ),
+    "not needed": (
+        "the answer stays the same when its evidence is hidden",
+        "隐藏这些证据后答案不变",
+    ),
+    "uncalibrated": (
+        "the confidence of this model is uncalibrated",
+        "此模型的置信度未经校准",
+    ),
 }  # fmt: skip
 
 

@@ -93,7 +93,7 @@ ALLOWED = {
     "o3jax.gspo": ("o3jax.models", "o3jax.sharding", "o3jax.train"),
     "o3jax.metrics": (),
     "o3jax.rewards": ("o3jax.prompts", "o3jax.metrics"),
-    "o3jax.verify": ("o3jax.prompts",),
+    "o3jax.verify": ("o3jax.prompts", "o3jax.metrics"),
     "o3jax.inference": (
         *("o3jax.generate", "o3jax.inputs", "o3jax.models", "o3jax.prompts", "o3jax.verify", "o3jax.video"),
     ),

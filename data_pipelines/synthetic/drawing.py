@@ -106,6 +106,11 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, half: np.ndarray) -> Flo
     square = np.maximum(np.abs(x), np.abs(y)) - half
     if shape == "square":
         return square
+    if shape == "diamond":
+        return (np.abs(x) + np.abs(y) - half) / math.sqrt(2)
+    if shape == "cross":
+        arms = (np.maximum(np.abs(a) - half, np.abs(b) - half / 3) for a, b in ((x, y), (y, x)))
+        return np.minimum(*arms)
     if shape == "triangle":  # apex on top; the side from (0, -1) to (1, 1) has the normal (2, -1)
         outline = (2 * np.abs(x) - y - half) / math.sqrt(5)
     else:

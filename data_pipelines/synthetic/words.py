@@ -14,6 +14,15 @@ CHINESE = {
     "square": "方形",
     "triangle": "三角形",
     "star": "星形",
+    # of no scene that a model is trained on, see experiments/evaluation/shifts.py
+    "pink": "粉色",
+    "white": "白色",
+    "brown": "棕色",
+    "turquoise": "青色",
+    "black": "黑色",
+    "gold": "金色",
+    "diamond": "菱形",
+    "cross": "十字形",
 }
 
 QUESTIONS = {

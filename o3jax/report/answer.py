@@ -12,6 +12,8 @@ from o3jax.files import json_text
 from o3jax.grounding import Grounding, Interval
 from o3jax.printing import printable
 from o3jax.verify import confidence
+from o3jax.verify.risk import Bound
+from o3jax.verify.verdict import CALIBRATED, UNCALIBRATED
 
 Box = tuple[float, float, float, float]
 
@@ -59,8 +61,11 @@ class Answer:
     evidence: tuple[Evidence, ...] = ()
     intervals: tuple[Interval, ...] = ()  # seconds that the answer names
     confidence: float
-    confidence_kind: str = "mean token probability"  # what the number is
-    reasons: tuple[str, ...] = ()  # why a person should check it whatever its confidence, in its language
+    confidence_kind: str = UNCALIBRATED  # what the number is
+    # In its language: of a calibrated confidence what it rests on, what speaks against the answer first; of
+    # another why a person should check it whatever its confidence.
+    reasons: tuple[str, ...] = ()
+    bound: Bound | None = None  # what is promised of answers as sure as this
     relevance: tuple[tuple[float, float], ...] = ()  # (seconds, probability of being evidence)
     candidates: tuple[Interval, ...] = ()  # seconds that were searched for it
     reasoning: str = ""  # as generated, with its tags
@@ -75,19 +80,26 @@ class Answer:
         return question_language(self.question)
 
     @property
+    def calibrated(self) -> bool:
+        """Whether the confidence is the share of such answers that is right."""
+        return self.confidence_kind == CALIBRATED
+
+    @property
     def label(self) -> str:
-        """The confidence in a word: "high" (>= 0.8), "medium" (>= 0.6) or "low", as with reasons."""
-        return "low" if self.reasons else confidence.label(self.confidence)
+        """The confidence in a word: "high" (>= 0.8), "medium" (>= 0.6), or "low" as whatever needs review."""
+        return "low" if self.needs_review else confidence.label(self.confidence)
 
     @property
     def needs_review(self) -> bool:
-        """Whether a person should check the answer: there are reasons, or the confidence is below 0.6."""
-        return bool(self.reasons) or confidence.needs_review(self.confidence)
+        """Whether a person should check the answer: its confidence is below 0.6, or is not calibrated and
+        there are reasons."""
+        return confidence.needs_review(self.confidence) or (bool(self.reasons) and not self.calibrated)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns every field, and `language`, `label` and `needs_review`, as JSON types."""
+        """Returns every field, and `language`, `label`, `calibrated` and `needs_review`, as JSON types."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields |= {"evidence": [item.to_dict() for item in self.evidence]}
+        fields |= {"bound": self.bound and dataclasses.asdict(self.bound), "calibrated": self.calibrated}
         fields |= {"language": self.language, "label": self.label, "needs_review": self.needs_review}
         return json.loads(json.dumps(fields))
 
@@ -103,15 +115,17 @@ def question_language(question: str) -> str:
 
 
 # How an answer is printed: the answer; evidence or none, the decoder's or the text's, a time, a box; the
-# confidence, and whether and why to check it.
+# confidence, whether and why to check it, what else it rests on, and what is promised of it.
 _PRINTED = {
     "en": (
         *("Answer: {}", "Evidence:", "Evidence: none", "- time ", "  the text says: time "),
         *("{:.1f} s (frame {})", ", box {}", "Confidence: {} ({})", " needs review", "Check: {}", "; "),
+        *("Because: {}", "Of answers as sure, at most {:.0%} are wrong (with {:.0%} certainty)"),
     ),
     "zh": (
         *("答案:{}", "证据:", "证据:无", "- 时间戳:", "  文本所述:"),
         *("{:.1f}秒(对应第{}帧)", ",边界框:{}", "置信度:{}({})", " 需人工核实", "核实原因:{}", ";"),
+        *("依据:{}", "同样把握的答案中,至多{:.0%}是错的({:.0%}的把握)"),
     ),
 }
 
@@ -122,7 +136,8 @@ def format_answer(answer: Answer) -> str:
     Chinese for a Chinese question, else English. Control characters that a model may have put into
     its answer are left out, so that nothing but text reaches a terminal.
     """
-    said, evidence, none, own, stated, when, where, sure, review, why, joint = _PRINTED[answer.language]
+    said, evidence, none, own, stated, when, where, sure, review, *why = _PRINTED[answer.language]
+    check, joint, because, promise = why
 
     def place(item: Evidence) -> str:
         box = where.format(_corners(item.box_px)) if item.box_px else ""
@@ -139,7 +154,9 @@ def format_answer(answer: Answer) -> str:
     if answer.needs_review:
         lines[-1] += review
     if answer.reasons:
-        lines.append(why.format(joint.join(answer.reasons)))
+        lines.append((check if answer.needs_review else because).format(joint.join(answer.reasons)))
+    if answer.bound and not answer.needs_review:
+        lines.append(promise.format(answer.bound.rate, answer.bound.certainty))
     return "\n".join(lines)
 
 

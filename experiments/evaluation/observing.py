@@ -1,0 +1,162 @@
+"""Answers to questions of the synthetic world with all that was seen of them, one JSON line each, kept on
+disk.
+
+A run that was stopped goes on where it was; what is measured of the lines costs no model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.synthetic.scenes import Object
+from experiments.evaluation.scores import Question, score
+from experiments.evaluation.shifts import write_clips
+from o3jax.api import Model
+from o3jax.grounding import Grounding
+from o3jax.inference.hidden import ask_again
+from o3jax.metrics.boxes import box_iou
+from o3jax.prompts import grammar
+from o3jax.prompts.mentions import claim_numbers
+from o3jax.verify.signals import Observed
+
+MAX_NEW_TOKENS = 192
+_BATCH = 8
+_MIN_IOU = 0.5  # of the box of right evidence
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some questions: of a level, of a split, as they are or under a shift."""
+
+    level: int
+    split: str
+    count: int
+    shift: str = "none"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"l{self.level}-{self.split}-{self.seed}-{self.shift}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One answer, what is right about it, and what was seen of it."""
+
+    id: str
+    level: int
+    kind: str
+    shift: str
+    correct: bool
+    evidence_right: tuple[bool, ...]  # of each claim of the response
+    seen: Observed
+
+    def to_json(self) -> str:
+        """Returns the line of the file."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    @staticmethod
+    def from_json(text: str) -> Line:
+        """Returns what `to_json` wrote."""
+        values = json.loads(text)
+        seen = values["seen"]
+        estimates = tuple(
+            Grounding(
+                time_s=e["time_s"],
+                interval=tuple(e["interval"]),
+                boxes=tuple(map(tuple, e["boxes"])),
+                confidence=e["confidence"],
+            )
+            for e in seen.pop("estimates")
+        )
+        tuples = {name: _tuple(value) for name, value in seen.items()}
+        right = tuple(values.pop("evidence_right"))
+        return Line(**values | {"evidence_right": right, "seen": Observed(**tuples, estimates=estimates)})
+
+
+def lines_of(
+    model: Callable[[], Model], part: Part, folder: Path, on_answer: Callable[[int], None] = lambda n: None
+) -> list[Line]:
+    """Returns the answers to a part's questions; those that are in the folder's file already are read.
+
+    Args:
+        model: loads it, or returns it if it is loaded; not called where nothing is to be asked.
+        folder: of the lines, `NAME.jsonl`, and of the clips, `clips/`.
+    """
+    file = folder / f"{part.name}.jsonl"
+    there = list(_read(file))[: part.count]
+    on_answer(len(there))
+    if len(there) == part.count:
+        return there
+    clips = write_clips(folder / "clips", part.shift, part.split, part.count, part.level, part.seed)
+    rest = clips[len(there) :]
+    folder.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as out:
+        for begin in range(0, len(rest), _BATCH):
+            some = rest[begin : begin + _BATCH]
+            for line in _answered(model(), part, some):
+                out.write(line.to_json() + "\n")
+                there.append(line)
+            out.flush()
+            on_answer(len(some))
+    return there
+
+
+def _answered(model: Model, part: Part, clips: list[tuple[Question, Path]]) -> Iterator[Line]:
+    # All batches have one size, so that one compiled program serves them.
+    asked = [*clips, *clips[-1:] * (_BATCH - len(clips))]
+    read = [model.request(path, question.sample.question) for question, path in asked]
+    requests = [request for request, _ in read]
+    responses = model.respond(requests, max_new_tokens=MAX_NEW_TOKENS)
+    again = ask_again(lambda some: _padded(model, some, 2 * _BATCH), requests, responses)
+    for (question, _), (_, clip), response, passes in zip(clips, read, responses, again, strict=False):
+        seen = model.observe(response, question.sample.question, clip, passes)
+        yield Line(
+            id=question.sample.id,
+            level=part.level,
+            kind=question.sample.kind,
+            shift=part.shift,
+            correct=score(question, response.text, response.estimates).correct,
+            evidence_right=tuple(_right(question, seen)),
+            seen=seen,
+        )
+
+
+def _padded(model: Model, requests: list, size: int) -> list:
+    rows = [*requests, *requests[-1:] * (size - len(requests))]
+    return model.respond(rows, max_new_tokens=MAX_NEW_TOKENS)[: len(requests)]
+
+
+def _right(question: Question, seen: Observed) -> Iterator[bool]:
+    """Yields whether each claim's evidence is right: its time is one at which an object that answers is
+    visible, and its box has IoU >= 0.5 with that object's at this time. The decoder's word where there is
+    one."""
+    claims = grammar.parse(seen.text).claims
+    truth = [question.thing(mention.object) for mention in question.sample.mentions]
+    for claim, number in zip(claims, claim_numbers(seen.text, [c.span for c in claims]), strict=True):
+        found = seen.estimates[number] if number < len(seen.estimates) else claim
+        yield any(
+            _shows(thing, interval, found)
+            for thing, interval in zip(truth, question.sample.intervals, strict=True)
+        )
+
+
+def _shows(thing: Object, interval: tuple[float, float], found: Grounding) -> bool:
+    if found.time_s is None or found.box is None or not interval[0] <= found.time_s <= interval[1]:
+        return False
+    box = thing.box(found.time_s)
+    return box is not None and box_iou(found.box, box) >= _MIN_IOU
+
+
+def _read(file: Path) -> Iterator[Line]:
+    if file.exists():
+        for text in file.read_text(encoding="utf-8").splitlines():
+            yield Line.from_json(text)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
