@@ -82,6 +82,10 @@ class Child:
             raise self._died() from None
         raise Died("takes too long", late=True)
 
+    def ended(self) -> bool:
+        """Whether the process has come to its end."""
+        return self._process.poll() is not None
+
     def _died(self) -> Died:
         try:
             code = self._process.wait(timeout=5)

@@ -44,6 +44,16 @@ VERBS = {
         "makes a data set, checks one, builds ArrayRecord files of it",
         "o3jax data check my_videos --out=pictures",
     ),
+    "watch": Verb(
+        "watch",
+        "raises alerts when what you ask about is seen in videos or streams",
+        "o3jax watch cameras/ --events=events.yaml --out=runs/watch",
+    ),
+    "label": Verb(
+        "label",
+        "writes chapters and tags with times and boxes for folders of videos",
+        "o3jax label clips/ --tags=tags.yaml --out=runs/label --export=vtt,cvat",
+    ),
     "convert": Verb(
         "convert",
         "copies a model folder, in another dtype if asked",

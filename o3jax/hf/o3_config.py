@@ -25,6 +25,7 @@ EVIDENCE_WEIGHTS = "o3_evidence.safetensors"
 _MAY_BE_0 = ("temporal_layers", "intermediate_size")  # no temporal attention; the usual size
 # What is not compared with the tensors has limits of its own, far beyond what makes sense.
 _MOST = {"fps": 1000, "dense_fps": 1000, "max_rate": 500, "dense_pixels": 2**20, "box_step": 1000}
+_MOST |= {"clip_s": 86400}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Settings:
     prompt_style: str = "open_o3"
     fps: float = PRESENTED_FPS  # frames per second that frame numbers count
     box_step: int = 1  # coordinates that it reads are multiples of this in 0-1000
+    clip_s: float = 60.0  # seconds of a long video that it is asked about at a time
 
 
 def read_settings(folder: Path) -> Settings:

@@ -64,7 +64,7 @@ def respond_together(
         batch = add_evidence_inputs(model, processor, [first], inputs["video_grid_thw"], batch)
     visuals = encode_visuals(model, batch)
     if model.evidence is not None and model.config.evidence.feedback == "prompt":
-        found = match(model, _asked(processor, requests, batch), visuals)
+        found = match(model, asked_of(processor, requests, batch), visuals)
         read_frames = frame_reader(model, processor, [first], inputs["video_grid_thw"], batch)
         proposed = proposals(model, found, visuals, read_frames)
         texts = [
@@ -100,7 +100,7 @@ def respond_together(
     return [responses[number] for number in range(len(requests))]
 
 
-def _asked(processor: Processor, requests: Sequence[Request], batch: Batch) -> Batch:
+def asked_of(processor: Processor, requests: Sequence[Request], batch: Batch) -> Batch:
     """Returns what `match` reads: all questions about the one video, and its times for each."""
     tokenizer = processor.tokenizer
     asked = [tokenizer(tokenizer.quoted(r.question))["input_ids"] for r in requests]

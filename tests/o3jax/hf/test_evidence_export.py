@@ -128,6 +128,7 @@ def test_the_files_say_what_the_model_is(made, exported):
         "prompt_style": "open_o3",
         "fps": 25.0,
         "box_step": 1,
+        "clip_s": 60.0,
         "evidence": dataclasses.asdict(EVIDENCE) | {"window_s": "inf"},
     }
 
