@@ -59,6 +59,11 @@ VERBS = {
         "copies a model folder, in another dtype if asked",
         "o3jax convert --source=runs/gspo/model --target=small --dtype=bfloat16",
     ),
+    "serve": Verb(
+        "serve",
+        "serves a page to ask videos, and an API that OpenAI's clients speak",
+        "o3jax serve --model_path=o3-tiny --port=8000",
+    ),
     "demo": Verb(
         "demo",
         "asks the embedded model about a new video, then trains it a little",

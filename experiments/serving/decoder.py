@@ -1,0 +1,177 @@
+"""One thread that generates the texts of all requests together; a waiting one joins at a window's end."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+import numpy as np
+
+from o3jax.generate.cache import prefill
+from o3jax.generate.continuous import Choice, Continuous
+from o3jax.generate.sampler import Generated, said
+from o3jax.models.batch import Batch, take
+from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
+
+_WINDOW = 16  # steps after which texts are streamed, and others may join
+
+
+@dataclasses.dataclass
+class Text:
+    """One text to be generated.
+
+    Attributes:
+        check: raises what ends the request that it belongs to, if that is so.
+        said: is told the tokens so far, and returns after how many of them the text is to end, None if it
+            goes on.
+    """
+
+    choice: Choice
+    check: Callable[[], None]
+    said: Callable[[np.ndarray], int | None]
+    limit: int
+    begun: tuple[Any, ...] = ()
+    done: Future = dataclasses.field(default_factory=Future)
+
+
+class Decoder:
+    """Generates as `o3jax.generate.sampler.greedy` does, for many threads at a time.
+
+    Args:
+        slots: texts that run at a time.
+        max_new_tokens: of a text.
+    """
+
+    def __init__(self, slots: int, max_new_tokens: int):
+        self.slots, self.limit = slots, max_new_tokens
+        self.tokens = 0  # generated so far
+        self._texts: Continuous | None = None
+        self._waiting: collections.deque[Text] = collections.deque()
+        self._running: dict[int, Text] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
+        self._thread.start()
+
+    def generate(
+        self,
+        begin: Callable[[np.ndarray], Text],
+        model: Qwen3VL,
+        batch: Batch,
+        *,
+        max_new_tokens: int,
+        eos_ids: tuple[int, ...],
+        pad_id: int,
+        visuals: VisualFeatures | None = None,
+        repetition_penalty: float = 1.0,
+    ) -> Generated:
+        """Returns a continuation of each row of the batch, on the host; `greedy` says what the arguments are.
+
+        Args:
+            begin: makes a text, of the tokens of its prompt.
+        """
+        if self._texts is None:
+            self._texts = Continuous(
+                model,
+                slots=self.slots,
+                max_new_tokens=self.limit,
+                eos_ids=eos_ids,
+                pad_id=pad_id,
+                penalty=repetition_penalty,
+            )
+        texts = []
+        for row in range(len(batch.text.input_ids)):
+            one = Batch(take(batch.text, slice(row, row + 1)))
+            text = begin(np.asarray(one.text.input_ids)[np.asarray(one.text.segment_ids) > 0])
+            seen = visuals
+            if visuals is not None:
+                seen = VisualFeatures(
+                    visuals.tokens[row : row + 1], visuals.taps[:, row : row + 1], None, None
+                )
+            there = said(one.text, model.config.text.vocab_size) if repetition_penalty != 1 else None
+            text.begun = (*prefill(model, one, 0, seen), there)
+            text.limit = min(text.limit, max_new_tokens, self.limit)
+            texts.append(text)
+        with self._changed:
+            self._waiting.extend(texts)
+            self._changed.notify()
+        rows = [text.done.result() for text in texts]
+        size = max(len(tokens) for tokens, _, _ in rows)
+        tokens = np.full((len(rows), size), pad_id, np.int32)
+        logprobs = np.zeros((len(rows), size), np.float32)
+        states = np.zeros((len(rows), size, rows[0][2].shape[-1]), rows[0][2].dtype)
+        for row, (said_tokens, logprob, state) in enumerate(rows):
+            count = len(said_tokens)
+            tokens[row, :count], logprobs[row, :count], states[row, :count] = said_tokens, logprob, state
+        return Generated(tokens, logprobs, np.array([len(one) for one, _, _ in rows]), states)
+
+    def close(self) -> None:
+        """Ends the thread; what runs is lost."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._running or self._closed):
+                    self._changed.wait()
+                if self._closed:
+                    return
+            try:
+                self._window()
+            except Exception as error:  # nobody else would tell those who wait
+                for text in (*self._running.values(), *self._waiting):
+                    if not text.done.done():
+                        text.done.set_exception(error)
+                self._running.clear()
+                self._waiting.clear()
+                self._texts = None
+
+    def _window(self) -> None:
+        """Lets waiting texts join, runs a window, and tells and ends whom it concerns."""
+        texts = self._texts
+        while self._waiting and texts.free():
+            text = self._waiting.popleft()
+            if not self._over(text):
+                self._running[texts.begin(*text.begun, text.choice)] = text
+                text.begun = ()
+        if not self._running:
+            return
+        leave = 1 if self._waiting else len(self._running)
+        for slot, found in texts.window(_WINDOW, leave).items():
+            text, count = self._running[slot], min(int(found.length[0]), self._running[slot].limit)
+            tokens = found.tokens[0, :count]
+            ends = int(tokens[-1]) in texts.eos_ids or count == text.limit
+            if over := self._over(text):
+                ends = True
+            elif (cut := text.said(tokens)) is not None:
+                tokens, ends = tokens[:cut], True
+            if ends:
+                if not over:
+                    count = len(tokens)
+                    self.tokens += count
+                    states = texts.states(slot)[:count].copy()
+                    states[count - 1 :] = 0
+                    text.done.set_result((tokens, found.logprobs[0, :count], states))
+                texts.end(slot)
+                del self._running[slot]
+
+    def _over(self, text: Text) -> bool:
+        try:
+            text.check()
+        except Exception as error:
+            text.done.set_exception(error)
+            return True
+        return False
+
+
+def encoded(visuals: VisualFeatures) -> int:
+    """Returns the bytes of what was made of pixels."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(visuals))
