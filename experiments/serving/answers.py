@@ -13,8 +13,8 @@ from typing import Any
 from experiments.serving.errors import ApiError
 from experiments.serving.files import Medium, named
 from experiments.serving.videos import Videos
-from o3jax.files import write_json, write_text
-from o3jax.report import Answer
+from o3jax.files import write_text
+from o3jax.report import Answer, review
 
 _ID = re.compile(r"answer-[0-9a-f]{24}")
 _KEPT = 512  # answers whose reports can be made, and reports
@@ -55,10 +55,17 @@ class Answers:
                 self.videos.report(medium.path, answer, path)
         return path
 
-    def review(self, name: str, review: dict[str, Any]) -> None:
-        """Writes what a person says of an answer beside it."""
+    def review(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Returns what a person says of an answer, and writes it beside that.
+
+        Raises:
+            ApiError: there is no such answer.
+            UserError: it is no review.
+        """
         self._get(name)
-        write_json(self.folder / f"{name}.review.json", review)
+        said = review.from_dict(values)
+        review.write_review(review.review_path(self.folder / f"{name}.json"), said)
+        return said.to_dict()
 
     def _get(self, name: str) -> tuple[Answer, Medium]:
         with self._lock:

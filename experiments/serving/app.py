@@ -93,6 +93,10 @@ def make_app(engine: Engine, files: Files, answers: Answers, *, max_tokens: int)
         path = await asyncio.to_thread(answers.report, name)
         return FileResponse(path, media_type="text/html", headers={"Content-Security-Policy": _REPORT_CSP})
 
+    @app.post("/v1/answers/{name}/review")
+    async def review(name: str, body: dict[str, Any]) -> dict[str, Any]:
+        return await asyncio.to_thread(answers.review, name, body)
+
     for route, name, kind in (
         ("/", "index.html", "text/html"),
         ("/app.js", "app.js", "text/javascript"),
