@@ -97,8 +97,8 @@ def _inventory(scene: Scene, language: str) -> str:
         visits = ", ".join(f"{start:.1f}-{end:.1f}" for start, end in thing.visible)
         inventory.append(f"{thing.name(language)} {visits}")
     if language == "en":
-        return "; ".join(inventory) + ". "
-    return ";".join(inventory) + "。"
+        return "; ".join(inventory) + ". " if inventory else ""
+    return ";".join(inventory) + "。" if inventory else ""
 
 
 def _claims(evidence: list[_Evidence], language: str) -> str:
@@ -116,15 +116,13 @@ def _claims(evidence: list[_Evidence], language: str) -> str:
 
 
 def _absent(scene: Scene, language: str, rng: random.Random) -> str:
-    """Returns the name of an object that the scene does not show, but for its colour or its shape."""
+    """Returns the name of an object that the scene does not show, but for its colour or its shape if it shows
+    any."""
     there = {(thing.color, thing.shape) for thing in scene.objects}
     colors, shapes = ({look[i] for look in there} for i in (0, 1))
-    near = [
-        look
-        for look in itertools.product(COLORS, SHAPES)
-        if look not in there and (look[0] in colors or look[1] in shapes)
-    ]
-    return object_name(*rng.choice(near), language)
+    others = [look for look in itertools.product(COLORS, SHAPES) if look not in there]
+    near = [look for look in others if look[0] in colors or look[1] in shapes]
+    return object_name(*rng.choice(near or others), language)
 
 
 def _ask_interval(scene: Scene, language: str, rng: random.Random) -> tuple[str, str, list[_Evidence]]:

@@ -43,7 +43,7 @@ SPLITS = {"train": 0, "val": 1, "validation": 1, "test": 2}
 
 _COLOR_JITTER = 8  # largest change of a channel
 _MARGIN_PX = 1.0  # between a box and the border of the frame
-_EVENT_GAP = 10  # frames between any two appearances, and between any two disappearances
+EVENT_GAP = 10  # frames between any two appearances, and between any two disappearances
 _MAX_IOU = 0.05  # of two boxes that are visible at the same time
 
 
@@ -104,12 +104,37 @@ class Span:
     def interval(self) -> Interval:
         return self.first / FPS, self.stop / FPS
 
+    def window(self, begin: int, count: int) -> Span | None:
+        """Returns what is seen of it in `count` frames from `begin` on, counted from there; None: nothing."""
+        first, stop = max(self.first - begin, 0), min(self.stop - begin, count)
+        if first >= stop:
+            return None
+        t = (first + begin - self.first) / FPS
+        center = tuple(c + v * t for c, v in zip(self.center, self.velocity, strict=True))
+        return dataclasses.replace(
+            self, first=first, stop=stop, center=center, side=self.side + self.growth * t
+        )
+
     def boxes_px(self, frames: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n 4"]:
         """Returns the xyxy boxes in pixels at `frames`, which lie inside the span."""
         t = (np.asarray(frames) - self.first) / FPS
         x, y = self.center[0] + self.velocity[0] * t, self.center[1] + self.velocity[1] * t
         half = (self.side + self.growth * t) / 2
         return np.stack([x - half, y - half, x + half, y + half], -1)
+
+
+    def lapse(self, speed: float) -> Span:
+        """Returns it in a film of it that is shown so many times as fast."""
+        first = math.ceil(self.first / speed - 1e-9)
+        t = (first * speed - self.first) / FPS
+        return Span(
+            first=first,
+            stop=math.ceil(self.stop / speed - 1e-9),
+            center=tuple(c + v * t for c, v in zip(self.center, self.velocity, strict=True)),
+            velocity=tuple(speed * v for v in self.velocity),
+            side=self.side + self.growth * t,
+            growth=self.growth * speed,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,19 +189,59 @@ class Scene:
     drift: tuple[float, float] = (0.0, 0.0)  # velocity of the background on the screen, pixels per second
     occluder: Occluder | None = None
     fps: int = FPS
+    begin: int = 0  # of a window: how many frames of the whole clip are before it,
+    whole: float = 0.0  # and the seconds of that clip
 
     @property
     def id(self) -> str:
-        return f"l{self.level}-{self.seed}"
+        return f"l{self.level}-{self.seed}" + (f"-{self.begin}-{self.frame_count}" if self.whole else "")
+
+    def window(self, begin: int, count: int) -> Scene:
+        """Returns `count` frames from `begin` on as a scene of its own, whose clock starts there."""
+        objects = []
+        for thing in self.objects:
+            spans = tuple(filter(None, (span.window(begin, count) for span in thing.spans)))
+            objects += [dataclasses.replace(thing, spans=spans)] if spans else []
+        occluder = self.occluder
+        if occluder is not None:
+            occluder = dataclasses.replace(occluder, start=occluder.start + occluder.velocity * begin / FPS)
+        return dataclasses.replace(
+            self,
+            duration=count / FPS,
+            objects=tuple(objects),
+            occluder=occluder,
+            begin=self.begin + begin,
+            whole=self.whole or self.duration,
+        )
 
     @property
     def frame_count(self) -> int:
         return round(self.duration * self.fps)
 
+    def lapse(self, speed: float) -> Scene:
+        """Returns the scene in a film that is shown so many times as fast."""
+        objects = tuple(
+            dataclasses.replace(thing, spans=tuple(span.lapse(speed) for span in thing.spans))
+            for thing in self.objects
+        )
+        occluder = self.occluder
+        if occluder is not None:
+            occluder = dataclasses.replace(occluder, velocity=occluder.velocity * speed)
+        return dataclasses.replace(
+            self,
+            duration=math.ceil(self.frame_count / speed - 1e-9) / FPS,
+            objects=objects,
+            drift=tuple(v * speed for v in self.drift),
+            occluder=occluder,
+            begin=round(self.begin / speed),
+            whole=(self.whole or self.duration) / speed,
+        )
+
     @functools.cached_property
     def _background(self) -> Float[np.ndarray, "H W 3"]:
         """The backdrop, larger than the frame by the whole way that the camera drifts."""
-        pad_x, pad_y = (math.ceil(abs(v) * self.duration) + 1 if v else 0 for v in self.drift)
+        seconds = self.whole or self.duration
+        pad_x, pad_y = (math.ceil(abs(v) * seconds) + 1 if v else 0 for v in self.drift)
         return drawing.texture(self.seed, self.size[0] + pad_y, self.size[1] + pad_x)
 
     def is_still(self, start_s: float, end_s: float) -> bool:
@@ -206,17 +271,17 @@ class Scene:
         noise = LEVELS[self.level].noise
         if noise:
             for frame, number in zip(frames, numbers.tolist(), strict=True):
-                drawing.add_noise(frame, noise, (self.seed, number))
+                drawing.add_noise(frame, noise, (self.seed, number + self.begin))
         return frames
 
     def _backdrops(self, numbers: Int[np.ndarray, " T"]) -> UInt8[np.ndarray, "T H W 3"]:
         if self.drift == (0.0, 0.0):
             return np.repeat((self._background + 0.5).astype(np.uint8)[None], len(numbers), axis=0)
         frames = np.empty((len(numbers), *self.size, 3), np.uint8)
-        for frame, number in zip(frames, numbers.tolist(), strict=True):
+        for frame, number in zip(frames, (numbers + self.begin).tolist(), strict=True):
             # What is at x on the screen now was at x - v * t at first; so that nothing is read
             # left of the backdrop's border, a drift to the right begins at its far end.
-            corner = [max(v, 0) * self.duration - v * number / FPS for v in self.drift]
+            corner = [max(v, 0) * (self.whole or self.duration) - v * number / FPS for v in self.drift]
             frame[:] = drawing.crop(self._background, corner, self.size) + 0.5
         return frames
 
@@ -319,7 +384,7 @@ def _layout(
     times = [_times(rng, spec, frames) for _ in range(count)]
     for events in zip(*itertools.chain(*times), strict=True):  # all appearances, then all disappearances
         ordered = sorted(events)
-        if any(later - earlier < _EVENT_GAP for earlier, later in itertools.pairwise(ordered)):
+        if any(later - earlier < EVENT_GAP for earlier, later in itertools.pairwise(ordered)):
             return None
     placed: list[Span] = []
     for first, stop in itertools.chain(*times):

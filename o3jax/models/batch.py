@@ -210,6 +210,16 @@ class GroundingBatch:
     shape: Int[Array, "*B tokens"]
 
 
+@dataclasses.dataclass(frozen=True)
+class MatchingBatch:
+    """Frames at any rate, questions about them, and when what they ask for is seen."""
+
+    dense: DenseStream
+    questions: Questions
+    inside: Bool[Array, "*B Q T"]  # the pairs that are relevant
+    known: Bool[Array, "*B Q T"]  # the pairs that count; none of a question that is padding
+
+
 TYPES = tuple(kind for kind in list(globals().values()) if dataclasses.is_dataclass(kind))
 
 
