@@ -14,22 +14,22 @@ def get_config() -> ConfigDict:
     c.model_name_or_path = "o3-tiny"
     c.row_frame_pairs = 100
     c.row_patches = 36  # of a dense frame
-    c.questions_per_row = 8
+    c.questions_per_row = 12
     c.question_length = 48  # tokens
     c.keep = 3.0  # weight of how far the queries of proposals move
     c.train_batch_size = 8  # rows
 
     c.mesh = common.mesh()
-    c.max_steps = 800
+    c.max_steps = 400
     c.optimizer = "muon"
-    c.learning_rate = 6e-4
+    c.learning_rate = 1e-3
     c.lr_scheduler_type = "cosine"
     c.warmup_steps = 20
     c.weight_decay = 0.01
     c.max_grad_norm = 1.0
     c.adam_b2 = 0.99
 
-    c.log_every = 20
-    c.save_every = 100
+    c.log_every = 10
+    c.save_every = 50
     c.stop_at_step = 0
     return c

@@ -65,10 +65,12 @@ class MakeMatchingRow(grain.transforms.Map):
     def _row(
         self, scene: Scene, rng: random.Random, times: Float[np.ndarray, " n"], fine: bool
     ) -> MatchingBatch:
-        factor = self.processor.video_config.factor
-        size = dense_size(*scene.size, self.config.evidence, factor)
-        shown = {time: resize_image(scene.render([time])[0], size) for time in dict.fromkeys(times.tolist())}
-        frames = np.stack([shown[time] for time in times.tolist()])
+        size = dense_size(*scene.size, self.config.evidence, self.processor.video_config.factor)
+        # Of a resting picture one frame is drawn.
+        rests = [scene.is_still(time, time + 1 / FPS) for time in times.tolist()]
+        drawn, at = np.unique(np.where(rests, -1.0, times), return_inverse=True)
+        shown = np.where(drawn < 0, times[np.argmax(rests)], drawn)
+        frames = np.stack([resize_image(frame, size) for frame in scene.render(shown)])[at]
         stream = dense_stream(
             *(frames, times, self.processor.video_config, self.config.vision),
             frame_pairs=self.pairs,
