@@ -17,6 +17,7 @@ from data_pipelines.synthetic import scenes as synthetic
 from data_pipelines.synthetic.datasets import write_video
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import make_scene, scene_seed
+from data_pipelines.synthetic.words import object_name
 from tests.support.worlds import scenes
 
 
@@ -204,7 +205,7 @@ def test_level_4_is_an_hour_with_a_few_short_events():
         never = make_samples(dataclasses.replace(scene, kinds=("never",)))[0]
         (name,) = [
             f"{c} {s}" for c in synthetic.COLORS for s in synthetic.SHAPES for language in ("en", "zh")
-            if synthetic.object_name(c, s, language) in never.question
+            if object_name(c, s, language) in never.question
         ]  # fmt: skip
         assert tuple(name.split()) not in looks and not never.mentions and not never.intervals
 
