@@ -54,6 +54,11 @@ VERBS = {
         "writes chapters and tags with times and boxes for folders of videos",
         "o3jax label clips/ --tags=tags.yaml --out=runs/label --export=vtt,cvat",
     ),
+    "find": Verb(
+        "find",
+        "finds the moments of a library of videos that answer a question",
+        'o3jax find "When does the red car appear?" --library=lessons/',
+    ),
     "convert": Verb(
         "convert",
         "copies a model folder, in another dtype if asked",
