@@ -195,7 +195,7 @@ class Model:
             question=question,
             text=plain_text(said, language),
             evidence=evidence,
-            intervals=grammar.parse(response.text).intervals,
+            intervals=tuple(dict.fromkeys(grammar.parse(response.text).intervals)),
             confidence=judged.confidence,
             confidence_kind=judged.kind,
             reasons=tuple(reason.text(language) for reason in judged.reasons),

@@ -160,6 +160,7 @@ class OpenCandidates(grain.transforms.RandomMap):
             moments = truth.mentions.time[q][truth.mentions.has_time[q]]
             searched = np.concatenate([intervals, np.stack([moments, moments], -1)])
             moved = searched + rng.uniform(0, self.jitter_s, searched.shape) * [-1, 1]
+            moved = [*searched, *moved]  # the time nearest to a short one's middle may be another than before
             inside[q, own] = interval_mask(intervals, times)
             opened[q, own] = interval_mask(moved, times) if len(intervals) else True
             known[q, own] = len(intervals) > 0

@@ -13,7 +13,9 @@ MOST = 0.59  # confidence of a response that there is a reason to check; below `
 
 _PERIOD = 400  # characters, the longest piece whose repetition is looked for
 _TIMES, _LEAST = 4, 40  # a loop is at least so often the same, one after the other, and so many characters
+_COUNTED = 8  # times that a loop is there in which only numbers change, all by the same step
 _LOOPS = 8  # that are taken out of one text
+_NUMBER, _DECIMALS = re.compile(r"\d{1,12}(?:\.\d{1,4})?"), 1e4
 _LONG = 600  # characters of what stands for an answer where there is none
 _OPTION = re.compile(r"(?:^|(?<=[\s(（,，;；。.?？:：]))([A-Z])[.)）:：、．]")
 _CHOICE = re.compile(
@@ -76,27 +78,56 @@ def answer_and_reasoning(text: str) -> tuple[str, str]:
 
 
 def without_loops(text: str) -> str:
-    """Returns the text with what repeats itself at least four times in a row there twice, and `…`."""
+    """Returns the text with what repeats itself again and again there twice, and `…`."""
     for _ in range(_LOOPS):
         if (loop := _loop(text)) is None:
             break
-        start, end, period = loop
-        text = f"{text[: start + 2 * period]}…{text[end:]}"
+        second, end = loop
+        text = f"{text[:second]}…{text[end:]}"
     return text
 
 
-def _loop(text: str) -> tuple[int, int, int] | None:
-    """Returns start, end and period of the longest stretch of a text that only repeats itself."""
+def _loop(text: str) -> tuple[int, int] | None:
+    """Returns where the second repetition ends, and the last, of the longest stretch of a text that only
+    repeats itself, or only counts."""
     codes = np.frombuffer(text.encode("utf-32-le", "replace"), np.uint32)
+    if loop := _longest(codes, np.zeros(len(codes), int), _TIMES):
+        start, end, period = loop
+        return start + 2 * period, end
+    numbers = list(_NUMBER.finditer(text))
+    if len(numbers) < _COUNTED:
+        return None
+    # Each number is one place, and equal to every other.
+    first = np.ones(len(codes) + 1, bool)
+    for number in numbers:
+        first[number.start() + 1 : number.end()] = False
+    starts, at = np.flatnonzero(first), np.array([number.start() for number in numbers])
+    codes, values = codes.copy(), np.zeros(len(codes))
+    codes[at] = ord("0")
+    values[at] = [round(float(number[0]) * _DECIMALS) for number in numbers]
+    loop = _longest(codes[starts[:-1]], values[starts[:-1]], _COUNTED)
+    if loop is None:
+        return None
+    start, end, period = loop
+    return int(starts[start + 2 * period]), int(starts[end])
+
+
+def _longest(codes: np.ndarray, values: np.ndarray, times: int) -> tuple[int, int, int] | None:
+    """Returns start, end and period of the longest stretch in which codes repeat so often, and values stay or
+    move by one step, the same everywhere."""
     best = None
-    for period in range(1, min(_PERIOD, len(codes) // _TIMES) + 1):
+    for period in range(1, min(_PERIOD, len(codes) // times) + 1):
         same = np.concatenate([[False], codes[period:] == codes[:-period], [False]])
+        step = values[period:] - values[:-period]
+        moved = np.flatnonzero(np.where(same[1:-1], step, 0))
+        # A stretch ends before the first value that moves by another step than the one that moved before it.
+        same[1 + moved[1:][np.diff(step[moved]) != 0]] = False
         edges = np.flatnonzero(same[1:] != same[:-1])
         if not len(edges):
             continue
         lengths = edges[1::2] - edges[::2] + period
         at = int(lengths.argmax())
-        long = max(_LEAST, _TIMES * period, best[1] - best[0] + 1 if best else 0)
+        long = max(_LEAST, times * period, best[1] - best[0] + 1 if best else 0)
         if lengths[at] >= long:
             best = int(edges[2 * at]), int(edges[2 * at] + lengths[at]), period
     return best

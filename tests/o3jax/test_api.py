@@ -221,6 +221,12 @@ def test_what_the_text_claims_is_the_evidence(model, film, monkeypatch):
     assert answer.confidence == pytest.approx(np.mean(asked["p"]))
 
 
+def test_an_interval_that_is_said_twice_is_one(model, film, monkeypatch):
+    first, second = "From <t>0.5</t>s to <t>2.0</t>s", "from <t>1.0</t>s to <t>2.0</t>s"
+    speak(monkeypatch, f"<think>{first}, {second}.</think><answer>{first}</answer>")
+    assert model.answer(film, "When?").intervals == ((0.5, 2.0), (1.0, 2.0))
+
+
 @pytest.mark.parametrize("end", ["<think>\\n", "<think>\\n\\n</think>\\n\\n"])
 def test_reasoning_that_the_prompt_has_opened(model, film, monkeypatch, end):
     """Whether the model says the tag again or not, answer, reasoning and confidences are those of `SAID`."""

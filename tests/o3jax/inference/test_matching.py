@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.rows.evidence import OpenCandidates
@@ -134,6 +134,8 @@ def opened_row(intervals, clips, jitter_s, seed, *, dense_clip=None, times=TIMES
 
 @settings(max_examples=100, deadline=None)
 @given(INTERVALS, st.lists(QUARTERS, max_size=3), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.5, 3.0]))
+@example([(0.5, 0.5)], [], 150413382, 0.5)  # between two times; moved, it was nearer to the other
+@example([], [0.5], 150413382, 0.5)
 def test_what_training_may_search_holds_the_truth(truth, moments, seed, jitter_s):
     given_intervals = np.full((2, 5, 2), np.nan, np.float32)
     for i, interval in enumerate(truth):

@@ -66,6 +66,60 @@ def test_a_loop_is_found_wherever_it_is(loop):
     assert len(without_loops(f"before {loop} after")) < 200
 
 
+def counted(claim: str, times: int, first: float = 1.0, step: float = 0.1) -> str:
+    return " ".join(claim.replace("1.2", f"{first + n * step:.1f}") for n in range(times))
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        counted(CLAIM, 40),
+        counted("From <t>1.2</t>s to <t>9.0</t>s it moves.", 9, first=8.0, step=1.0),
+        " ".join(f"From <t>{n}.0</t>s to <t>{n + 1}.0</t>s it moves." for n in range(5, 15)),
+        "".join(f"{n}. The cat sat.\n" for n in range(1, 30)),
+        "".join(f"第{n}次出现红色圆形，" for n in range(95, 120)),
+        counted(CLAIM + " and " + CLAIM.replace("red", "blue"), 12, step=0.5),
+        counted(CLAIM, 30, first=9.0, step=-0.2),
+    ],
+    ids=lambda loop: repr(loop[:24]),
+)
+def test_a_loop_that_counts_is_found(loop):
+    for text in (f"<think>so</think><answer>{loop}</answer>", f"<think>{loop}</think><answer>red</answer>"):
+        assert "the response repeats itself" in [str(r) for r in reasons(text, "When?", 99.0, 9, True)]
+    assert len(without_loops(f"before {loop} after")) < 300 and without_loops(loop).startswith(loop[:16])
+
+
+def _track(move) -> str:
+    """A claim at each half second, whose box moves as a thing does."""
+    return " ".join(
+        f"<obj>red circle</obj><box>[{','.join(map(str, move(n)))}]</box>at<t>{n / 2:.1f}</t>s"
+        for n in range(40)
+    )
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        _track(lambda n: (100 + 5 * n, 200, 300 + 5 * n, 400)),  # straight and even
+        _track(lambda n: (100 + 3 * n + n % 2, 200 - 2 * n, 300 + 3 * n, 400 - 2 * n)),
+        " ".join(CLAIM.replace("red", c).replace("1.2", f"{i}.0") for i, c in enumerate("abcdefghijklmnop")),
+        " ".join(
+            CLAIM.replace("red", f"{c} {k}").replace("1.2", f"{i}.{j}")
+            for i, c in enumerate(("red", "blue", "green", "grey"))
+            for j, k in enumerate(("big", "small", "round"))
+        ),
+        counted(CLAIM, 7),
+        "\n".join(f"{n}. {word}" for n, word in enumerate("one two six ten cat dog fox owl".split())),
+        ", ".join(f"from <t>{a}.0</t>s to <t>{a + 1 + a % 3}.5</t>s" for a in (0, 3, 9, 11, 20, 26, 40, 60)),
+        ", ".join(f"<t>{time}</t>s" for time in (1.0, 2.5, 2.9, 7.0, 7.2, 8.0, 9.9, 14.0)),
+    ],
+    ids=lambda listed: repr(listed[-24:]),
+)
+def test_a_long_list_is_no_loop(listed):
+    assert not reasons(f"<think>{listed}</think><answer>so</answer>", "When?", 99.0, 9, True)
+    assert without_loops(listed) == listed
+
+
 @pytest.mark.parametrize("text", ["red red red", "no, no, no, no.", "A, B, A, B", "12:12:12", "哈哈哈哈"])
 def test_a_word_said_again_is_no_loop(text):
     assert not why(f"<answer>{text}</answer>") and without_loops(text) == text
@@ -131,14 +185,17 @@ def test_nothing_is_said_twice():
         assert answer_and_reasoning(text) == ("and then", "")
     assert answer_and_reasoning("<think>red</think><answer>red</answer>") == ("red", "")
     assert answer_and_reasoning(SOUND) == ("From <t>0.5</t>s to <t>2.0</t>s", f"A {CLAIM}.")
-    words = " ".join(f"word{n}" for n in range(900))
+    words = " ".join(f"word{n * n}" for n in range(900))
     assert (
         len(answer_and_reasoning(words)[0]) < 700
         and answer_and_reasoning(f"<answer>{words}</answer>")[0] == words
     )
 
 
-@pytest.mark.parametrize("piece", ["a", "<answer>", "<obj>", ".", " A.", "<", "<box>[1,2,3,4]</box>"])
+PIECES = ("a", "<answer>", "<obj>", ".", " A.", "<", "<box>[1,2,3,4]</box>", "1 ", "12.5")
+
+
+@pytest.mark.parametrize("piece", PIECES)
 def test_long_texts_take_linear_time(piece):
     start = time.process_time()
     why(piece * (100_000 // len(piece)), "A. x B. y " + piece * 20_000)
