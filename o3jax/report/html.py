@@ -81,6 +81,10 @@ def write_report(
             embedded=embedded,
             size=size,
             tracks=[dataclasses.asdict(track) for track in annotate.tracks(answer.evidence)],
+            evidence=[
+                {"object": e.object, "time_s": e.time_s, "box": e.box, "interval": e.interval}
+                for e in answer.evidence
+            ],
             hold=annotate.HOLD_S,
             join=annotate.JOIN_S,
             duration=duration_s,
