@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -20,9 +21,9 @@ FLAGS = (
 
 
 class Browser:
-    """One page; a context manager. `profile` is an empty folder for the browser's files."""
+    """One page, a file or a URL; a context manager. `profile` is an empty folder for the browser's files."""
 
-    def __init__(self, page: Path, profile: Path):
+    def __init__(self, page: Path | str, profile: Path):
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
         # Chromium reads from descriptor 3 and writes to 4; numbers from 20 on cannot collide with those.
@@ -51,7 +52,7 @@ class Browser:
         self._session = {"sessionId": session}
         for domain in ("Page", "Network", "Runtime"):
             self.call(f"{domain}.enable")
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Returns the result of a protocol command; events that arrive meanwhile go to `events`."""
@@ -94,6 +95,21 @@ class Browser:
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Drags with the mouse from one place of the window to another."""
+        for kind, (x, y) in (("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end)):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+    def choose(self, selector: str, file: Path) -> None:
+        """Chooses a file in an input."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
+
+    def screenshot(self, path: Path) -> None:
+        """Writes what the window shows as a PNG."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
     def press(self, key: str) -> None:
         """Presses a key where the focus is."""
