@@ -36,6 +36,13 @@ _DTYPE = flags.DEFINE_enum(
 _CHECK = flags.DEFINE_bool(
     "check_weights", True, "Refuse weights that hold NaN or infinity; takes a second for every 3 GB."
 )
+_VERIFY = flags.DEFINE_enum(
+    "verify",
+    "full",
+    ["full", "cheap"],
+    "How the confidence is found, where the model has a calibration: full asks again with only the evidence "
+    "and without it, cheap does not.",
+)
 _JSON = flags.DEFINE_string("json", None, "Also write the answer as JSON to this file.")
 _REPORT = flags.DEFINE_string("report", None, "Also write one HTML page with the video and its evidence.")
 _ANNOTATED = flags.DEFINE_string("annotated", None, "Also write an mp4 with the evidence drawn in.")
@@ -56,12 +63,14 @@ def main(argv: Sequence[str]) -> None:
         model = o3jax.load(_MODEL.value, dtype=_DTYPE.value, check_finite=_CHECK.value, progress=progress)
     if model.config.text.hidden_size >= _SLOW_TO_COMPILE:
         print("compiling for videos of this size: seconds, kept for the next time", file=sys.stderr)
-    answer = model.answer(video, question, fps=_FPS.value)
+    answer = model.answer(video, question, fps=_FPS.value, verify=_VERIFY.value)
     print(format_answer(answer))
     for note in answer.video["notes"]:
         said = notes.text(note, answer.language)
         if said not in answer.reasons:  # those are printed already
             print(f"note: {said}", file=sys.stderr)
+    if not answer.calibrated:
+        print(f"note: {notes.Note('uncalibrated').text(answer.language)}", file=sys.stderr)
     if _JSON.value:
         write_text(_JSON.value, answer.to_json() + "\n")
     if _ANNOTATED.value:

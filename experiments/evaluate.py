@@ -1,9 +1,13 @@
 """`o3jax evaluate --benchmark NAME[,NAME]|all --model_path M --data_root D`: benchmark figures of a model.
 
-NAME is `synthetic`, or a benchmark of the field (docs/benchmarks.md says how to get each, and what is
+NAME is `synthetic`, `consistency` (is an answer right where its evidence is, and sure where it is right?
+docs/verify.md), or a benchmark of the field (docs/benchmarks.md says how to get each, and what is
 scored). Each is written into a folder of the workdir as it comes, so that a run that was stopped goes on
 there, and can be scored again with another parser: `--rescore RUN --parser lmms`. `--out F.json` holds
 every metric, the groups, the floors, the error analysis and the generations.
+
+`o3jax evaluate --calibrate --model_path M` fits what makes a probability of being right of an answer's
+signals, and writes it into the model's folder.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from experiments.evaluation.benchmarks.judge import make_judge
 from experiments.evaluation.benchmarks.prediction import SPACES
 from experiments.evaluation.benchmarks.results import Scoring
 from experiments.evaluation.benchmarks.runs import Run
+from experiments.evaluation.consistency import run_calibration, run_consistency
 from experiments.evaluation.synthetic_command import Settings as SyntheticSettings
 from experiments.evaluation.synthetic_command import run_synthetic
 from experiments.library.records import Shard
@@ -45,8 +50,9 @@ _DATA_ROOT = flags.DEFINE_string(
 _LEVEL = flags.DEFINE_integer("level", 1, "synthetic: difficulty, 1 to 4.", lower_bound=1, upper_bound=4)
 _NUM_QUESTIONS = flags.DEFINE_integer(
     "num_questions",
-    200,
-    "synthetic: how many questions, two per clip (level 4: five).",
+    None,
+    "synthetic: how many questions, two per clip (level 4: five), 200 by default; consistency: 1000, and "
+    "a tenth under each shift; --calibrate: 800.",
     lower_bound=1,
     upper_bound=1000000,
 )
@@ -114,6 +120,9 @@ _TEXT_ONLY = flags.DEFINE_boolean("text_only", False, "Ask without the videos to
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the runs; the same one goes on. None: beside --out, or runs/evaluate/MODEL."
 )
+_CALIBRATE = flags.DEFINE_boolean(
+    "calibrate", False, "Fit the calibration of the model's confidences, in place of a benchmark."
+)
 _RESCORE = flags.DEFINE_string("rescore", None, "Score a workdir (or one benchmark's folder in it) again.")
 _OUT = flags.DEFINE_string("out", None, "The JSON file to write.")
 
@@ -123,7 +132,7 @@ def _synthetic(console: Console) -> dict[str, Any]:
         level=_LEVEL.value,
         split=_SPLIT.value,
         seed=_SEED.value,
-        num_questions=_NUM_QUESTIONS.value,
+        num_questions=_NUM_QUESTIONS.value or 200,
         batch_size=_BATCH_SIZE.value,
         max_new_tokens=_MAX_NEW_TOKENS.value or 256,
     )
@@ -133,8 +142,20 @@ def _synthetic(console: Console) -> dict[str, Any]:
     return run_synthetic(_load(), _MODEL_PATH.value, root, given, console)
 
 
+def _consistency(console: Console) -> dict[str, Any]:
+    folder, count = _workdir() / "consistency", _NUM_QUESTIONS.value or 1000
+    return run_consistency(_load, folder, count, _SEED.value, console)
+
+
+def _calibrate(console: Console) -> dict[str, Any]:
+    return run_calibration(_load, _workdir() / "calibrate", _NUM_QUESTIONS.value or 800, _SEED.value, console)
+
+
 # Evaluations that are no benchmark of the field: each makes what it asks.
-EXPERIMENTS: dict[str, Callable[[Console], dict[str, Any]]] = {"synthetic": _synthetic}
+EXPERIMENTS: dict[str, Callable[[Console], dict[str, Any]]] = {
+    "synthetic": _synthetic,
+    "consistency": _consistency,
+}
 
 
 def _scoring() -> Scoring:
@@ -232,6 +253,9 @@ def main(argv: Sequence[str]) -> None:
     console = terminal.console(markup=False, highlight=False)  # paths and ids may hold brackets
     if _RESCORE.value is not None:
         results = _rescored(console)
+    elif _CALIBRATE.value:
+        shell.use_compilation_cache()
+        results = [_calibrate(console)]
     else:
         names = _names(console)
         shell.use_compilation_cache()

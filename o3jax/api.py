@@ -271,7 +271,7 @@ class Model:
         tokens, duration_s = response.tokens, clip.duration_s
         finished = len(tokens) > 0 and int(tokens[-1]) in self.eos_ids
         faults = reasons.reasons(response.text, question, duration_s, len(tokens), finished)
-        return observe(self.processor, response, duration_s, faults, finished, passes)
+        return observe(self.processor, question, response, duration_s, faults, finished, passes)
 
     def _said(
         self, generate: Callable[..., list[Response]], requests: Sequence[Request], max_new_tokens: int

@@ -41,7 +41,10 @@ GROUPS = {  # of the ablation
         ),
     ),
     "relevance": ("relevance", "best_relevance", "searched"),
-    "form of the text": ("sound", "stated", "claims", "log_tokens", "log_duration"),
+    "proposals": ("proposed", "margin"),
+    "answer, evidence and question": ("fits", "named", "told"),
+    "what is asked": ("asks_when", "asks_where", "asks_count", "asks_choice", "log_duration"),
+    "form of the text": ("sound", "stated", "claims", "log_tokens"),
     "only its evidence shown": ("kept",),
     "its evidence hidden": ("without",),
 }
@@ -98,7 +101,8 @@ def calibrate(model_path: Path, lines: Sequence[Line], data: dict[str, Any]) -> 
         "model": fingerprint(model_path),
         "fit_on": data | {"answers": len(lines), **versions},
         **{
-            which: predictor_json(predictor) | {"figures": figures}
+            which: predictor_json(predictor)
+            | {"figures": {key: value for key, value in figures.items() if key != "bounds"}}
             for which, (predictor, figures) in found.items()
         },
     }
@@ -115,7 +119,13 @@ def fit(rows: Rows) -> tuple[Predictor, dict[str, Any]]:
     predictor = _FIT[kind](train)
     confidence, right = test.predict(predictor), test.right
     bounds = tuple(risk.bound(confidence, right, rate) for rate in risk.RATES)
-    figures = {"kind": kind, "fit": len(train.x), "held_out": _short(confidence, right), "folds": scores}
+    figures = {
+        "kind": kind,
+        "fit": len(train.x),
+        "held_out": _short(confidence, right),
+        "folds": scores,
+        "bounds": [dataclasses.asdict(one) for one in bounds],
+    }
     return dataclasses.replace(predictor, bounds=bounds), figures
 
 
@@ -163,7 +173,7 @@ def _logistic(rows: Rows) -> Predictor:
     from sklearn.linear_model import LogisticRegression
 
     means, scales = rows.x.mean(0), rows.x.std(0)
-    scales[scales == 0] = 1
+    scales[scales < 1e-6] = 1  # what never varies says nothing
     x = (rows.x - means) / scales
     sign = np.array([(name in signals.RISING) - (name in signals.FALLING) for name in rows.names])
     used = np.ones(len(rows.names), bool)
@@ -204,7 +214,7 @@ def _tree(nodes: np.ndarray) -> Tree:
     leaf = nodes["is_leaf"].astype(bool)
     return Tree(
         signal=tuple(np.where(leaf, -1, nodes["feature_idx"]).tolist()),
-        threshold=_floats(np.where(leaf, 0.0, nodes["num_threshold"])),
+        threshold=tuple(np.where(leaf, 0.0, nodes["num_threshold"]).tolist()),  # whole: values lie on it
         left=tuple(nodes["left"].tolist()),
         right=tuple(nodes["right"].tolist()),
         value=_floats(nodes["value"]),

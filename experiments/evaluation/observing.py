@@ -23,8 +23,8 @@ from o3jax.prompts import grammar
 from o3jax.prompts.mentions import claim_numbers
 from o3jax.verify.signals import Observed
 
-MAX_NEW_TOKENS = 192
-_BATCH = 8
+MAX_NEW_TOKENS = 128
+_BATCH = {1: 16, 2: 16, 3: 4}  # questions answered at a time, by level: long clips take much memory
 _MIN_IOU = 0.5  # of the box of right evidence
 
 
@@ -96,8 +96,9 @@ def lines_of(
     rest = clips[len(there) :]
     folder.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as out:
-        for begin in range(0, len(rest), _BATCH):
-            some = rest[begin : begin + _BATCH]
+        size = _BATCH[part.level]
+        for begin in range(0, len(rest), size):
+            some = rest[begin : begin + size]
             for line in _answered(model(), part, some):
                 out.write(line.to_json() + "\n")
                 there.append(line)
@@ -108,11 +109,12 @@ def lines_of(
 
 def _answered(model: Model, part: Part, clips: list[tuple[Question, Path]]) -> Iterator[Line]:
     # All batches have one size, so that one compiled program serves them.
-    asked = [*clips, *clips[-1:] * (_BATCH - len(clips))]
+    size = _BATCH[part.level]
+    asked = [*clips, *clips[-1:] * (size - len(clips))]
     read = [model.request(path, question.sample.question) for question, path in asked]
     requests = [request for request, _ in read]
     responses = model.respond(requests, max_new_tokens=MAX_NEW_TOKENS)
-    again = ask_again(lambda some: _padded(model, some, 2 * _BATCH), requests, responses)
+    again = ask_again(lambda some: _padded(model, some, 2 * size), requests, responses)
     for (question, _), (_, clip), response, passes in zip(clips, read, responses, again, strict=False):
         seen = model.observe(response, question.sample.question, clip, passes)
         yield Line(

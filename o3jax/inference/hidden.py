@@ -30,6 +30,7 @@ Answers = tuple[
 
 def observe(
     processor: Processor,
+    question: str,
     response: Response,
     duration_s: float,
     faults: Sequence[Note],
@@ -47,6 +48,7 @@ def observe(
     decode = processor.decode
     kept, hidden = passes or (None, None)
     return Observed(
+        question=question,
         text=decode(response.tokens),
         ends=tuple(len(decode(response.tokens[: i + 1])) for i in range(len(response.tokens))),
         probabilities=tuple(response.probabilities.tolist()),
@@ -55,6 +57,7 @@ def observe(
         finished=finished,
         estimates=response.estimates,
         spreads_s=tuple(estimate.spread_s for estimate in response.estimates),
+        proposed=tuple(proposal.confidence for proposal in response.proposals),
         curve=response.curve(),
         candidates=tuple(response.candidates),
         kept=kept,

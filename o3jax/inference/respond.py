@@ -57,6 +57,7 @@ class Response:
     probabilities: Float[np.ndarray, " new"]  # of each token
     text: str
     estimates: tuple[DecoderEstimate, ...] = ()  # one for each `</obj>` of the text
+    proposals: tuple[DecoderEstimate, ...] = ()  # what the text was written from, the best first
     times_s: Float[np.ndarray, " T"] | None = None  # of the dense frame pairs
     relevance: Float[np.ndarray, " T"] | None = None  # of each, a probability
     candidates: tuple[Interval, ...] = ()  # what was searched; nothing means everything
@@ -119,7 +120,7 @@ def respond(
     if model.evidence is not None:
         batch = add_evidence_inputs(model, processor, requests, inputs["video_grid_thw"], batch)
     visuals = steps.encode(model, batch)
-    found, read_frames = None, None
+    found, read_frames, proposed = None, None, [[]] * len(requests)
     if model.evidence is not None:
         found = match(model, batch, visuals)
         read_frames = frame_reader(model, processor, requests, inputs["video_grid_thw"], batch)
@@ -153,6 +154,7 @@ def respond(
         dataclasses.replace(
             response,
             estimates=estimates[row],
+            proposals=tuple(proposed[row]),
             times_s=times[row][valid[row]],
             relevance=found.relevance[row][valid[row]],
             candidates=tuple(found.intervals[row]),

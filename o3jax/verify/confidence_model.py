@@ -76,8 +76,8 @@ class Predictor:
         """Returns the probability, between 0.01 and 0.99."""
         x = [values[name] for name in self.signals]
         score = self.bias + sum(tree(x) for tree in self.trees)
-        for weight, value, mean, scale in zip(self.weights, x, self.means, self.scales, strict=True):
-            score += weight * (value - mean) / scale
+        if self.weights:
+            score += float(np.dot(self.weights, (np.array(x) - self.means) / self.scales))
         if self.table:
             probability = float(np.interp(score, *np.transpose(self.table)))
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +30,7 @@ _FLOOR = 1e-4  # of probabilities
 class Observed:
     """What was seen of one answer being made."""
 
+    question: str
     text: str  # the response as generated; what its prompt had begun is not there
     ends: tuple[int, ...]  # the character of it at which each token ends
     probabilities: tuple[float, ...]  # of each token
@@ -37,6 +39,7 @@ class Observed:
     finished: bool = True  # whether the model ended the text
     estimates: tuple[Grounding, ...] = ()  # the evidence decoder's, one for each `</obj>` of the text
     spreads_s: tuple[float, ...] = ()  # standard deviation of the time of each
+    proposed: tuple[float, ...] = ()  # confidence of what was proposed before any text, the best first
     curve: tuple[tuple[float, float], ...] = ()  # (seconds, relevance)
     candidates: tuple[Interval, ...] = ()  # seconds that were searched; nothing means everything
     kept: str | None = None  # the answer where only the evidence is shown; None: not asked
@@ -80,6 +83,15 @@ class AnswerSignals:
     searched: float  # share of the video in the candidates
     answer_gap_s: float  # the answer's times to the nearest of the decoder's times and ends
     answer_overlap: float  # IoU of the answer's interval or box with the decoder's; 0.5 where it has none
+    fits: float  # 1 if the answer has the form that is asked for: a time, a box, a number, an option
+    named: float  # share of the evidence whose object the question names
+    told: float  # 1 if the answer's words are in the name of an object of the evidence; 0.5 if it has none
+    asks_when: float  # what is asked for, as far as words of the question tell: 1 or 0
+    asks_where: float
+    asks_count: float
+    asks_choice: float
+    proposed: float  # logit of the best proposal
+    margin: float  # and how far it is above the next
     likelihood_evidence: float  # of the evidence: means
     least_evidence: float
     stated: float
@@ -117,7 +129,7 @@ RISING = frozenset(
         "best_relevance",
     )
     + ("likelihood_evidence", "least_evidence", "answer_overlap", "box_overlap", "worst_overlap", "inside")
-    + ("score", "worst_score", "kept")
+    + ("score", "worst_score", "kept", "fits", "told", "proposed")
 )
 FALLING = frozenset(("time_gap_s", "worst_gap_s", "answer_gap_s", "spread_s", "without"))
 
@@ -156,6 +168,7 @@ def answer_signals(seen: Observed, full: bool) -> dict[str, float]:
     own = _logs(seen.probabilities_of(begin + len("<answer>"), len(seen.text))) if begin >= 0 else _logs(())
     relevance = [value for _, value in seen.curve]
     said = grammar.parse(parsed.answer)
+    proposed = [*map(_logit, seen.proposed), _logit(0.0), _logit(0.0)]
     answer = AnswerSignals(
         answer_likelihood=_mean(own),
         answer_least=min(own),
@@ -169,6 +182,9 @@ def answer_signals(seen: Observed, full: bool) -> dict[str, float]:
         searched=_share(seen),
         answer_gap_s=_answer_gap(said, seen.estimates),
         answer_overlap=_answer_overlap(said, seen.estimates),
+        **_semantics(seen.question, said, parsed.answer, [claim.object for claim in parsed.claims]),
+        proposed=proposed[0],
+        margin=proposed[0] - proposed[1],
         likelihood_evidence=mean.pop("likelihood"),
         least_evidence=mean.pop("least"),
         **mean,
@@ -227,7 +243,6 @@ def _evidence(seen: Observed, claim: grammar.Claim, number: int) -> EvidenceSign
         return found
     decoded, time = seen.estimates[number], claim.time_s
     start, end = decoded.interval or (decoded.time_s, decoded.time_s)
-    sure = min(max(decoded.confidence, _FLOOR), 1 - _FLOOR)
     return dataclasses.replace(
         found,
         relevance=relevance_at(seen.curve, decoded.time_s),
@@ -235,7 +250,7 @@ def _evidence(seen: Observed, claim: grammar.Claim, number: int) -> EvidenceSign
         box_overlap=max((box_iou(box, decoded.box) for box in claim.boxes), default=0.0),
         inside=float(time is not None and start <= time <= end),
         spread_s=min(seen.spreads_s[number], FAR_S),
-        score=math.log(sure / (1 - sure)),
+        score=_logit(decoded.confidence),
         length_s=min(end - start, FAR_S),
     )
 
@@ -265,6 +280,52 @@ def _answer_overlap(said: grammar.Parsed, estimates: Sequence[Grounding]) -> flo
     else:
         return 0.5
     return max(overlaps, default=0.0)
+
+
+# Words of a question that tell what is asked for; "the time when .." asks for no more than a time.
+_ASKS = {
+    "count": re.compile(r"how many|number of|几个|多少|数量", re.IGNORECASE),
+    "choice": re.compile(r"(?:^|\n)\s*[(（]?A[.)）:：、]"),
+    "where": re.compile(r"\bwhere\b|position|which box|bounding box|哪里|位置|边界框", re.IGNORECASE),
+    "when": re.compile(
+        r"\bwhen\b|what time|which second|which time|which interval|什么时候|何时|第几秒|时间段",
+        re.IGNORECASE,
+    ),
+}
+
+
+def _semantics(question: str, said: grammar.Parsed, answer: str, objects: Sequence[str]) -> dict[str, float]:
+    """Returns whether answer, evidence and question are about the same, as far as words tell."""
+    asks = next((kind for kind, words in _ASKS.items() if words.search(question)), None)
+    words = _plain(re.sub(r"<box>[^<]*</box>|<t>[^<]*</t>|<[^<>]*>", "", answer))
+    fits = {
+        "count": words.isdigit() or words in _NUMBERS,
+        "choice": bool(words),
+        "where": any(claim.boxes for claim in said.claims),
+        "when": bool(said.times),
+        None: bool(words) and not said.times and not said.claims,
+    }[asks]
+    folded, names = _plain(question), [_plain(name) for name in objects]
+    told = any(words in name or name in words for name in names if name)
+    bare = asks == "when" or not words or words.isdigit() or asks == "choice"
+    return {
+        "fits": float(fits),
+        "named": _mean([float(name in folded) for name in names]),
+        "told": 0.5 if bare else float(told),
+        **{f"asks_{kind}": float(kind == asks) for kind in _ASKS},
+    }
+
+
+_NUMBERS = frozenset("zero one two three four five six seven eight nine ten 零 一 二 两 三 四 五 六".split())
+
+
+def _plain(text: str) -> str:
+    return "".join(text.split()).casefold()
+
+
+def _logit(probability: float) -> float:
+    sure = min(max(probability, _FLOOR), 1 - _FLOOR)
+    return math.log(sure / (1 - sure))
 
 
 def _share(seen: Observed) -> float:
