@@ -123,7 +123,10 @@ def report(lines: Sequence[Line], fitted: Calibration | None) -> dict[str, Any]:
     ]
     return {
         "calibrated": fitted is not None,
-        "levels": {level: _head(figures([x for x in plain if x.level == level])) for level in LEVELS},
+        "levels": {
+            level: _head(figures([x for x in plain if x.level == level]))
+            for level in sorted({line.level for line in plain})
+        },
         "all": figures(plain),
         "mean token probability": _head(
             calibration.report([verdict(line.seen, None).confidence for line in plain], right)

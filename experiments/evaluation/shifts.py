@@ -59,8 +59,8 @@ class Changed:
             times = last[np.floor(times * FPS + 1e-6).astype(int)] / FPS
         frames = self.scene.render(times)
         if self.shift == "noise":
-            for number, frame in enumerate(frames):
-                drawing.add_noise(frame, _NOISE, (self.scene.seed, int(times[0] * FPS) + number, 1))
+            for time, frame in zip(times.tolist(), frames, strict=True):
+                drawing.add_noise(frame, _NOISE, (self.scene.seed, round(time * 1000), 1))
         return frames
 
 
