@@ -4,6 +4,7 @@ o3jax data make --out DIR --split train --count 100 --level 1 --format stgr|publ
 o3jax data check DIR [--out PICTURES]
 o3jax data check DIR --benchmark NAME
 o3jax data build DIR --out OUT
+o3jax data from-reviews DIR --out OUT
 o3jax data audit DIR --reward=NAME
 """
 
@@ -26,9 +27,12 @@ from experiments.data import audit as data_audit
 from experiments.data import benchmark as data_benchmark
 from experiments.data import build as data_build
 from experiments.data import check as data_check
+from experiments.data import reviews as data_reviews
 from o3jax.errors import UserError
 
-_OUT = flags.DEFINE_string("out", None, "make, build: the folder of the new data set; check: of the pictures")
+_OUT = flags.DEFINE_string(
+    "out", None, "make, build, from-reviews: the folder of the new data set; check: of the pictures"
+)
 _SPLIT = flags.DEFINE_string("split", "train", "make: train, val or test; they never share a clip")
 _COUNT = flags.DEFINE_integer(
     "count",
@@ -100,11 +104,14 @@ def main(argv: Sequence[str]) -> None:
             data_check.check(folder, _OUT.value)
         case ["build", folder]:
             data_build.build(folder, _OUT.value)
+        case ["from-reviews", folder]:
+            data_reviews.from_reviews(folder, _OUT.value)
         case ["audit", folder]:
             data_audit.audit(folder, _REWARD.value)
         case given:
             raise UserError(
-                f"write 'make', or 'check', 'build' or 'audit' and a folder, first, not {' '.join(given)!r}"
+                "write 'make', or 'check', 'build', 'from-reviews' or 'audit' and a folder, first, not "
+                f"{' '.join(given)!r}"
             )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import secrets
 from collections import Counter
@@ -51,7 +50,6 @@ def write_session(folder: Path, title: str, records: Sequence[Mapping[str, Any]]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        undefined=jinja2.StrictUndefined,
     )
     page = environment.get_template("session.html").render(
         title=title,
@@ -61,7 +59,7 @@ def write_session(folder: Path, title: str, records: Sequence[Mapping[str, Any]]
         left_out=max(0, found - MOST_MOMENTS),
         nonce=secrets.token_hex(16),
         clock=clock,
-        data=json.dumps({}),
+        place=lambda time_s, video: round(100 * min(time_s / max(video["duration_s"], 1e-3), 1.0), 3),
     )
     with whole_file(folder / "index.html") as path:
         path.write_text(page, encoding="utf-8", errors="replace")
