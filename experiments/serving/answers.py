@@ -32,10 +32,11 @@ class Answers:
     def add(self, answer: Answer, medium: Medium) -> str:
         """Returns the id of an answer, whose JSON is written."""
         name = f"answer-{secrets.token_hex(12)}"
-        answer = dataclasses.replace(answer, video=answer.video | {"path": medium.name})
-        write_text(self.folder / f"{name}.json", answer.to_json() + "\n")
+        # With the file itself, so that reviews can be trained on (`o3jax data from-reviews`).
+        path = str(medium.path.resolve())
+        write_text(self.folder / f"{name}.json", _about(answer, path).to_json() + "\n")
         with self._lock:
-            self._kept[name] = answer, medium
+            self._kept[name] = _about(answer, medium.name), medium
             while len(self._kept) > _KEPT:
                 old, _ = self._kept.popitem(last=False)
                 (self.folder / f"{old}.html").unlink(missing_ok=True)
@@ -73,3 +74,8 @@ class Answers:
         if found is None:
             raise ApiError(404, f"there is no answer {name[:100]!r} any more", "not_found")
         return found
+
+
+def _about(answer: Answer, path: str) -> Answer:
+    """Returns the answer with another name of its video."""
+    return dataclasses.replace(answer, video=answer.video | {"path": path})

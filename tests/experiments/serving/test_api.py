@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 
 import openai
 import pytest
@@ -143,7 +144,7 @@ def test_files(client, server, clip):
     assert client.models.retrieve(MODEL).owned_by == "o3jax"
 
 
-def test_the_report_and_the_review(client, server, uploaded):
+def test_the_report_and_the_review(client, server, uploaded, clip):
     o3 = ask(client, uploaded).choices[0].o3
     page = server.http.get(o3["report"])
     assert page.status_code == 200 and "<h1>Which object appears first?</h1>" in page.text
@@ -156,7 +157,8 @@ def test_the_report_and_the_review(client, server, uploaded):
     assert server.http.post(address, json=review).status_code == 200
     kept = server.folder / "work" / "answers" / f"{o3['id']}.review.json"
     assert json.loads(kept.read_text()) == review | {"note": ""}
-    assert json.loads(kept.with_name(f"{o3['id']}.json").read_text())["raw"] == o3["raw"]
+    answer = json.loads(kept.with_name(f"{o3['id']}.json").read_text())
+    assert answer["raw"] == o3["raw"] and Path(answer["video"]["path"]).read_bytes() == clip.read_bytes()
     wrong = server.http.post(address, json={"verdict": "maybe"})
     assert wrong.status_code == 422 and "verdict" in wrong.json()["error"]["message"]
     assert server.http.post("/v1/answers/answer-0/review", json=review).status_code == 404
