@@ -23,8 +23,9 @@ from rich.progress import (
 from experiments.cli import shell, terminal
 from experiments.cli.locks import lock_folder
 from experiments.cli.outputs import check_outputs
+from experiments.library import beam
 from experiments.library.command import made_with
-from experiments.library.index import QUESTIONS, Library
+from experiments.library.index import QUESTIONS, Library, LibraryWork
 from experiments.library.records import Shard
 from experiments.library.videos import list_videos
 from experiments.library.windows import Readers
@@ -46,6 +47,7 @@ _TOKENS = flags.DEFINE_integer(
 )
 _JSON = flags.DEFINE_string("json", None, "Also write the moments as JSON to this file.")
 _SHARD = flags.DEFINE_string("shard", "0/1", "--index: which share of the videos this process takes.")
+_RUNNER, _BEAM = beam.define()
 _READERS = flags.DEFINE_integer("readers", 2, "Processes that read ahead.", lower_bound=1, upper_bound=256)
 
 
@@ -67,9 +69,13 @@ def main(argv: Sequence[str]) -> None:
         model = api.load(_MODEL.value, progress=progress)
     readers = Readers(_READERS.value)
     try:
-        library = Library(folder, shard, model, readers, model.settings.clip_s / 3)
+        library = Library(folder, shard.suffix, model, readers)
         about = {"length_s": library.length_s, "overlap_s": library.overlap_s, "questions": list(QUESTIONS)}
         library.begin(made_with(model, about))
+        if _RUNNER.value:
+            work = LibraryWork(str(folder), _MODEL.value)
+            first = library.waiting(shard.of(videos))
+            beam.spread(work, first, library.records, _RUNNER.value, _BEAM.value)
         _bring_up_to_date(library, shard.of(videos))
         if question:
             _ask(library, question, videos)

@@ -21,6 +21,7 @@ class Question:
 
     name: str  # of the event, or of the tag
     question: str
+    object: str = ""  # what evidence must name; findings that name something else alone are left out
     min_confidence: float = 0.0  # less sure findings are left out
     min_s: float = 0.0  # shorter ones too
 
@@ -73,4 +74,9 @@ def relevant(model: Model, requests: Sequence[Request]) -> list[bool]:
 def moments(question: Question, answer: Answer | None, start_s: float) -> list[Moment]:
     """Returns the moments of a piece that starts at `start_s`, with the video's times."""
     found = moments_of(answer, question.name) if answer else []
-    return [m.later(start_s) for m in found if m.confidence >= question.min_confidence]
+    wanted, kept = question.object.casefold(), []
+    for moment in found:
+        named = [e.object.casefold() for e in moment.evidence if e.object]
+        if moment.confidence >= question.min_confidence and (not named or any(wanted in n for n in named)):
+            kept.append(moment.later(start_s))
+    return kept

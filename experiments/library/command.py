@@ -17,8 +17,9 @@ import o3jax
 from experiments.cli import shell, terminal
 from experiments.cli.locks import lock_folder
 from experiments.evaluation.benchmarks.command import model_digest
+from experiments.library import beam
 from experiments.library.records import Record, Shard
-from experiments.library.session import Extras, Follow, Job, Session
+from experiments.library.session import Extras, Follow, Job, Session, SessionWork
 from experiments.library.videos import list_videos
 from experiments.library.windows import Readers
 from o3jax import api
@@ -45,6 +46,8 @@ class Flags(NamedTuple):
     join_s: flags.FlagHolder
     max_new_tokens: flags.FlagHolder
     export: flags.FlagHolder
+    runner: flags.FlagHolder
+    beam_option: flags.FlagHolder
 
 
 def define(exports: Sequence[str] = ()) -> Flags:
@@ -81,6 +84,7 @@ def define(exports: Sequence[str] = ()) -> Flags:
         flags.DEFINE_list(
             "export", list(exports), f"What else is written into OUT/exports: {', '.join(EXPORTS)}, or all."
         ),
+        *beam.define(),
     )
 
 
@@ -119,10 +123,16 @@ def run(
     plain = {"command": command, "length_s": length, "overlap_s": overlap, "join_s": given.join_s.value}
     job = make_job(plain | {"max_new_tokens": given.max_new_tokens.value})
     readers = Readers(given.readers.value)
-    session = Session(folder, shard, job, extras, readers)
+    session = Session(folder, shard.suffix, job, extras, readers)
     try:
         session.begin(made_with(model, dataclasses.asdict(job)))
         waiting = session.start(videos)
+        if given.runner.value and not follow:
+            work = SessionWork(str(folder), given.model_path.value, job, extras)
+            beam.spread(work, waiting, session.records, given.runner.value, given.beam_option.value)
+            for left in folder.glob("alerts-beam-*.jsonl"):
+                left.unlink()  # what is in them is in the records
+            waiting = [path for path in session.start(videos) if path not in session.known]
         _work(session, model, videos, waiting, follow)
         finish(session, videos, formats)
     finally:

@@ -3,6 +3,7 @@
 events:                    # or tags: for `o3jax label`
   - name: red circle
     question: When is the red circle visible?
+    object: red circle     # optional: findings whose evidence names something else are left out
     min_confidence: 0.6    # optional: less sure findings are left out
     min_s: 0.5             # optional: shorter ones too
 """

@@ -6,18 +6,20 @@ Both are made once. records*.jsonl holds the descriptions; features/ is the fold
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments.library.asking import Question, answers, moments
-from experiments.library.records import Record, RunFolder, Shard
+from experiments.library.beam import load_once
+from experiments.library.records import Record, RunFolder
 from experiments.library.windows import Facts, Readers, cut, read_facts, read_piece
 from o3jax.api import Model
 from o3jax.errors import UserError
@@ -46,10 +48,10 @@ class Library(RunFolder):
 
     flag = "--index_dir"
 
-    def __init__(self, folder: Path, shard: Shard, model: Model, readers: Readers, overlap_s: float):
-        super().__init__(folder, shard)
+    def __init__(self, folder: Path, suffix: str, model: Model, readers: Readers):
+        super().__init__(folder, suffix)
         self.model, self.readers = model, readers
-        self.length_s, self.overlap_s = model.settings.clip_s, overlap_s
+        self.length_s, self.overlap_s = model.settings.clip_s, model.settings.clip_s / 3
         self.known: dict[str, Record] = {}
 
     def waiting(self, videos: Sequence[str]) -> list[str]:
@@ -143,6 +145,25 @@ class Library(RunFolder):
             for moment in moments(Question(question, question), answer, piece[0]):
                 found.append(Found(path, moment, score + named, self.known[path]))
         return sorted(found, key=lambda one: (-one.score, -one.moment.confidence, one.file))
+
+
+@dataclasses.dataclass(frozen=True)
+class LibraryWork:
+    """What a worker of a pipeline does: it adds a video to the index."""
+
+    folder: str
+    model_path: str
+
+    def open(self, name: str) -> Callable[[str], None]:
+        """Returns what adds a video."""
+        library = Library(Path(self.folder), name, load_once(self.model_path), Readers(1))
+        library.waiting([])
+
+        def add(path: str) -> None:
+            for _ in library.add_videos([path]):
+                pass
+
+        return add
 
 
 def matches(question: str, texts: Sequence[str]) -> list[float]:

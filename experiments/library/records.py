@@ -54,10 +54,9 @@ class RunFolder:
     flag = "--workdir"  # names it on the command line
     may_differ: Collection[str] = ("versions",)  # between a run and its continuation
 
-    def __init__(self, folder: Path, shard: Shard = Shard()):  # noqa: B008 (immutable)
+    def __init__(self, folder: Path, suffix: str = ""):
         self.folder = folder
-        self.shard = shard
-        self._own = folder / f"records{shard.suffix}.jsonl"
+        self._own = folder / f"records{suffix}.jsonl"  # of this process alone
 
     def begin(self, made_with: dict[str, Any]) -> None:
         """Makes the folder, or checks that it holds this very run.

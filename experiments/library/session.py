@@ -12,14 +12,15 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 from experiments.library import chapters
 from experiments.library.asking import Question, answers, moments
-from experiments.library.records import Record, RunFolder, Shard, append_line
+from experiments.library.beam import load_once
+from experiments.library.records import Record, RunFolder, append_line
 from experiments.library.windows import Facts, Readers, cut, read_facts, read_piece
 from o3jax.api import Model
 from o3jax.errors import UserError
@@ -76,11 +77,11 @@ class Session(RunFolder):
 
     flag = "--out"
 
-    def __init__(self, folder: Path, shard: Shard, job: Job, extras: Extras, readers: Readers):
-        super().__init__(folder, shard)
+    def __init__(self, folder: Path, suffix: str, job: Job, extras: Extras, readers: Readers):
+        super().__init__(folder, suffix)
         self.job, self.extras, self.readers = job, extras, readers
         self.known: dict[str, Record] = {}
-        self._alerts = folder / f"alerts{shard.suffix}.jsonl"
+        self._alerts = folder / f"alerts{suffix}.jsonl"
         self._so_far: dict[str, list[Moment]] = {}  # of a video that is followed
         self._raised: dict[str, list[tuple[str, Moment]]] = {}  # alerts by their ids
         self._hashes: dict[str, str] = {}
@@ -270,6 +271,28 @@ class Session(RunFolder):
             with writing(path), open(path, "rb") as file:
                 self._hashes = {path: hashlib.file_digest(file, "sha256").hexdigest()}
         return self._hashes[path]
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionWork:
+    """What a worker of a pipeline does: it puts the questions of a job to a video."""
+
+    folder: str
+    model_path: str
+    job: Job
+    extras: Extras
+
+    def open(self, name: str) -> Callable[[str], None]:
+        """Returns what does a video."""
+        session = Session(Path(self.folder), name, self.job, self.extras, Readers(1))
+        model = load_once(self.model_path)
+        session.start([])
+
+        def do(path: str) -> None:
+            for _ in session.work(model, [path]):
+                pass
+
+        return do
 
 
 def _grows(path: str, seen: dict[str, tuple[int, float]], idle_s: float) -> bool:

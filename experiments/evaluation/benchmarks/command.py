@@ -78,9 +78,9 @@ def run_benchmarks(
             config, max_frames=settings.frames, min_frames=least
         )
     for name, items in chosen.items():
-        runs = [Run(settings.workdir / name, settings.shard, items)]
+        runs = [Run(settings.workdir / name, settings.shard.suffix, items)]
         if settings.text_only:
-            runs.append(Run(settings.workdir / name / "text_only", settings.shard, items))
+            runs.append(Run(settings.workdir / name / "text_only", settings.shard.suffix, items))
         for run, blind in zip(runs, (False, True), strict=False):
             decoding = dataclasses.replace(settings.decoding, blind=blind)
             run.begin(_made_with(name, model, settings, decoding))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.formats.benchmarks.item import BoxesAt, Item
-from experiments.library.records import RunFolder, Shard, lines
+from experiments.library.records import RunFolder, lines
 from o3jax.files import whole_file
 
 
@@ -23,8 +23,8 @@ class Run(RunFolder):
 
     may_differ = ("versions", "data_root")
 
-    def __init__(self, folder: Path, shard: Shard = Shard(), items: Sequence[Item] = ()):  # noqa: B008
-        super().__init__(folder, shard)
+    def __init__(self, folder: Path, suffix: str = "", items: Sequence[Item] = ()):
+        super().__init__(folder, suffix)
         self._items = items
 
     def prepare(self) -> None:
