@@ -55,6 +55,7 @@ NUMBERS: tuple[tuple[float, float, tuple[str, ...]], ...] = (
     (
         *(0, _MANY),
         (
+            *("decode_mesh.data", "decode_mesh.tensor"),
             *("loss_chunk", "lora.rank", "rollout_slots", "eval_prompts", "eval_samples", "group_size"),
             *("evidence.intermediate_size", "evidence.*_layers", "evidence.proposals"),
         ),
@@ -72,7 +73,7 @@ NUMBERS: tuple[tuple[float, float, tuple[str, ...]], ...] = (
         (
             *("per_device_train_batch_size", "gradient_accumulation_steps", "train_batch_size"),
             *("row_length", "row_frame_pairs", "row_patches", "clips_per_row", "questions_per_row"),
-            *("mesh.*", "evidence_shape.*", "groups_per_row", "prompts_per_iteration"),
+            *("mesh.*", "decode_mesh.*", "evidence_shape.*", "groups_per_row", "prompts_per_iteration"),
             *("minibatches_per_rollout", "max_completion_length", "pairs_per_clip", "vocab_size"),
             *("frames.m*", "frames.frame_tokens", "text.*", "vision.*", "evidence.hidden_size"),
             "evidence.num_heads",

@@ -6,13 +6,21 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from data_pipelines.rows.frames import FramesConfig
+from o3jax.choices import LOGICAL_AXES, MESH_AXES
 from o3jax.models.config import EvidenceConfig
 
 
 def mesh(**sizes: int) -> ConfigDict:
     """Returns the devices along each mesh axis, 1 where none is named; batches lie over data and fsdp."""
-    axes = ("data", "fsdp", "context", "tensor", "expert")
-    return ConfigDict({axis: sizes.get(axis, 1) for axis in axes})
+    return ConfigDict({axis: sizes.get(axis, 1) for axis in MESH_AXES})
+
+
+def sharding() -> ConfigDict:
+    """Returns where logical axes lie on the mesh, see ShardingRules: `fsdp,context` or `` for nowhere.
+
+    A field without value is as the rules have it.
+    """
+    return ConfigDict({axis: config_dict.placeholder(str) for axis in LOGICAL_AXES})
 
 
 def sft() -> ConfigDict:
@@ -65,6 +73,10 @@ def gspo() -> ConfigDict:
     c.sampling = ConfigDict({"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0})
     c.stop = ()  # strings that end a completion, beside the model's end of text
     c.rollout_slots = 0  # prompts that are sampled at a time; 0 is all
+    # Several devices decode by rules and on a mesh of their own. With a 0, `tensor` has as many as share the
+    # key heads within a node, and `data` the rest.
+    c.decode_mesh = ConfigDict({"data": 0, "context": 1, "tensor": 0, "expert": 1})
+    c.decode_sharding = sharding()
     c.groups_per_row = 1  # of the update; short groups may share the room of a long one
 
     c.reward = "article"  # a name of o3jax.rewards.registry, or one's own as package.module:function
@@ -121,6 +133,7 @@ def _stage() -> ConfigDict:
     # Adapters of this rank on the named projections (see LoRA) instead of the backbone; 0 is off.
     c.lora = ConfigDict({"rank": 0, "alpha": 32.0, "targets": ("q", "k", "v", "o", "gate", "up", "down")})
     c.mesh = mesh()
+    c.sharding = sharding()
     c.gradient_accumulation_steps = 1
     # Exactly one of these; the other is 0.
     c.num_train_epochs = 0.0

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     check_sft(config)
     with Workdir(_WORKDIR.value, config) as workdir:
         run = build_sft(config, workdir)
-        with use_mesh(run.mesh):
+        with use_mesh(run.mesh, run.rules):
             state = train(
                 run.state, run.step, run.pipeline, run.prepare, workdir, run.length, run.note, run.name_of
             )

@@ -28,6 +28,7 @@ from data_pipelines.synthetic.clips import SyntheticClips
 from experiments.data.clips import open_clips, open_processor, open_reader, plan
 from experiments.training.hosts import open_mesh
 from experiments.training.loop import RunLength, StepFn
+from experiments.training.placement import open_spread
 from experiments.training.rewarding import Rewarder, open_scorer
 from experiments.training.rollouts import Updates
 from experiments.training.sampling import Sampler
@@ -45,6 +46,7 @@ from o3jax.inputs.processor import Processor
 from o3jax.models.batch import PromptBatch, stack
 from o3jax.models.config import Config
 from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.sharding import Placement, ShardingRules
 from o3jax.train.state import TrainState
 
 
@@ -68,6 +70,7 @@ class GspoRun:
     clips: Sequence[Clip]
     note: str  # of the clips, for the progress lines
     mesh: Mesh
+    rules: ShardingRules
     rows: MakePrompt
     prompts: Minibatches
     sampler: Sampler
@@ -112,7 +115,7 @@ def build_gspo(
     architecture = architecture_of(config, config_from_hf(source))
     processor = open_processor(source, config)
     clips = open_clips(config, processor, "rl_data_path")
-    mesh = open_mesh(config.mesh)
+    mesh, rules = open_mesh(config.mesh), ShardingRules.of(config.sharding)
     rows = make_prompts(config, processor, architecture)
     minibatches = config.minibatches_per_rollout
     each = config.prompts_per_iteration // minibatches  # prompts of an optimizer step
@@ -127,14 +130,14 @@ def build_gspo(
         data_fingerprint=planned.data_fingerprint,
     )
 
-    model = load_weights(source, config_from_hf(source), dtype=jnp.float32, mesh=mesh)
+    model = load_weights(source, config_from_hf(source), dtype=jnp.float32, mesh=mesh, rules=rules)
     model.config = architecture
     reference = None
     if config.kl_coef:
         reference = jax.tree.map(lambda a: jnp.array(a, config.compute_dtype), model)
     trainer = make_gspo_trainer(config, optimizer or optimizer_of(config, steps))
-    state, step = trainer.start(model, mesh)
-    replicas = mesh.shape["data"] * mesh.shape["fsdp"]
+    state, step = trainer.start(model, mesh, rules)
+    replicas = Placement(mesh, rules).ways("batch")
     sampler = Sampler(
         processor,
         sampling,
@@ -144,6 +147,7 @@ def build_gspo(
         slots=config.rollout_slots or None,
         box_step=config.box_step,
         frozen_tower=not config.lr_multipliers.vision,
+        spread=open_spread(config, mesh, rules, architecture.text),
     )
     return GspoRun(
         source=source,
@@ -152,6 +156,7 @@ def build_gspo(
         clips=planned.clips,
         note=planned.note,
         mesh=mesh,
+        rules=rules,
         rows=rows,
         prompts=Minibatches(pipeline, minibatches),
         sampler=sampler,
@@ -163,6 +168,7 @@ def build_gspo(
             multiple=config.gradient_accumulation_steps * replicas,
             mask_truncated=config.mask_truncated,
             runtime=trainer.runtime,
+            mesh=mesh if mesh.size > 1 else None,
         ),
         group_size=config.group_size,
         seed=config.seed,

@@ -42,7 +42,7 @@ from o3jax.prompts.tokenizer import number_tokens
 from o3jax.sft.evidence import EvidenceWeights
 from o3jax.sft.joint import joint_counts, joint_loss
 from o3jax.sft.text import number_targets, text_loss, token_counts
-from o3jax.sharding import parameter_shardings
+from o3jax.sharding import Placement, ShardingRules, parameter_shardings
 from o3jax.train.state import TrainState
 
 
@@ -55,6 +55,7 @@ class SftRun:
     clips: Sequence[Clip]
     note: str  # of the clips, for the progress lines
     mesh: Mesh
+    rules: ShardingRules
     pipeline: Pipeline
     features: FeatureMaker | None
     micro_batches: int
@@ -79,14 +80,14 @@ def build_sft(config: ConfigDict, workdir: Workdir) -> SftRun:
     source = model_folder(config.model_name_or_path)
     architecture = architecture_of(config, config_from_hf(source))
     processor = open_processor(source, config)
-    mesh = open_mesh(config.mesh)
-    replicas = mesh.shape["data"] * mesh.shape["fsdp"]
+    mesh, rules = open_mesh(config.mesh), ShardingRules.of(config.sharding)
+    replicas = Placement(mesh, rules).ways("batch")
     batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps * replicas
     # Before the model, which takes long to load: what is wrong with the data is told at once.
     clips, rows = open_clips(config, processor), make_rows(config, processor, architecture)[0]
     planned = plan(config, clips, rows, batch_size, workdir)
 
-    model = load_model(source, architecture, mesh, config.seed)
+    model = load_model(source, architecture, mesh, rules, config.seed)
     features = open_features(config, model)
     transforms = make_rows(config, processor, architecture, features)
     pipeline = Pipeline(
@@ -100,13 +101,14 @@ def build_sft(config: ConfigDict, workdir: Workdir) -> SftRun:
         data_fingerprint=planned.data_fingerprint,
     )
     trainer = make_sft_trainer(config, processor, architecture, planned.steps)
-    state, step = trainer.start(model, mesh)
+    state, step = trainer.start(model, mesh, rules)
     return SftRun(
         source=source,
         processor=processor,
         clips=planned.clips,
         note=planned.note,
         mesh=mesh,
+        rules=rules,
         pipeline=pipeline,
         features=features,
         micro_batches=config.gradient_accumulation_steps,
@@ -129,12 +131,12 @@ def architecture_of(config: ConfigDict, have: Config) -> Config:
     return dataclasses.replace(have, evidence=choose_modules(config, asked, have.evidence))
 
 
-def load_model(source: Path, architecture: Config, mesh: Mesh, seed: int) -> Qwen3VL:
+def load_model(source: Path, architecture: Config, mesh: Mesh, rules: ShardingRules, seed: int) -> Qwen3VL:
     """Returns a folder's model on a mesh, float32; modules that it does not have are made anew."""
-    model = load_weights(source, config_from_hf(source), dtype=jnp.float32, mesh=mesh)
+    model = load_weights(source, config_from_hf(source), dtype=jnp.float32, mesh=mesh, rules=rules)
     if architecture.evidence is not None and model.evidence is None:
         made = with_evidence(model, architecture.evidence, jax.random.key(seed))
-        model = jax.device_put(made, parameter_shardings(made, mesh))
+        model = jax.device_put(made, parameter_shardings(made, mesh, rules))
     model.config = architecture
     return model
 

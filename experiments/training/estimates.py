@@ -42,7 +42,7 @@ def estimates_of(
             found = np.array(places[part][prompt][one], np.int32)
             # A completion's first token stands where its second one is predicted.
             at[row, number, : len(found)] = batch.response_index[row, number, 1] + found
-        states[part][there] = np.asarray(_states(model, batch.inputs, at))[here]
+        states[part][there] = updates.own(_states(model, *updates.placed((batch.inputs, at))))[here]
     candidates = match(model, sampled.prompts.inputs, sampled.visuals).candidates
     valid = np.array([[len(found) for found in mine] for mine in places])[..., None] > np.arange(capacity)
     guess = locate(

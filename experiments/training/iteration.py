@@ -29,7 +29,7 @@ from o3jax.train.state import Metrics, TrainState
 def train_gspo(run: GspoRun) -> TrainState:
     """Returns the state after the whole run, or where it is told to stop; evaluated at its end."""
     rows, length = run.prompts, run.length
-    with use_mesh(run.mesh), run.rewarder.scorer:
+    with use_mesh(run.mesh, run.rules), run.rewarder.scorer:
         state = train(
             run.state, _one_by_one(run), rows, lambda item: item, run.workdir, length, run.note, run.name_of
         )

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float
 
+from experiments.training.hosts import gathered
 from experiments.training.sampling import Sampled
 from o3jax.files import write_arrays
 from o3jax.gspo.rows import UpdateBatch, UpdateShape, pack_groups
 from o3jax.gspo.update import response_logprobs
-from o3jax.models.batch import PromptBatch, TextRow, flatten, take, unflatten
+from o3jax.models.batch import PromptBatch, TextRow, Tree, flatten, take, unflatten
 from o3jax.models.config import Config
 from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.models.runtime import Runtime
+from o3jax.sharding import own_rows, place_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Updates:
     multiple: int  # of rows: micro-batches times the devices that share one
     mask_truncated: bool
     runtime: Runtime = Runtime()  # of the update: another kernel, and the first step is off policy
+    mesh: Mesh | None = None
 
     def part(self, number: int) -> slice:
         """Returns which prompts of an iteration are those of a minibatch."""
@@ -81,12 +85,21 @@ class Updates:
         prompts = take(sampled.prompts.inputs, part)
         responses = sampled.responses()[part]
         batch = pack_groups(prompts, responses, self.model, self.shape)
-        rows = len(batch.sequence)
+        rows = int(gathered(np.array([len(batch.sequence)])).max())
         if rows % self.multiple:
             rows += -rows % self.multiple
+        if rows > len(batch.sequence):
             batch = pack_groups(prompts, responses, self.model, self.shape, rows=rows)
         counted = batch.by_sequence(self.counted(sampled)[part])[..., None]
         return dataclasses.replace(batch, response_mask=batch.response_mask & counted)
+
+    def placed(self, rows: Tree) -> Tree:
+        """Returns update rows where the mesh has them."""
+        return rows if self.mesh is None else place_rows(rows, self.mesh)
+
+    def own(self, x: Array) -> np.ndarray:
+        """Returns what was computed of the rows of this host."""
+        return np.asarray(x) if self.mesh is None else own_rows(x, self.mesh)
 
     def counted(self, sampled: Sampled) -> Bool[np.ndarray, "B G"]:
         """Returns which completions the update is made of: not those about a clip that could not be read."""
@@ -116,7 +129,8 @@ class Updates:
         for part in self.parts(sampled):
             batch = self.pack(sampled, part)
             here, there = batch.places()
-            out[part][there] = np.asarray(logprobs_of(model, batch, runtime=self.runtime))[here]
+            found = logprobs_of(model, self.placed(batch), runtime=self.runtime)
+            out[part][there] = self.own(found)[here]
         return out
 
 

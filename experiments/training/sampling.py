@@ -16,16 +16,18 @@ from data_pipelines.rows.prompts import with_text
 from o3jax.errors import UserError
 from o3jax.generate.group import sample_groups
 from o3jax.generate.sampling import Sampling, StopStrings
+from o3jax.generate.spread import Spread
 from o3jax.inference.locate import ReadFrames, frames_nearest, proposals
 from o3jax.inference.matching import match
 from o3jax.inference.respond import encode_visuals
 from o3jax.inputs.dense import SingleFrames
 from o3jax.inputs.processor import Processor
-from o3jax.models.batch import Features, PromptBatch
+from o3jax.models.batch import Batch, Features, PromptBatch
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures, visual_features
 from o3jax.models.text import for_decoding
 from o3jax.prompts import grammar, templates
 from o3jax.prompts.feedback import with_proposals
+from o3jax.sharding import own_rows, place_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Sampler:
     slots: int | None = None  # prompts that are sampled at a time; None is all
     box_step: int = 1  # of proposals in the prompt
     frozen_tower: bool = False
+    spread: Spread | None = None  # over several devices
 
     def sample(
         self,
@@ -86,10 +89,10 @@ class Sampler:
             samples: what the prompts ask, None where the clip could not be read.
             sources: what boxes are read from, of `MakePrompt.single_frames`.
         """
-        model = decoder(policy)
-        visuals = encode_visuals(model, prompts.inputs)
+        model = policy if self.spread else decoder(policy)
+        visuals = encode_visuals(model, self._placed(prompts.inputs))
         if self.frozen_tower:
-            prompts = with_features(prompts, visuals)  # the tower need not run again
+            prompts = with_features(prompts, visuals, self.spread)  # the tower need not run again
         read_frames = None
         if any(sources):
             patches = prompts.inputs.places.centres.shape[2] * model.config.vision.merge_unit
@@ -98,17 +101,21 @@ class Sampler:
             inputs = prompts.inputs
             found = proposals(model, match(model, inputs, visuals), visuals, read_frames)
             prompts = with_text(prompts, self._asked(prompts, samples, found))
+        read = prompts
+        if self.spread and not self.frozen_tower:
+            read = with_features(prompts, visuals, self.spread)
         out = sample_groups(
             model,
-            prompts.inputs,
+            read.inputs,
             key,
             group_size=group_size,
             max_new_tokens=self.max_new_tokens,
             eos_ids=self.eos_ids,
             pad_id=self.processor.tokenizer.pad_token_id,
             sampling=self.sampling,
-            visuals=visuals,
+            visuals=None if self.spread else visuals,
             slots=self.slots,
+            spread=self.spread,
             stop=StopStrings(self.stop, self.processor.decode) if self.stop else None,
         )
         return Sampled(prompts, visuals, read_frames, out.tokens, out.logprobs, out.length, out.finished)
@@ -117,7 +124,15 @@ class Sampler:
         """Returns the prompts as `sample` reads them, but for the text."""
         if not self.frozen_tower:
             return prompts
-        return with_features(prompts, encode_visuals(decoder(policy), prompts.inputs))
+        model = policy if self.spread else decoder(policy)
+        return with_features(prompts, encode_visuals(model, self._placed(prompts.inputs)), self.spread)
+
+    def _placed(self, inputs: Batch) -> Batch:
+        """Returns prompts where their devices are; those that these cannot share evenly stay on the host."""
+        if self.spread is None or len(inputs.text.input_ids) * jax.process_count() % self.spread.rows:
+            return inputs
+        pixels = dataclasses.replace(inputs, text=None, questions=None)
+        return place_rows(pixels, self.spread.prefill.mesh)
 
     def texts(self, sampled: Sampled) -> list[list[str]]:
         """Returns what each completion says, whole: with what its prompt had begun of it."""
@@ -151,9 +166,10 @@ class Sampler:
         return texts
 
 
-def with_features(prompts: PromptBatch, visuals: VisualFeatures) -> PromptBatch:
+def with_features(prompts: PromptBatch, visuals: VisualFeatures, spread: Spread | None = None) -> PromptBatch:
     """Returns prompt rows that carry what a frozen tower made of them, in place of their patches."""
     length = prompts.inputs.patches.length
-    values = np.asarray(visual_features(visuals.tokens, visuals.taps, length.shape[1]))
+    values = visual_features(visuals.tokens, visuals.taps, length.shape[1])
+    values = own_rows(values, spread.prefill.mesh) if spread else np.asarray(values)
     inputs = dataclasses.replace(prompts.inputs, patches=None, features=Features(values, length))
     return dataclasses.replace(prompts, inputs=inputs)

@@ -22,7 +22,7 @@ from o3jax.hf.o3_config import read_settings
 from o3jax.inputs.processor import Processor
 from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.models.runtime import Runtime
-from o3jax.sharding import parameter_shardings, replicate_scalars
+from o3jax.sharding import ShardingRules, parameter_shardings, replicate_scalars
 from o3jax.train.lora import LoRA, adapted_loss
 from o3jax.train.optimizer import learning_rate, make_optimizer
 from o3jax.train.state import CountFn, LossFn, TrainState, init_state, make_train_step
@@ -65,7 +65,7 @@ class Trainer:
         options = {"frozen": self.frozen, "shardings": shardings}
         return make_train_step(self.loss, self.optimizer, self.count, self.runtime, **options)
 
-    def start(self, model: Qwen3VL, mesh: Mesh) -> tuple[TrainState, StepFn]:
+    def start(self, model: Qwen3VL, mesh: Mesh, rules: ShardingRules) -> tuple[TrainState, StepFn]:
         """Returns the state before the first step, and the step, for a model on a mesh.
 
         Args:
@@ -73,7 +73,7 @@ class Trainer:
         """
         adapted = self.adapted(model)
         if adapted is not model:
-            adapted = jax.device_put(adapted, parameter_shardings(adapted, mesh))
+            adapted = jax.device_put(adapted, parameter_shardings(adapted, mesh, rules))
         state = replicate_scalars(self.init(adapted), mesh)
         return state, self.make_step(jax.tree.map(lambda a: a.sharding, state))
 

@@ -12,9 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from o3jax.models.attention import attention, cached_attention
 from o3jax.models.batch import Batch
-from o3jax.models.layers import rms_norm
+from o3jax.models.layers import map_layers, rms_norm
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures, causal_mask
-from o3jax.models.text import visual_rows
+from o3jax.models.text import inject
+from o3jax.sharding import shard
 
 
 @jax.tree_util.register_dataclass
@@ -26,42 +27,47 @@ class Cache:
     stands by `position`, never by the slot's number.
     """
 
-    keys: tuple[Float[Array, "B K H T"], ...]  # one per layer, as the product with queries reads them
-    values: tuple[Float[Array, "B K T H"], ...]
+    # One per layer, as the product with queries reads them; of stacked layers stacked.
+    keys: tuple[Float[Array, "B K H T"], ...] | Float[Array, "L B K H T"]
+    values: tuple[Float[Array, "B K T H"], ...] | Float[Array, "L B K T H"]
     filled: Bool[Array, "B T"]
     length: Int[Array, ""]  # the slot of the next token, the same for all rows
     position: Int[Array, "B"]  # the M-RoPE position of the next token, all three axes
 
 
-@functools.partial(jax.jit, static_argnames="new_tokens")
+KEYS, VALUES = ("batch", "kv_heads", None, "prefix"), ("batch", "kv_heads", "prefix", None)  # their axes
+
+
+@functools.partial(jax.jit, static_argnames=("new_tokens", "kernel"))
 def prefill(
     model: Qwen3VL,
     batch: Batch,
     new_tokens: int,
     visuals: VisualFeatures | None = None,
     ends: Int[Array, "B Q"] | None = None,
+    kernel: str = "xla",
 ) -> tuple[Float[Array, "B D"] | Float[Array, "B Q D"], Cache]:
     """Returns the final hidden state of each row's last token, and a cache with room for `new_tokens`.
 
     `visuals` is what `model.encode_visuals` returned for the batch; None computes it. `ends` asks for the
-    states at these slots instead: the last tokens of a row's continuations. The model's layers must be
-    separate (`o3jax.models.text.for_decoding`).
+    states at these slots instead: the last tokens of a row's continuations. The model's layers are best
+    separate (`o3jax.models.text.for_decoding`); stacked ones make a program that does not grow with depth.
     """
     text, row = model.text, batch.text
     mask = causal_mask(row)
     x, taps = model.embed(row, model.encode_visuals(batch) if visuals is None else visuals)
     rope = text.rope(row.positions, x.dtype)
-    keys, values = [], []
 
     def attend(q, k, v, state):
-        keys.append(jnp.pad(rearrange(k, "b t k h -> b k h t"), ((0, 0), (0, 0), (0, 0), (0, new_tokens))))
-        values.append(jnp.pad(rearrange(v, "b t k h -> b k t h"), ((0, 0), (0, 0), (0, new_tokens), (0, 0))))
-        return attention(q, k, v, mask), state
+        keys = jnp.pad(rearrange(k, "b t k h -> b k h t"), ((0, 0), (0, 0), (0, 0), (0, new_tokens)))
+        values = jnp.pad(rearrange(v, "b t k h -> b k t h"), ((0, 0), (0, 0), (0, new_tokens), (0, 0)))
+        return attention(q, k, v, mask, kernel), (shard(keys, *KEYS), shard(values, *VALUES))
 
-    for index, layer in enumerate(text.layers):
-        x, _ = text.layer(layer, x, rope, attend, None)
-        if index < len(taps):
-            x = x + visual_rows(taps[index], row.visual_index)
+    def layer(x, p, index):
+        x, kept = text.layer(p, x, rope, attend, None)
+        return inject(x, taps, row.visual_index, index), kept
+
+    x, (keys, values) = map_layers(layer, x, text.layers)
     valid = row.segment_ids > 0
     size = valid.shape[1]
     last = size - 1 - jnp.argmax(valid[:, ::-1], axis=1)
@@ -69,7 +75,7 @@ def prefill(
     x = jnp.take_along_axis(x, wanted[..., None], axis=1)
     x = x[:, 0] if ends is None else x
     filled = jnp.pad(valid, ((0, 0), (0, new_tokens)))
-    cache = Cache(tuple(keys), tuple(values), filled, jnp.int32(size), row.next_position)
+    cache = Cache(keys, values, filled, jnp.int32(size), row.next_position)
     return rms_norm(x, text.norm[...], text.config.rms_norm_eps), cache
 
 

@@ -2,16 +2,18 @@
 
 Prompts wait for one of a fixed number of slots; a slot holds the keys and values of its prompt, and those
 of G responses. The device runs windows of steps on all slots. Between two windows, groups that are done
-leave and waiting prompts take their slots.
+leave and waiting prompts take their slots. Several devices do the same together, see `Spread`.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +21,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from o3jax.errors import UserError
-from o3jax.generate.cache import Cache, prefill
+from o3jax.generate.cache import KEYS, VALUES, Cache, prefill
 from o3jax.generate.sampling import Sampling, StopStrings, draw, sample_keys
+from o3jax.generate.slots import Slots, placed
+from o3jax.generate.spread import Spread
 from o3jax.models.attention import group_attention
 from o3jax.models.batch import Batch, take
 from o3jax.models.layers import rms_norm
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
+from o3jax.sharding import place_rows, shard
 
 _WINDOW = 32  # steps after which the host looks at most: stop strings are found then
 _COLUMNS = 64  # of the responses' caches at first; each number of columns is a program of its own
@@ -41,32 +46,6 @@ class Rollouts:
     finished: Bool[np.ndarray, "B G"]  # False: cut off after T tokens
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Slots:
-    """What the device holds of the running groups.
-
-    All slots write to the same column at a step, so that it updates a slice; after the last column comes
-    the first again. A group never runs for longer than there are columns, so it never meets its own start.
-    The W columns of the caches become more when a group needs them: to read empty ones takes as long.
-    """
-
-    prefix: Cache  # of the prompts, a row per slot
-    keys: tuple[Float[Array, "B G K H W"], ...]  # of the responses, one per layer
-    values: tuple[Float[Array, "B G K W H"], ...]
-    tokens: Int[Array, "B G T"]
-    logprobs: Float[Array, "B G T"]
-    length: Int[Array, "B G"]
-    finished: Bool[Array, "B G"]
-    prompt: Int[Array, "B"]  # the number that random numbers are made from
-    start: Int[Array, "B"]  # the clock when the group's first token was drawn
-    clock: Int[Array, ""]  # steps so far; the newest tokens are in column clock % T, and go to clock % W
-
-    def done(self) -> Bool[Array, "B G"]:
-        """Returns which samples have ended or are full."""
-        return self.finished | (self.length >= self.tokens.shape[-1])
-
-
 def sample_groups(
     model: Qwen3VL,
     batch: Batch,
@@ -80,6 +59,7 @@ def sample_groups(
     visuals: VisualFeatures | None = None,
     slots: int | None = None,
     stop: StopStrings | None = None,
+    spread: Spread | None = None,
 ) -> Rollouts:
     """Returns `group_size` samples of each prompt of the batch, on the host.
 
@@ -88,8 +68,9 @@ def sample_groups(
     between two tokens that are equal to a rounding error.)
 
     Args:
-        model: its layers must be separate (`o3jax.models.text.for_decoding`).
-        batch: what `collate` made of B prompts, padded on either side.
+        model: its layers must be separate (`o3jax.models.text.for_decoding`); with `spread` the trainer's.
+        batch: what `collate` made of B prompts, padded on either side; of several hosts each gives its own,
+            as many as the others.
         max_new_tokens: T; a sample that has not ended by then is cut off.
         eos_ids: a sample ends with one of them.
         visuals: what `model.encode_visuals` returned for the batch; None encodes each prompt when its turn
@@ -97,6 +78,7 @@ def sample_groups(
         slots: how many prompts run at a time, all of them by default.
         stop: strings that end a sample, which is cut after the token that completed one, as if it had ended
             there.
+        spread: how several devices share the work; the batch then holds features or patches, no `visuals`.
 
     Raises:
         UserError: if a size is not positive.
@@ -107,28 +89,69 @@ def sample_groups(
         if value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")
     static = {"sampling": sampling, "eos_ids": tuple(eos_ids)}
-    state = empty_slots(model, min(slots or rows, rows), group_size, size, max_new_tokens)
+    hosts, host = (jax.process_count(), jax.process_index()) if spread else (1, 0)
+    numbers = np.arange(rows) * hosts + host  # hosts share a batch row by row
+    wave = spread.rows // hosts if spread else 1  # prompts of a host that are read at a time
+    count = min(slots or hosts * rows, hosts * rows)
+    if spread is None:
+        decoder, on = model, contextlib.nullcontext
+        state = empty_slots(model, count, group_size, size, max_new_tokens)
+    else:
+        decoder, on, key = spread.resident(model), spread.decode.use, spread.everywhere(key)
+        count += -count % math.lcm(hosts, spread.decode.ways("batch"))
+        state = spread.empty(lambda: placed(empty_slots(model, count, group_size, size, max_new_tokens)))
     waiting, running, found = collections.deque(range(rows)), {}, {}
     while waiting or running:
-        for slot in range(len(state.prompt)):
-            if waiting and slot not in running:
-                row = running[slot] = waiting.popleft()
-                one = take(batch, slice(row, row + 1))
-                hidden, prefix = prefill(model, one, 0, _row(visuals, row))
-                # Without the responses' caches, which it does not touch: they may have become wider.
-                lean = dataclasses.replace(state, keys=(), values=())
-                lean = _admit(model, hidden, prefix, key, slot, row, lean, **static)
-                state = dataclasses.replace(lean, keys=state.keys, values=state.values)
-        state = with_columns(state, min(_age(state, running) + _WINDOW, max_new_tokens))
-        state = _window(model, key, state, _WINDOW, 1 if waiting else len(state.prompt), **static)
+        free = [slot for slot in range(count) if slot not in running]
+        while waiting and len(free) >= hosts:
+            some = min(wave, len(waiting), len(free) // hosts)
+            mine = [waiting.popleft() for _ in range(some)]
+            taken, free = np.reshape(free[: hosts * some], (hosts, some)), free[hosts * some :]
+            running |= {slot: None for slot in taken.flat} | dict(zip(taken[host], mine, strict=True))
+            # The last one again, where there are fewer than a wave: it comes to the same slot.
+            again = np.minimum(np.arange(wave), some - 1)
+            taken, mine = taken[:, again].reshape(-1), np.array(mine)[again]
+            hidden, prefix, prompt = _read(model, batch, mine, numbers[mine], visuals, spread)
+            # Without the responses' caches, which it does not touch: they may have become wider.
+            lean = dataclasses.replace(state, keys=(), values=())
+            with on():
+                lean = _admit(decoder, hidden, prefix, key, taken, prompt, lean, **static)
+            state = dataclasses.replace(lean, keys=state.keys, values=state.values)
+        # So many groups leave that a wave can take their slots.
+        leave = min(len(free) + hosts * min(wave, len(waiting)), count) if waiting else count
+        with on():
+            state = with_columns(state, min(_age(state, running) + _WINDOW, max_new_tokens))
+            state = _window(decoder, key, state, _WINDOW, leave, **static)
         if stop is not None:
             state = _stopped(state, running, stop)
         done = np.array(state.done()).all(-1)
         if any(done[slot] for slot in running):
             groups = groups_so_far(state, pad_id)
         for slot in [slot for slot in running if done[slot]]:
-            found[running.pop(slot)] = jax.tree.map(lambda a, slot=slot: a[slot : slot + 1], groups)
+            if (row := running.pop(slot)) is not None:  # not of another host
+                found[row] = jax.tree.map(lambda a, slot=slot: a[slot : slot + 1], groups)
     return jax.tree.map(lambda *groups: np.concatenate(groups), *[found[row] for row in range(rows)])
+
+
+def _read(
+    model: Qwen3VL,
+    batch: Batch,
+    mine: Int[np.ndarray, " some"],
+    numbers: Int[np.ndarray, " some"],
+    visuals: VisualFeatures | None,
+    spread: Spread | None,
+) -> tuple[Float[Array, "R D"], Cache, Int[Array, " R"]]:
+    """Returns the last states of some prompts (of those of all hosts), their caches and their numbers."""
+    if spread is None:
+        (row,) = mine
+        return *prefill(model, take(batch, slice(row, row + 1)), 0, _row(visuals, row)), numbers
+    pixels = Batch(batch.text, patches=batch.patches, features=batch.features)
+    with spread.prefill.use():
+        rows, numbers = place_rows((take(pixels, mine), numbers), spread.prefill.mesh)
+        hidden, cache = prefill(model, rows, 0, kernel=spread.kernel)
+    small = (hidden, cache.filled, cache.length, cache.position, numbers)
+    hidden, filled, length, position, numbers = spread.everywhere(small)
+    return hidden, Cache(cache.keys, cache.values, filled, length, position), numbers
 
 
 def empty_slots(model: Qwen3VL, slots: int, samples: int, size: int, limit: int) -> Slots:
@@ -192,39 +215,57 @@ def _row(visuals: VisualFeatures | None, row: int) -> VisualFeatures | None:
 @functools.partial(jax.jit, static_argnames=("sampling", "eos_ids"), donate_argnames="slots")
 def _admit(
     model: Qwen3VL,
-    hidden: Float[Array, "1 D"],
+    hidden: Float[Array, "R D"],
     prefix: Cache,
     key: Key[Array, ""],
-    slot: Int[Array, ""],
-    number: Int[Array, ""],
+    slot: Int[Array, " R"],
+    number: Int[Array, " R"],
     slots: Slots,
     *,
     sampling: Sampling,
     eos_ids: tuple[int, ...],
 ) -> Slots:
-    """Returns the slots with one more prompt, just prefilled, and the first token of each of its samples."""
+    """Returns the slots with more prompts, just prefilled, and the first token of each of their samples."""
     samples, limit = slots.tokens.shape[1:]
     logits = model.logits(hidden)[:, None].astype(jnp.float32)
-    keys = sample_keys(key, number[None], samples)
-    token, logprob = draw(logits, keys, jnp.zeros(1, jnp.int32), sampling)
+    number = shard(number, None)
+    keys = sample_keys(key, number, samples)
+    token, logprob = draw(logits, keys, jnp.zeros(len(number), jnp.int32), sampling)
     column = slots.clock % limit
+    # Which of the prompts each slot gets.
+    chosen = jnp.full(len(slots.prompt), -1).at[slot].set(jnp.arange(len(slot)))
 
-    def put(whole: Array, one: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(whole, one, slot, axis=0)
+    def put(whole: Array, rows: Array) -> Array:
+        if len(rows) == 1:  # on one device nothing else is touched
+            return jax.lax.dynamic_update_slice_in_dim(whole, rows, slot[0], axis=0)
+        there = (chosen >= 0).reshape(-1, *[1] * (whole.ndim - 1))
+        return jnp.where(there, rows[jnp.maximum(chosen, 0)], whole)
 
     def put_first(whole: Array, first: Array) -> Array:
-        return jax.lax.dynamic_update_slice(whole, first[..., None], (slot, 0, column))
+        now = jax.lax.dynamic_slice_in_dim(whole, column, 1, axis=2)
+        return jax.lax.dynamic_update_slice_in_dim(whole, put(now, first[..., None]), column, axis=2)
 
-    return dataclasses.replace(
+    def put_all(whole: Sequence[Array], rows: Sequence[Array], axes: tuple) -> tuple[Array, ...]:
+        return tuple(put(a, shard(b, None, *axes[1:])) for a, b in zip(whole, rows, strict=True))
+
+    old = slots.prefix
+    slots = dataclasses.replace(
         slots,
-        prefix=jax.tree.map(lambda a, b: put(a, b) if a.ndim else a, slots.prefix, prefix),
+        prefix=Cache(
+            put_all(old.keys, prefix.keys, KEYS),
+            put_all(old.values, prefix.values, VALUES),
+            put(old.filled, prefix.filled),
+            old.length,
+            put(old.position, prefix.position),
+        ),
         tokens=put_first(slots.tokens, token),
         logprobs=put_first(slots.logprobs, logprob),
-        length=put(slots.length, jnp.ones((1, samples), jnp.int32)),
+        length=put(slots.length, jnp.ones_like(token)),
         finished=put(slots.finished, ended(token, eos_ids)),
-        prompt=put(slots.prompt, number[None]),
-        start=put(slots.start, slots.clock[None]),
+        prompt=put(slots.prompt, number),
+        start=put(slots.start, jnp.broadcast_to(slots.clock, len(number))),
     )
+    return placed(slots)
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "eos_ids"), donate_argnames="slots")
@@ -256,13 +297,14 @@ def _window(
             old = jax.lax.dynamic_index_in_dim(whole, column, axis=2, keepdims=False)
             return jax.lax.dynamic_update_index_in_dim(whole, jnp.where(done, old, new), column, axis=2)
 
-        return dataclasses.replace(
+        slots = dataclasses.replace(
             slots,
             tokens=put(slots.tokens, token),
             logprobs=put(slots.logprobs, logprob),
             length=slots.length + ~done,
             finished=slots.finished | (~done & ended(token, eos_ids)),
         )
+        return placed(slots)
 
     return jax.lax.while_loop(going, body, slots)
 
@@ -319,6 +361,8 @@ def _stopped(slots: Slots, running: Iterable[int], stop: StopStrings) -> Slots:
         length = stop.length(groups.tokens[at][: groups.length[at]])
         if length is not None:
             groups.length[at], groups.finished[at] = length, True
-    return dataclasses.replace(
-        slots, length=jnp.asarray(groups.length), finished=jnp.asarray(groups.finished)
+    length, finished = (
+        jax.device_put(new, old.sharding)
+        for new, old in ((groups.length, slots.length), (groups.finished, slots.finished))
     )
+    return dataclasses.replace(slots, length=length, finished=finished)

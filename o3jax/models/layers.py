@@ -199,15 +199,21 @@ def run_layers(body: Callable, carry: Any, layers: nnx.Module | nnx.List) -> Any
     Stacked layers are scanned, so the program does not grow with depth; unstacked layers are
     unrolled, which decoding needs (a scan would copy the cache at every step).
     """
+    return map_layers(lambda *state: (body(*state), None), carry, layers)[0]
+
+
+def map_layers(body: Callable, carry: Any, layers: nnx.Module | nnx.List) -> tuple[Any, Any]:
+    """Returns the carry after `carry, kept = body(carry, layer, index)` over all layers, and what was kept.
+
+    That is a tree of stacked arrays, of unstacked layers a tree of tuples.
+    """
     if isinstance(layers, nnx.List):
+        every = []
         for index, layer in enumerate(layers):
-            carry = body(carry, layer, index)
-        return carry
-
-    def step(carry, xs):
-        return body(carry, *xs), None
-
-    return jax.lax.scan(step, carry, (layers, jnp.arange(num_layers(layers))))[0]
+            carry, kept = body(carry, layer, index)
+            every.append(kept)
+        return carry, jax.tree.map(lambda *arrays: arrays, *every)
+    return jax.lax.scan(lambda carry, xs: body(carry, *xs), carry, (layers, jnp.arange(num_layers(layers))))
 
 
 def stack(layers: Sequence[nnx.Module]) -> nnx.Module:

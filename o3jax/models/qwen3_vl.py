@@ -106,6 +106,7 @@ class Qwen3VL(nnx.Module):
         self, tokens: Float[Array, "B tokens D"], places: VisualPlaces, lengths: Int[Array, "B T"]
     ) -> VisualTokens:
         by_pair = rearrange(tokens, "b (t p) d -> b t p d", t=places.times.shape[1])
+        by_pair = shard(by_pair, "batch", "frame_pairs", None, None)
         valid = jnp.arange(places.centres.shape[2]) < lengths[..., None] // self.config.vision.merge_unit
         return VisualTokens(by_pair, places.times, places.centres, valid)
 

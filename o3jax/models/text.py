@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from o3jax.models.config import TextConfig
@@ -26,7 +27,7 @@ from o3jax.models.layers import (
 )
 from o3jax.models.rope import rotate, text_angles
 from o3jax.models.runtime import Runtime
-from o3jax.sharding import shard
+from o3jax.sharding import divides, mesh_axes, shard
 
 # Given q [B, S, N, H] and the new k, v [B, S, K, H]: the attention output [B, S, N, H] and what the
 # caller wants back from the layer (a cache, or nothing).
@@ -200,7 +201,6 @@ class TextDecoder(nnx.Module):
             visual_index: which visual token stands at each position, -1 for text.
         """
         rope = self.rope(positions, x.dtype)
-        taps = deepstack.shape[0]
 
         def one(x: Array, p: TextLayers) -> Array:
             return self.layer(p, x, rope, attend, None)[0]
@@ -208,21 +208,54 @@ class TextDecoder(nnx.Module):
         one = checkpointed(one, runtime.remat)
 
         def body(x, p, index):
-            x = one(x, p)
-            if not taps:
-                return x
-            return jax.lax.cond(
-                index < taps,
-                lambda: x + visual_rows(deepstack[jnp.minimum(index, taps - 1)], visual_index),
-                lambda: x,
-            )
+            return inject(one(x, p), deepstack, visual_index, index)
 
         x = run_layers(body, x, self.layers)
         return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
 
 
+def inject(
+    x: Float[Array, "B S D"],
+    deepstack: Float[Array, "taps B tokens D"],
+    visual_index: Int[Array, "B S"],
+    layer: int | Int[Array, ""],
+) -> Float[Array, "B S D"]:
+    """Returns a layer's output with the DeepStack features for this layer, if there are any, in place."""
+    taps = len(deepstack)
+    if isinstance(layer, int):
+        return x + visual_rows(deepstack[layer], visual_index) if layer < taps else x
+    if not taps:
+        return x
+    return jax.lax.cond(
+        layer < taps,
+        lambda: x + visual_rows(deepstack[jnp.minimum(layer, taps - 1)], visual_index),
+        lambda: x,
+    )
+
+
 def visual_rows(tokens: Float[Array, "B tokens D"], index: Int[Array, "B S"]) -> Float[Array, "B S D"]:
     """Returns the visual token at each position, zero where the position is text (index -1)."""
-    rows = jnp.take_along_axis(tokens, jnp.maximum(index, 0)[..., None], axis=1)
-    # A product, whose gradient keeps one number a position, where that of a choice keeps a row of them.
-    return rows * (index[..., None] >= 0).astype(rows.dtype)
+    rows, sequence = mesh_axes("batch"), mesh_axes("sequence")
+
+    def chosen(tokens: Array, index: Array) -> Array:
+        found = jnp.take_along_axis(tokens, jnp.maximum(index, 0)[..., None], axis=1)
+        # A product, whose gradient keeps one number a position, where that of a choice keeps a row of them.
+        return found * (index[..., None] >= 0).astype(found.dtype)
+
+    if not sequence or not divides(index.shape, (rows, sequence)):
+        return chosen(tokens, index)
+    # A row over several devices: these gather its visual tokens, where a product would sum up all of the row.
+    spread = sequence if divides(tokens.shape[1:2], (sequence,)) else ()
+
+    def part(tokens: Array, index: Array) -> Array:
+        for axis in spread:
+            tokens = jax.lax.all_gather(tokens, axis, axis=1, tiled=True)
+        return chosen(tokens, index)
+
+    return jax.shard_map(
+        part,
+        in_specs=(PartitionSpec(rows, spread), PartitionSpec(rows, sequence)),
+        out_specs=PartitionSpec(rows, sequence),
+        axis_names=set(rows + sequence),
+        check_vma=False,
+    )(tokens, index)

@@ -65,7 +65,7 @@ class Merger(nnx.Module):
         norm_width = self.norm_scale.shape[-1]
         x = layer_norm(x.reshape(rows, -1, norm_width), self.norm_scale[...], self.norm_bias[...])
         x = linear(x.reshape(rows, patches // unit, unit * width), self.fc1[...]) + self.fc1_bias[...]
-        x = jax.nn.gelu(shard(x, "batch", None, "mlp"), approximate=False)
+        x = jax.nn.gelu(shard(x, "frames", None, "mlp"), approximate=False)
         return linear(x, self.fc2[...]) + self.fc2_bias[...]
 
 
@@ -97,7 +97,7 @@ class VisionTower(nnx.Module):
         rows = batch * pairs
 
         def flat(a: Array) -> Array:
-            return shard(a.reshape(rows, *a.shape[2:]), "batch", *[None] * (a.ndim - 2))
+            return shard(a.reshape(rows, *a.shape[2:]), "frames", *[None] * (a.ndim - 2))
 
         if values.dtype == jnp.uint8:
             values = values.astype(jnp.float32) / 127.5 - 1.0
@@ -117,23 +117,25 @@ class VisionTower(nnx.Module):
             # Rotated in float32 and cast back, as the reference implementation does.
             q = checkpoint_name(rotate(q.astype(jnp.float32), cos, sin).astype(dtype), "q")
             k = checkpoint_name(rotate(k.astype(jnp.float32), cos, sin).astype(dtype), "k")
-            h = attention(q, k, checkpoint_name(v, "v"), mask, runtime.kernel)
+            h = attention(q, k, checkpoint_name(v, "v"), mask, runtime.kernel, ("frames", None))
             x = (
                 x
                 + linear(h.reshape(*h.shape[:2], -1), p.out[...].reshape(-1, c.hidden_size))
                 + p.out_bias[...]
             )
             h = layer_norm(x, p.norm2_scale[...], p.norm2_bias[...])
-            h = shard(linear(h, p.fc1[...]) + p.fc1_bias[...], "batch", None, "mlp")
+            h = shard(linear(h, p.fc1[...]) + p.fc1_bias[...], "frames", None, "mlp")
             x = x + second(h, p.fc2[...]) + p.fc2_bias[...]
-            return shard(x, "batch", None, None)
+            return shard(x, "frames", None, None)
 
         # Its gradient keeps h alone; to store what lies in between for each block takes longer.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def second(h: Array, w: Array) -> Array:
             return linear(jax.nn.gelu(h, approximate=True), w)
 
-        block = checkpointed(block, runtime.remat)
+        # Attention within a frame is a small part of a block's work, and what it keeps a large part of its
+        # memory: it is made again.
+        block = checkpointed(block, "full" if runtime.remat == "names" else runtime.remat)
         tap_numbers = {layer: tap for tap, layer in enumerate(c.deepstack_visual_indexes)}
         tap_of_layer = jnp.asarray([tap_numbers.get(layer, -1) for layer in range(c.depth)])
 
@@ -148,8 +150,8 @@ class VisionTower(nnx.Module):
 
         kept = jnp.zeros((len(c.deepstack_visual_indexes), *x.shape), dtype)
         x, kept = run_layers(body, (x, kept), self.layers)
-        tokens = self.merger(x).reshape(batch, -1, c.out_hidden_size)
+        tokens = shard(self.merger(x).reshape(batch, -1, c.out_hidden_size), "batch", "sequence", None)
         if self.deepstack_mergers is None:
             return tokens, jnp.zeros((0, *tokens.shape), dtype)
         features = jax.lax.map(lambda xs: xs[0](xs[1]), (self.deepstack_mergers, kept))
-        return tokens, features.reshape(-1, *tokens.shape)
+        return tokens, shard(features.reshape(-1, *tokens.shape), None, "batch", "sequence", None)

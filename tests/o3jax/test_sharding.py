@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from o3jax import sharding
+from o3jax.errors import UserError
 from o3jax.hf.names import model_leaves
 from o3jax.inputs.collate import collate
 from o3jax.models.batch import SupervisedBatch, take
@@ -181,15 +184,51 @@ def test_shard_places_by_the_rules():
     with use_mesh(mesh):
         y = jax.jit(lambda x: shard(2 * x, "batch", None, "mlp"))(x)
         assert y.sharding.spec == PartitionSpec(("data", "fsdp"), None, "tensor")
-    with use_mesh(mesh, ShardingRules(mlp="data", batch=())):
+    with use_mesh(mesh, ShardingRules(mlp="data", batch=(), frames=())):
         y = jax.jit(lambda x: shard(2 * x, "batch", None, "mlp"))(x)
         assert y.sharding.spec == PartitionSpec(None, None, "data")
 
 
-def test_an_axis_that_does_not_divide_is_replicated():
+def test_an_axis_that_does_not_divide_lies_on_what_divides_it_and_that_is_said_once(caplog):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    spec = partition_spec((6, 7, 4), ("batch", "heads", "mlp"), mesh, ShardingRules())
-    assert spec == PartitionSpec(None, None, "tensor")
+    for _ in range(2):
+        spec = partition_spec((6, 7, 4), ("batch", "heads", "mlp"), mesh, ShardingRules())
+        assert spec == PartitionSpec("data", None, "tensor")
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == [
+        "4 devices (data+fsdp) do not divide the axis batch of size 6, which lies over 2 of them",
+        "2 devices (tensor) do not divide the axis heads of size 7, which is whole on each",
+    ]
+
+
+def test_rules_come_from_a_config_and_collisions_are_refused():
+    rules = ShardingRules.of({"batch": "data", "embed": "", "heads": None}, prefix=())
+    assert (rules.batch, rules.embed, rules.heads, rules.prefix) == (("data",), (), "tensor", ())
+    with pytest.raises(UserError, match="config.sharding.mlp names model; the axes of a mesh are data, fsdp"):
+        ShardingRules.of({"mlp": "model"})
+    for fields, pair in (
+        ({"heads": "fsdp", "batch": "data", "frames": ""}, "embed and heads"),
+        ({"sequence": "data"}, "batch and sequence"),
+        ({"expert": "tensor"}, "expert and mlp"),
+        ({"vocab": "context"}, "embed and vocab"),
+    ):
+        with pytest.raises(UserError, match=f"config.sharding puts {pair}, axes of one array, both"):
+            ShardingRules.of(fields)
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe"])
+def test_the_axes_of_every_parameter_are_among_those_that_are_checked(tiny, kind):
+    for variable in jax.tree.leaves(tiny(kind).ours, is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        axes = set(variable.get_metadata()["axes"]) - {None}
+        assert any(axes <= set(names) for names in sharding._TOGETHER) or len(axes) < 2, axes
+
+
+def test_other_rules_make_another_program():
+    """A function that was traced by some rules is traced again by others, on the same mesh."""
+    mesh, double = make_mesh(data=2, fsdp=4), jax.jit(lambda x: shard(2 * x, "batch", None))
+    for rules, spec in ((ShardingRules(), ("data", "fsdp")), (ShardingRules(batch=("data",)), "data")):
+        with use_mesh(mesh, rules):
+            assert double(jnp.ones((8, 2))).sharding.spec == PartitionSpec(spec)
 
 
 def test_mesh_mistakes():

@@ -21,7 +21,11 @@ _BLOCK = 128
 
 
 def cudnn(
-    q: Float[Array, "B S N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], mask: Mask
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    mask: Mask,
+    axes: tuple[str, str | None],
 ) -> Float[Array, "B S N H"]:
     """Returns what `o3jax.models.attention.attention` does, for rows of one segment with padding behind.
 
@@ -43,11 +47,15 @@ def cudnn(
         )[..., :width]
 
     width = q.shape[-1]
-    return checkpoint_name(_spread(run, q, k, v, *lengths), "attention")
+    return checkpoint_name(_spread(run, axes, q, k, v, *lengths), "attention")
 
 
 def triton(
-    q: Float[Array, "B S N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], mask: Mask
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Mask,
+    axes: tuple[str, str | None],
 ) -> Float[Array, "B S N H"]:
     """Returns what `o3jax.models.attention.attention` does, for queries and keys of the same segments.
 
@@ -71,7 +79,7 @@ def triton(
     rest = -size % _BLOCK
     q, k, v = (jnp.pad(x, ((0, 0), (0, rest), (0, 0), (0, 0))) for x in (q, k, v))
     segments = jnp.pad(jnp.asarray(mask.q_segments), ((0, 0), (0, rest)))
-    return checkpoint_name(_spread(run, q, k, v, segments)[:, :size], "attention")
+    return checkpoint_name(_spread(run, axes, q, k, v, segments)[:, :size], "attention")
 
 
 def _refuse_continuations(mask: Mask, name: str) -> None:
@@ -79,10 +87,12 @@ def _refuse_continuations(mask: Mask, name: str) -> None:
         raise ValueError(f"the attention kernel {name} reads no prefix with continuations; xla and splash do")
 
 
-def _spread(run: Callable[..., Array], q: Array, k: Array, v: Array, *rows: Any) -> Array:
+def _spread(
+    run: Callable[..., Array], axes: tuple[str, str | None], q: Array, k: Array, v: Array, *rows: Any
+) -> Array:
     """Returns the attention, on each device that of its rows and heads."""
-    batch, heads = mesh_axes("batch"), mesh_axes("kv_heads")
-    if mesh_axes("sequence"):
+    batch, heads = mesh_axes(axes[0]), mesh_axes("kv_heads")
+    if mesh_axes(axes[1]):
         raise ValueError("on a GPU a row over several devices (mesh.context) needs the attention kernel xla")
     if jax.sharding.get_abstract_mesh().empty:
         return run(q, k, v, *rows)

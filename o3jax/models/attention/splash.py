@@ -31,7 +31,11 @@ Ids = Int[Array, "parts B S"]
 
 
 def splash(
-    q: Float[Array, "B S N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], mask: Mask
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    mask: Mask,
+    axes: tuple[str, str | None],
 ) -> Float[Array, "B S N H"]:
     """Returns what `o3jax.models.attention.attention` does, on a TPU."""
     (batch, size, heads, width), keys, groups = q.shape, k.shape[1], k.shape[2]
@@ -39,7 +43,7 @@ def splash(
     q = rearrange(_padded(q * width**-0.5, size), "b s (k g) h -> b k g s h", k=groups)
     k, v = (rearrange(_padded(x, keys), "b t k h -> b k t h") for x in (k, v))
     ids = _pad_ids(q_ids, q.shape[3], -8), _pad_ids(kv_ids, k.shape[2], -9)
-    rows, heads_on, sequence = mesh_axes("batch"), mesh_axes("kv_heads"), mesh_axes("sequence")
+    rows, heads_on, sequence = mesh_axes(axes[0]), mesh_axes("kv_heads"), mesh_axes(axes[1])
     if not divides((batch, groups), (rows, heads_on)):
         rows, heads_on = (), ()
     if not (sequence and divides((q.shape[3] // _LANES, k.shape[2] // _LANES), (sequence, sequence))):

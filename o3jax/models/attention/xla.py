@@ -22,7 +22,11 @@ _SPANS = 8
 
 
 def xla(
-    q: Float[Array, "B S N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], mask: Mask
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    mask: Mask,
+    axes: tuple[str, str | None],
 ) -> Float[Array, "B S N H"]:
     """Returns what `o3jax.models.attention.attention` does, on any backend."""
     q = rearrange(q * q.shape[-1] ** -0.5, "b s (k g) h -> b k g s h", k=k.shape[2])

@@ -276,7 +276,7 @@ def test_admission_costs_one_prompt_whatever_the_group(models, batch):
         slots = jax.eval_shape(lambda: group.empty_slots(model, 2, samples, one.text.input_ids.shape[1], T))
         hidden, prefix = jax.eval_shape(lambda: prefill(model, one, 0))
         admit = functools.partial(group._admit, **static)
-        return flops(admit, model, hidden, prefix, key, jnp.int32(0), jnp.int32(0), slots)
+        return flops(admit, model, hidden, prefix, key, np.zeros(1, int), np.zeros(1, int), slots)
 
     head = 2 * model.text.lm_head[...].size
     assert cost(1) == cost(8) == head < flops(lambda m, b: prefill(m, b, 0), model, one) / 5
