@@ -24,7 +24,9 @@ _TOPOLOGY = flags.DEFINE_string(
     "The machine: a100:8, h100:4x8, v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1.",
     required=True,
 )
-_STEP = flags.DEFINE_string("step", None, "sft or update; by default what the config trains.")
+_STEP = flags.DEFINE_string(
+    "step", None, "sft, update, prefill, decode or rollout; by default what the config trains."
+)
 _SWEEP = flags.DEFINE_list(
     "sweep",
     [],

@@ -8,13 +8,11 @@ import time
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from experiments.planning.flops import flops
 from experiments.planning.machines import GIB, Machine
 from experiments.planning.program import Buffer, Collective, by_key, read_program
 from experiments.planning.steps import Step
-from o3jax.sharding import ShardingRules, use_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +42,15 @@ class Plan:
         return dataclasses.asdict(self)
 
 
-def compile_step(step: Step, machine: Machine, mesh: Mesh, rules: ShardingRules) -> Plan:
+def compile_step(step: Step, machine: Machine) -> Plan:
     """Returns what a step takes; a program that does not fit is a result too."""
-    sizes = dict(mesh.shape)
-    with use_mesh(mesh, rules):
+    sizes = dict(step.placement.mesh.shape)
+    with step.placement.use():
         needed = flops(step.plain, *step.arguments, assumed=step.loops)
         start = time.perf_counter()
-        lowered = step.run.trace(*step.arguments).lower(lowering_platforms=(machine.platform,))
+        lowered = step.run.trace(*step.arguments, **step.options).lower(
+            lowering_platforms=(machine.platform,)
+        )
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -66,7 +66,7 @@ def _plan(
 ) -> Plan:
     chip, count = machine.chip, len(machine.devices)
     program = read_program(compiled.as_text(), mesh, assumed=step.loops)
-    memory = _memory(compiled.memory_analysis(), chip.memory_gib)
+    memory = _memory(compiled.memory_analysis(), step.beside_gib, chip.memory_gib)
     links = {"link": 0.0, "network": 0.0}
     for one in program.collectives:
         links["network" if one.chips_apart > machine.per_node else "link"] += one.wire_bytes / 1e9
@@ -94,19 +94,20 @@ def _plan(
         largest_buffers=program.buffers[:5],
         largest_collectives=program.collectives[:5],
         unknown_loops=program.unknown_loops,
-        analytic=step.analytic(mesh),
+        analytic=dict(step.analytic),
     )
 
 
-def _memory(found: Any, chip_gib: float) -> dict[str, float]:
+def _memory(found: Any, beside: float, chip_gib: float) -> dict[str, float]:
     """Returns GiB of a chip; outputs that take the place of arguments count once."""
     arguments, temporaries = found.argument_size_in_bytes / GIB, found.temp_size_in_bytes / GIB
     outputs = (found.output_size_in_bytes - found.alias_size_in_bytes) / GIB
-    peak = arguments + temporaries + outputs
+    peak = arguments + temporaries + outputs + beside
     return {
         "arguments_gib": arguments,
         "temporaries_gib": temporaries,
         "outputs_gib": outputs,
+        "beside_gib": beside,
         "peak_gib": peak,
         "chip_gib": chip_gib,
         "share": peak / chip_gib,
@@ -141,5 +142,5 @@ def _refused(
         largest_buffers=[],
         largest_collectives=[],
         unknown_loops=0,
-        analytic=step.analytic(mesh),
+        analytic=dict(step.analytic),
     )

@@ -17,15 +17,14 @@ def show(plan: Plan) -> str:
     lines += [
         f"memory of a chip   {m['peak_gib']:8.1f} of {m['chip_gib']:.1f} GiB ({m['share']:.0%})"
         f" = {m['arguments_gib']:.1f} arguments + {m['temporaries_gib']:.1f} temporaries"
-        f" + {m['outputs_gib']:.1f} outputs",
-        f"  by arithmetic    parameters {plan.analytic['parameters_gib']:.1f},"
-        f" moments {plan.analytic['moments_gib']:.1f} GiB",
+        f" + {m['outputs_gib']:.1f} outputs + {m['beside_gib']:.1f} beside",
+        f"  by arithmetic    {_listed(_unit(plan.analytic, '_gib'))} GiB",
         f"operations         {plan.flops / 1e12:8.0f} TFLOP on all chips",
         f"memory traffic     {plan.hbm_gb:8.0f} GB a chip (an upper bound: fused reads count)",
         f"on the wire        {sum(plan.collectives_gb.values()):8.1f} GB a chip: "
         + _listed(plan.collectives_gb),
         f"  along            {_listed(plan.axes_gb)}",
-        f"  by arithmetic    {plan.analytic['gather_and_reduce_gb']:.1f} GB for weights and gradients",
+        f"  by arithmetic    {_listed(_unit(plan.analytic, '_gb'))} GB",
         "roofline           " + ", ".join(f"{name} {1e3 * s:.0f} ms" for name, s in plan.roofline_s.items()),
         f"projected MFU      {plan.mfu['sum']:.2f} (sum of the terms), {plan.mfu['max']:.2f} (largest alone)",
         "largest buffers",
@@ -69,6 +68,15 @@ def advice(plan: Plan) -> str:
         "network": "The network limits it: put fsdp inside a node and data between the nodes.",
     }
     return says[limit]
+
+
+def _unit(figures: Mapping[str, float], unit: str) -> dict[str, float]:
+    """Returns the figures of a unit, their names as words."""
+    return {
+        name.removesuffix(unit).replace("_", " "): value
+        for name, value in figures.items()
+        if name.endswith(unit)
+    }
 
 
 def _listed(figures: Mapping[str, float]) -> str:

@@ -67,6 +67,19 @@ def supervised_rows(config: Config, c: Any) -> SupervisedBatch:
     return SupervisedBatch(inputs, _ints(S), EvidenceTruth(mentions, search=search))
 
 
+def prompt_rows(config: Config, c: Any) -> Batch:
+    """Returns the shapes of a prompt of a GSPO config as rollouts read it: with what the tower made of it."""
+    S, pairs = c.row_length, c.row_frame_pairs
+    text = TextRow(_ints(S), _ints(S), _ints(3, S), _ints(S), next_position=_ints())
+    return Batch(text, features=_features(config.vision, pairs, c.row_patches, c.compute_dtype))
+
+
+def _features(vision: VisionConfig, pairs: int, patches: int, dtype: str) -> Features:
+    tokens, taps = patches // vision.merge_unit, len(vision.deepstack_visual_indexes)
+    values = (pairs, tokens, 1 + taps, vision.out_hidden_size)
+    return Features(jax.ShapeDtypeStruct(values, jnp.dtype(dtype)), _ints(pairs))
+
+
 def update_rows(config: Config, c: Any, shape: UpdateShape) -> UpdateBatch:
     """Returns the shapes of an update row of a GSPO config; a frozen tower has left features in it."""
     S, N, T, vision = shape.length, shape.sequences, shape.response, config.vision
@@ -74,10 +87,8 @@ def update_rows(config: Config, c: Any, shape: UpdateShape) -> UpdateBatch:
     if c.lr_multipliers.vision:
         inputs = Batch(text, patches=patches(vision, shape.frame_pairs, shape.patches))
     else:
-        tokens, taps = shape.patches // vision.merge_unit, len(vision.deepstack_visual_indexes)
-        values = (shape.frame_pairs, tokens, 1 + taps, vision.out_hidden_size)
-        kept = jax.ShapeDtypeStruct(values, jnp.dtype(c.compute_dtype))
-        inputs = Batch(text, features=Features(kept, _ints(shape.frame_pairs)))
+        features = _features(vision, shape.frame_pairs, shape.patches, c.compute_dtype)
+        inputs = Batch(text, features=features)
     return UpdateBatch(
         inputs,
         response_ids=_ints(N, T),

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from configs.checks import check_fields, check_kernel
 from experiments.planning.compiled import Plan, compile_step
+from experiments.planning.kinds import STEPS, make_step
 from experiments.planning.machines import Machine
-from experiments.planning.steps import STEPS, make_step
 from o3jax.errors import UserError
 from o3jax.sharding import ShardingRules, make_mesh
 
@@ -41,8 +41,8 @@ def plan_of(config: ConfigDict, changes: Mapping[str, str], kind: str, machine: 
             + (f"write --config.mesh.fsdp={sizes['fsdp']}" if sizes["fsdp"] else "change its axes")
         )
     mesh = make_mesh(machine.devices, **sizes)
-    rules = ShardingRules()
-    return compile_step(make_step(config, kind, mesh, rules), machine, mesh, rules)
+    step = make_step(config, kind, mesh, ShardingRules.of(config.sharding), machine.per_node)
+    return compile_step(step, machine)
 
 
 def changed(config: ConfigDict, changes: Mapping[str, str]) -> ConfigDict:

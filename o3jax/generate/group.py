@@ -115,13 +115,13 @@ def sample_groups(
             # Without the responses' caches, which it does not touch: they may have become wider.
             lean = dataclasses.replace(state, keys=(), values=())
             with on():
-                lean = _admit(decoder, hidden, prefix, key, taken, prompt, lean, **static)
+                lean = admit(decoder, hidden, prefix, key, taken, prompt, lean, **static)
             state = dataclasses.replace(lean, keys=state.keys, values=state.values)
         # So many groups leave that a wave can take their slots.
         leave = min(len(free) + hosts * min(wave, len(waiting)), count) if waiting else count
         with on():
             state = with_columns(state, min(_age(state, running) + _WINDOW, max_new_tokens))
-            state = _window(decoder, key, state, _WINDOW, leave, **static)
+            state = decode_window(decoder, key, state, _WINDOW, leave, **static)
         if stop is not None:
             state = _stopped(state, running, stop)
         done = np.array(state.done()).all(-1)
@@ -213,7 +213,7 @@ def _row(visuals: VisualFeatures | None, row: int) -> VisualFeatures | None:
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "eos_ids"), donate_argnames="slots")
-def _admit(
+def admit(
     model: Qwen3VL,
     hidden: Float[Array, "R D"],
     prefix: Cache,
@@ -269,7 +269,7 @@ def _admit(
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "eos_ids"), donate_argnames="slots")
-def _window(
+def decode_window(
     model: Qwen3VL,
     key: Key[Array, ""],
     slots: Slots,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
@@ -37,20 +39,23 @@ class Slots:
         return self.finished | (self.length >= self.tokens.shape[-1])
 
 
-def placed(slots: Slots) -> Slots:
-    """Returns the slots where they live on several devices: caches by their axes, the rest on each device."""
+def placed(slots: Slots, place: Callable[..., Any] = shard) -> Slots:
+    """Returns the slots where they live on several devices: caches by their axes, the rest on each device.
+
+    Args:
+        place: an array and its logical axes -> what stands in its place.
+    """
     own = ("batch", None, "kv_heads", None, None)
     prefix, rest = slots.prefix, dataclasses.replace(slots, prefix=None, keys=(), values=())
-    rest = jax.tree.map(lambda a: shard(a, *[None] * a.ndim), rest)
+    rest, filled, length, position = jax.tree.map(
+        lambda a: place(a, *[None] * a.ndim), (rest, prefix.filled, prefix.length, prefix.position)
+    )
+    keys, values = (
+        tuple(place(a, *axes) for a in some) for some, axes in ((prefix.keys, KEYS), (prefix.values, VALUES))
+    )
     return dataclasses.replace(
         rest,
-        prefix=dataclasses.replace(
-            prefix,
-            keys=tuple(shard(k, *KEYS) for k in prefix.keys),
-            values=tuple(shard(v, *VALUES) for v in prefix.values),
-            filled=shard(prefix.filled, None, None),
-            position=shard(prefix.position, None),
-        ),
-        keys=tuple(shard(k, *own) for k in slots.keys),
-        values=tuple(shard(v, *own) for v in slots.values),
+        prefix=Cache(keys, values, filled, length, position),
+        keys=tuple(place(k, *own) for k in slots.keys),
+        values=tuple(place(v, *own) for v in slots.values),
     )

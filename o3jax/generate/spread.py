@@ -42,15 +42,21 @@ class Spread:
 
     def resident(self, model: Qwen3VL) -> Qwen3VL:
         """Returns the trainer's text model as decoding wants it: layers separate, weights where they stay."""
+        return jax.jit(_resident, out_shardings=self.resident_shardings(model))(model)
+
+    def resident_shapes(self, model: Qwen3VL) -> Qwen3VL:
+        """Returns the shapes of what `resident` returns."""
+        return jax.eval_shape(_resident, model)
+
+    def resident_shardings(self, model: Qwen3VL) -> Qwen3VL:
+        """Returns where `resident` puts each array."""
 
         def where(variable: nnx.Variable) -> nnx.Variable:
             shape = variable.get_value().shape
             axes = variable.get_metadata()["axes"][-len(shape) :]  # without that of stacked layers
             return variable.replace(self.decode.of(shape, *axes))
 
-        shapes = jax.eval_shape(_resident, model)
-        there = jax.tree.map(where, shapes, is_leaf=lambda x: isinstance(x, nnx.Variable))
-        return jax.jit(_resident, out_shardings=there)(model)
+        return jax.tree.map(where, self.resident_shapes(model), is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
 def _resident(model: Qwen3VL) -> Qwen3VL:

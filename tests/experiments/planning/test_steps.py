@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from configs import gspo_article, sft_article
-from experiments.planning.steps import make_step, shapes_of
+from experiments.planning.kinds import make_step
+from experiments.planning.steps import shapes_of, sizes
 from o3jax.errors import UserError
 from o3jax.sharding import ShardingRules, make_mesh
 
@@ -16,7 +17,7 @@ def test_sft_of_8b_is_spread_over_eight_devices():
     c.model_name_or_path = "models/Qwen3-VL-8B-Instruct"
     step = make_step(c, "sft", make_mesh(fsdp=8), ShardingRules())
     # Nine billion parameters and their two moments, float32, an eighth of them on each device.
-    figures = step.analytic({"data": 1, "fsdp": 8, "context": 1, "tensor": 1, "expert": 1})
+    figures = step.analytic
     assert 4.0 < figures["parameters_gib"] < 4.5
     assert figures["moments_gib"] == pytest.approx(2 * figures["parameters_gib"], rel=0.01)
     assert step.tokens == 8 * 4 * 8192  # a row a device, four times
@@ -34,6 +35,25 @@ def test_the_update_of_gspo_has_prompts_and_responses():
     assert batch.response_ids.shape == (1, 8, 3, c.max_completion_length)
     assert batch.inputs.features is not None  # of the tower, which is frozen
     assert all(hasattr(a, "sharding") for a in jax.tree.leaves(step.arguments))
+
+
+def test_rollouts_are_spread_over_eight_devices():
+    """16 prompts of 12,288 tokens with 8 completions of 512: none of it twice, each weight once."""
+    c = gspo_article.get_config()
+    c.sft_model_path, c.row_length, c.group_size, c.max_completion_length = "Qwen3-VL-8B", 12288, 8, 512
+    mesh, rules = make_mesh(fsdp=8), ShardingRules()
+    step = make_step(c, "rollout", mesh, rules, 8)
+    tokens = 16 * 12288 + 16 * 8 * 512
+    assert step.analytic["caches_of_all_gib"] == pytest.approx(tokens * 36 * 2 * 8 * 128 * 2 / 2**30)
+    decoder, _, slots, *_ = step.arguments
+    caches = (slots.prefix.keys, slots.prefix.values, slots.keys, slots.values)
+    assert sizes(caches) * 8 == pytest.approx(step.analytic["caches_of_all_gib"] * 2**30)
+    every_weight = 2 * (8.77e9 - 0.58e9)  # bytes of the checkpoint, without its tower
+    assert sizes(decoder) * 8 == pytest.approx(every_weight, rel=0.01)
+    assert step.options["sampling"].temperature == 1 and step.loops == 512
+    prompts = make_step(c, "prefill", mesh, rules, 8).arguments[1]
+    ids = prompts.text.input_ids
+    assert ids.shape == (8, 12288) and ids.sharding.shard_shape(ids.shape) == (1, 12288)
 
 
 def test_a_model_that_nobody_knows_is_refused():

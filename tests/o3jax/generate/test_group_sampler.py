@@ -243,10 +243,10 @@ def calls(monkeypatch):
 
         return run
 
-    window = group._window
+    window = group.decode_window
     monkeypatch.setattr(group, "prefill", prefilled)
-    monkeypatch.setattr(group, "_admit", watched(group._admit, 6))
-    monkeypatch.setattr(group, "_window", watched(window, 2))
+    monkeypatch.setattr(group, "admit", watched(group.admit, 6))
+    monkeypatch.setattr(group, "decode_window", watched(window, 2))
     return counted
 
 
@@ -275,7 +275,7 @@ def test_admission_costs_one_prompt_whatever_the_group(models, batch):
     def cost(samples):
         slots = jax.eval_shape(lambda: group.empty_slots(model, 2, samples, one.text.input_ids.shape[1], T))
         hidden, prefix = jax.eval_shape(lambda: prefill(model, one, 0))
-        admit = functools.partial(group._admit, **static)
+        admit = functools.partial(group.admit, **static)
         return flops(admit, model, hidden, prefix, key, np.zeros(1, int), np.zeros(1, int), slots)
 
     head = 2 * model.text.lm_head[...].size

@@ -61,13 +61,13 @@ def alone(tiny):
 def test_eight_devices_write_what_one_does(alone, monkeypatch, kind, train, decode, rows, slots):
     model, batch, expected = alone(kind)
     seen = []
-    window = group._window
+    window = group.decode_window
 
     def watched(model, key, slots, *rest, **static):
         seen.append((model, slots))
         return window(model, key, slots, *rest, **static)
 
-    monkeypatch.setattr(group, "_window", watched)
+    monkeypatch.setattr(group, "decode_window", watched)
     monkeypatch.setattr(group, "_WINDOW", 5)
     rules = ShardingRules()
     spread = Spread(
