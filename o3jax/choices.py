@@ -4,7 +4,7 @@ MESH_AXES = ("data", "fsdp", "context", "tensor", "expert")
 # What axes of arrays mean; `o3jax.sharding.ShardingRules` says where each lies on the mesh.
 LOGICAL_AXES = ("batch", "sequence", "prefix", "frame_pairs", "frames")  # of activations
 LOGICAL_AXES += ("embed", "heads", "kv_heads", "mlp", "vocab", "expert")  # of parameters, and of both
-REMAT = ("none", "full", "names")  # of a layer's activations, see `o3jax.models.layers`
+REMAT = ("none", "full", "names", "offload")  # of a layer's activations, see `o3jax.models.layers`
 KERNELS = ("xla", "splash", "cudnn", "triton")  # of attention, see `o3jax.models.attention`
 COMPUTE_DTYPES = ("float32", "bfloat16")
 SCHEDULES = ("constant", "linear", "cosine")  # of the learning rate, see `o3jax.train.optimizer`

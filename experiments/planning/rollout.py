@@ -63,7 +63,7 @@ def _prefill(config: ConfigDict, policy: Qwen3VL, spread: Spread, beside: float)
     )
     text = policy.config.text
     kept = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 2  # bytes of a token
-    weights, ways = sizes(policy.text) * at.mesh.size, at.ways("embed")
+    weights, ways = sizes(policy.text.layers) * at.mesh.size, at.ways("embed")
     figures = {
         "parameters_gib": sizes(policy) / GIB,
         "caches_gib": rows * config.row_length * kept / at.mesh.size / GIB,

@@ -173,7 +173,8 @@ def checkpointed(fn: Callable, remat: str) -> Callable:
     """Returns `fn` under a rematerialisation policy.
 
     "none" keeps every residual, "full" only the inputs, "names" the inputs, the rotated q, k, v and
-    the attention output (so that the backward pass does not repeat attention).
+    the attention output (so that the backward pass does not repeat attention). "offload" keeps the same, but
+    in the memory of the host.
 
     Raises:
         ValueError: if the policy is none of `REMAT`.
@@ -184,6 +185,14 @@ def checkpointed(fn: Callable, remat: str) -> Callable:
         return jax.checkpoint(fn)
     if remat == "names":
         policy = jax.checkpoint_policies.save_only_these_names("q", "k", "v", "attention")
+        return jax.checkpoint(fn, policy=policy)
+    if remat == "offload":
+        policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["input", "q", "k", "v", "attention"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
         return jax.checkpoint(fn, policy=policy)
     raise ValueError(f"unknown remat policy '{remat}'; available: {', '.join(REMAT)}")
 

@@ -169,6 +169,7 @@ class TextDecoder(nnx.Module):
     ) -> tuple[Float[Array, "B S D"], Any]:
         """Returns one layer's output and what `attend` returned beside the attention."""
         c = self.config
+        x = checkpoint_name(x, "input")  # see `layers.checkpointed`
         h = rms_norm(x, p.input_norm[...], c.rms_norm_eps)
         q, k, v = p.project(h)
         q, k = (rms_norm(x, norm[...], c.rms_norm_eps) for x, norm in ((q, p.q_norm), (k, p.k_norm)))

@@ -135,7 +135,7 @@ class VisionTower(nnx.Module):
 
         # Attention within a frame is a small part of a block's work, and what it keeps a large part of its
         # memory: it is made again.
-        block = checkpointed(block, "full" if runtime.remat == "names" else runtime.remat)
+        block = checkpointed(block, "full" if runtime.remat in ("names", "offload") else runtime.remat)
         tap_numbers = {layer: tap for tap, layer in enumerate(c.deepstack_visual_indexes)}
         tap_of_layer = jnp.asarray([tap_numbers.get(layer, -1) for layer in range(c.depth)])
 

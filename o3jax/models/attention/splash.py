@@ -2,16 +2,21 @@
 
 A prefix with continuations is two parts, the prefix and what each continuation reads of itself, merged
 by their float32 log-sum-exp; so is the gradient, for which both get the merged output and log-sum-exp.
+
+Of a row over several devices each gathers the keys. Causal queries are dealt out in a zigzag: of 2 n parts
+device j computes j and 2 n - 1 - j, so that all have the same number of keys to read.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -52,8 +57,10 @@ def splash(
     ways = math.prod(mesh[axis] for axis in sequence)
     # Where every query reads all keys, a device's queries are as any others, and its kernel one for so many.
     own, shards = (q.shape[3], ways) if mask.causal else (q.shape[3] // ways, 1)
-    made = _kernel(heads // groups, own, k.shape[2], mask.causal, shards, _INTERPRET)
-    out = _spread(made, mask.causal, q, k, v, ids, (rows, heads_on, sequence))
+    dealt = len(sequence) == 1 and mask.causal and own % (2 * ways * _LANES) == 0
+    made = _kernel(heads // groups, own, k.shape[2], mask.causal, shards, dealt, _INTERPRET)
+    over = _Row(sequence, ways if dealt else 1)
+    out = _spread(made, mask.causal, q, k, v, ids, (rows, heads_on), over)
     return rearrange(out[:, :, :, :size, :width], "b k g s h -> b s (k g) h").astype(v.dtype)
 
 
@@ -81,12 +88,52 @@ def _pad_ids(ids: Ids, size: int, value: int) -> Ids:
     return jnp.pad(ids, ((0, 0), (0, 0), (0, size - ids.shape[2])), constant_values=value)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """How a row lies over several devices: along these mesh axes, its queries dealt out to so many."""
+
+    axes: tuple[str, ...]
+    dealt: int  # 1: queries stay where they are
+
+    def gathered(self, x: Array) -> Array:
+        """Returns x [B, K, T, ...] of all devices."""
+        for axis in self.axes:
+            x = jax.lax.all_gather(x, axis, axis=2, tiled=True)
+        return x
+
+    def deal(self, x: Array, dimension: int, back: bool = False) -> Array:
+        """Returns the parts of x along a dimension that this device has in the zigzag, or gives them back."""
+        if self.dealt == 1:
+            return x
+        (axis,), count = self.axes, self.dealt
+        # Device i has the parts 2 i and 2 i + 1. Each device gets one of even and one of odd number.
+        ways = [
+            [(i, part if part < count else 2 * count - 1 - part) for i, part in enumerate(parts)]
+            for parts in (range(0, 2 * count, 2), range(1, 2 * count, 2))
+        ]
+        first, second = jnp.split(x, 2, dimension)
+        swapped = jax.lax.axis_index(axis) % 2 == 1
+        if not back:
+            even, odd = (jax.lax.ppermute(p, axis, w) for p, w in zip((first, second), ways, strict=True))
+            parts = jnp.where(swapped, odd, even), jnp.where(swapped, even, odd)
+        else:
+            even, odd = jnp.where(swapped, second, first), jnp.where(swapped, first, second)
+            homes = [[(to, source) for source, to in way] for way in ways]
+            parts = [jax.lax.ppermute(p, axis, w) for p, w in zip((even, odd), homes, strict=True)]
+        return jnp.concatenate(parts, dimension)
+
+
 @functools.lru_cache(maxsize=64)  # to make the mask of a long sequence takes a minute
-def _kernel(heads: int, queries: int, keys: int, causal: bool, ways: int, interpret: bool) -> Any:
-    block_q = next(size for size in _BLOCKS if queries // ways % size == 0)
+def _kernel(
+    heads: int, queries: int, keys: int, causal: bool, ways: int, dealt: bool, interpret: bool
+) -> Any:
+    block_q = next(size for size in _BLOCKS if queries // ways // (1 + dealt) % size == 0)
     block_kv = next(size for size in _BLOCKS if keys % size == 0)
     shape = (queries, keys)
     one = masks.CausalMask(shape) if causal else masks.FullMask(shape)
+    if dealt:
+        parts = np.split(one.q_sequence, 2 * ways)
+        one.q_sequence = np.concatenate([parts[i] for j in range(ways) for i in (j, 2 * ways - 1 - j)])
     sizes = kernels.BlockSizes(
         block_q=block_q,
         block_kv=block_kv,
@@ -114,12 +161,12 @@ def _kernel(heads: int, queries: int, keys: int, causal: bool, ways: int, interp
 
 
 def _spread(
-    made: Any, causal: bool, q: Array, k: Array, v: Array, ids: tuple[Ids, Ids], axes: tuple
+    made: Any, causal: bool, q: Array, k: Array, v: Array, ids: tuple[Ids, Ids], axes: tuple, row: _Row
 ) -> Array:
     """Returns the attention, on each device that of its rows, heads and queries to all keys of the rows."""
-    rows, heads, sequence = axes
+    (rows, heads), sequence = axes, row.axes
     if jax.sharding.get_abstract_mesh().empty:
-        return _attend(made, (), q, k, v, ids)
+        return _attend(made, row, q, k, v, ids)
     spec = jax.tree.map(lambda _: PartitionSpec(), made)
     if causal:
         mesh = jax.sharding.get_abstract_mesh()
@@ -127,7 +174,7 @@ def _spread(
     queries, keys = PartitionSpec(rows, heads, None, sequence), PartitionSpec(rows, heads, sequence)
     id_spec = PartitionSpec(None, rows, sequence)
     return jax.shard_map(
-        lambda made, *inputs: _attend(made, sequence, *inputs),
+        lambda made, *inputs: _attend(made, row, *inputs),
         in_specs=(spec, queries, keys, keys, (id_spec, id_spec)),
         out_specs=queries,
         check_vma=False,  # and no axis_names: a kernel of one device wants all axes to be its own
@@ -136,14 +183,15 @@ def _spread(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _attend(
-    made: Any, sequence: tuple[str, ...], q: Float[Array, "B K G S H"], k: Array, v: Array, ids: tuple
+    made: Any, row: _Row, q: Float[Array, "B K G S H"], k: Array, v: Array, ids: tuple
 ) -> Float[Array, "B K G S H"]:
-    return _forward(made, sequence, q, k, v, ids)[0]
+    return _forward(made, row, q, k, v, ids)[0]
 
 
-def _forward(made: Any, sequence: tuple[str, ...], q: Array, k: Array, v: Array, ids: tuple) -> tuple:
+def _forward(made: Any, row: _Row, q: Array, k: Array, v: Array, ids: tuple) -> tuple:
     q_ids, kv_ids = ids
-    whole_k, whole_v, whole_ids = (_gathered(x, sequence, 2) for x in (k, v, kv_ids))
+    mine, mine_ids = row.deal(q, 3), row.deal(q_ids, 2)
+    whole_k, whole_v, whole_ids = (row.gathered(x) for x in (k, v, kv_ids))
 
     def one(q: Array, k: Array, v: Array, q_id: Array, kv_id: Array) -> tuple[Array, Array]:
         out, (lse,) = made(q, k, v, kernels.SegmentIds(q_id, kv_id))
@@ -151,16 +199,17 @@ def _forward(made: Any, sequence: tuple[str, ...], q: Array, k: Array, v: Array,
 
     over_heads = jax.vmap(one, (0, 0, 0, None, None))
     over_rows = jax.vmap(over_heads, (0, 0, 0, 0, 0))
-    parts = [over_rows(q, whole_k, whole_v, *part) for part in zip(q_ids, whole_ids, strict=True)]
+    parts = [over_rows(mine, whole_k, whole_v, *part) for part in zip(mine_ids, whole_ids, strict=True)]
     lse = functools.reduce(jnp.logaddexp, [part[1] for part in parts])
     out = sum(jnp.exp(one - lse)[..., None] * value for value, one in parts).astype(q.dtype)
     out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
-    return out, (made, q, k, v, ids, out, lse)
+    return row.deal(out, 3, back=True), (made, q, k, v, ids, out, lse)
 
 
-def _backward(sequence: tuple[str, ...], residuals: tuple, grad: Array) -> tuple:
+def _backward(row: _Row, residuals: tuple, grad: Array) -> tuple:
     made, q, k, v, (q_ids, kv_ids), out, lse = residuals
-    whole_k, whole_v, whole_ids = (_gathered(x, sequence, 2) for x in (k, v, kv_ids))
+    q, grad, q_ids = row.deal(q, 3), row.deal(grad, 3), row.deal(q_ids, 2)
+    whole_k, whole_v, whole_ids = (row.gathered(x) for x in (k, v, kv_ids))
     options = {key: made.kwargs[key] for key in _OPTIONS}
 
     def one(q: Array, k: Array, v: Array, out: Array, lse: Array, grad: Array, *part: Array) -> tuple:
@@ -174,17 +223,12 @@ def _backward(sequence: tuple[str, ...], residuals: tuple, grad: Array) -> tuple
         for part in zip(q_ids, whole_ids, strict=True)
     ]
     dq, dk, dv = (sum(x.astype(jnp.float32) for x in some) for some in zip(*found, strict=True))
-    for axis in sequence:
+    dq = row.deal(dq.astype(q.dtype), 3, back=True)
+    for axis in row.axes:
         dk, dv = (jax.lax.psum_scatter(x, axis, scatter_dimension=2, tiled=True) for x in (dk, dv))
-    return None, dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+    return None, dq, dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
 _OPTIONS = ("mask_value", "is_mqa", "block_sizes", "residual_checkpoint_name", "mask_function")
 _OPTIONS += ("attn_logits_soft_cap", "interpret")
 _attend.defvjp(_forward, _backward)
-
-
-def _gathered(x: Array, axes: tuple[str, ...], dimension: int) -> Array:
-    for axis in axes:
-        x = jax.lax.all_gather(x, axis, axis=dimension, tiled=True)
-    return x

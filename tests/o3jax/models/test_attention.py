@@ -109,14 +109,24 @@ def float64(q, k, v, allowed, weights):
     return np.einsum("bnst,btnh->bsnh", p, v), np.einsum("bnst,btnh->bsnh", ds, k), *summed
 
 
-@pytest.mark.parametrize("mesh", [{}, {"fsdp": 2, "tensor": 2, "context": 2}], ids=["one", "eight devices"])
-@pytest.mark.parametrize("kind", ["causal", "continuations", "all"])
-def test_splash_has_the_numbers_of_a_float64_reference(monkeypatch, kind, mesh):
+EIGHT = {"fsdp": 2, "tensor": 2, "context": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mesh", "more"),
+    [
+        *((kind, mesh, 0) for kind in ("causal", "continuations", "all") for mesh in ({}, EIGHT)),
+        # So long that the queries of a row are dealt out.
+        ("continuations", EIGHT, 255),
+        ("causal", {"fsdp": 2, "context": 4}, 760),
+    ],
+)
+def test_splash_has_the_numbers_of_a_float64_reference(monkeypatch, kind, mesh, more):
     monkeypatch.setattr("o3jax.models.attention.splash._INTERPRET", True)
-    rng, size = np.random.default_rng(0), 250  # no block divides it
+    rng, size = np.random.default_rng(0), 250 + more  # no block divides it
     segments, continuations = np.ones((B, size), np.int32), np.zeros((B, size), np.int32)
-    segments[1, 130:], segments[:, 240:] = 2, 0
-    continuations[0, 90:160], continuations[0, 160:240] = 1, 2
+    segments[1, 130:], segments[:, size - 10 :] = 2, 0
+    continuations[0, 90:160], continuations[0, 160 : size - 10] = 1, 2
     told = (continuations, continuations) if kind == "continuations" else ()
     mask = Mask(segments, segments, *told, causal=kind != "all")
     q, k, v = (jnp.asarray(rng.standard_normal((B, size, n, H)), jnp.float32) for n in (N, K, K))

@@ -310,7 +310,7 @@ def test_a_row_too_long_is_refused(setting, packed):
 # --- the step ---
 
 
-@pytest.mark.parametrize("remat", ["full", "names"])
+@pytest.mark.parametrize("remat", ["full", "names", "offload"])
 def test_rematerialisation_changes_no_gradient(setting, packed, plain_gradients, remat):
     batch = as_batch([packed[1]])
     (loss, _), expected = plain_gradients(setting[0], batch)
