@@ -32,6 +32,12 @@ _SWEEP = flags.DEFINE_list(
     [],
     "Fields to vary, such as row_length=8192/16384,remat=names/full: a line for each combination.",
 )
+_SEARCH = flags.DEFINE_string(
+    "search",
+    None,
+    "A field whose largest value that fits is looked for: row_length (with frames for its length), "
+    "per_device_train_batch_size or rollout_slots.",
+)
 _OUT = flags.DEFINE_string("out", None, "A JSON file of all figures.")
 
 
@@ -43,8 +49,10 @@ def main(argv: Sequence[str]) -> None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quiet}"
     import jax
 
+    from experiments.planning.compiled import Plan
     from experiments.planning.machines import open_machine
     from experiments.planning.report import line_of, show
+    from experiments.planning.search import changes_to, largest
     from experiments.planning.sweep import plan_of
 
     # A TPU's compiler then takes a quarter of the time; the memory it finds is the same, or a little more.
@@ -53,17 +61,24 @@ def main(argv: Sequence[str]) -> None:
     check_outputs({"--out": _OUT.value})
     machine = open_machine(_TOPOLOGY.value)
     kind = _STEP.value or ("sft" if "data_path" in _CONFIG.value else "update")
-    plans = []
-    for changes in _combinations(_SWEEP.value):
-        plan = plan_of(_CONFIG.value, changes, kind, machine)
-        plans.append((changes, plan))
-        if _SWEEP.value:
-            print(line_of(changes, plan), flush=True)
-        else:
-            print(show(plan), flush=True)
+    config, field, several, records = _CONFIG.value, _SEARCH.value, bool(_SWEEP.value or _SEARCH.value), []
+    if _SWEEP.value and field:
+        raise UserError("--search looks for one value, --sweep compares some: leave one of them out")
+
+    def planned(changes: dict[str, str]) -> Plan:
+        plan = plan_of(config, changes, kind, machine)
+        print(line_of(changes, plan) if several else show(plan), flush=True)
+        records.append({"changes": changes, **plan.to_json()})
         if _OUT.value:
-            records = [{"changes": changed, **found.to_json()} for changed, found in plans]
-            files.write_json(_OUT.value, records if _SWEEP.value else records[0], indent=1)
+            files.write_json(_OUT.value, records if several else records[0], indent=1)
+        return plan
+
+    if field:
+        found = largest(field, config, lambda value: planned(changes_to(config, field, value)))
+        print(f"the largest {field} that fits: {found}" if found else f"no {field} was found that fits")
+        return
+    for changes in _combinations(_SWEEP.value):
+        planned(changes)
 
 
 def _combinations(sweep: Sequence[str]) -> list[dict[str, str]]:
