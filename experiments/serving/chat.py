@@ -23,7 +23,6 @@ from experiments.serving.metrics import Metrics
 from experiments.serving.schema import ChatRequest, ImagePart, VideoPart
 from experiments.serving.texts import shown
 from o3jax.generate.continuous import Choice
-from o3jax.printing import check_whole
 from o3jax.report import question_language
 
 _LOOK_S = 0.2  # between two looks whether the client is still there
@@ -91,8 +90,6 @@ class Chat:
             if isinstance(part, VideoPart | ImagePart)
         ]
         texts = [message.text() for message in body.messages]
-        for text in (*texts, *media):
-            check_whole(text, "the message")
         if len(media) > 1:
             raise ApiError(400, f"a request is about one video or image, not {len(media)}", "too_many_media")
         max_tokens = min(body.max_completion_tokens or body.max_tokens or self.max_tokens, self.max_tokens)

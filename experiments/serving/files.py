@@ -161,7 +161,7 @@ class Files:
             return Medium(self._passing(lambda path: self._decode(url, path)), "data URL")
         if kind in ("http", "https"):
             host = self._allowed(url)
-            name = PurePath(urllib.parse.urlsplit(url).path).name or host
+            name = PurePath(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name or host
             return Medium(self._passing(lambda path: self._fetch(url, host, path)), printable(name)[:200])
         if self.media_root is not None and len(url) < 4096:
             with named("the media root", self.media_root):

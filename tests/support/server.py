@@ -41,14 +41,12 @@ class Live:
             return self.openai().files.create(file=file, purpose="user_data").id
 
     def raw(self, request: bytes, seconds: float = 30) -> bytes:
-        """Returns all that comes back for bytes on a new connection."""
+        """Returns what comes back first for bytes on a new connection; nothing if that is reset."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
-            connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
-            parts = []
-            while part := connection.recv(1 << 16):
-                parts.append(part)
-        return b"".join(parts)
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(request)
+                return connection.recv(1 << 16)
+        return b""
 
 
 def question(url: str, text: str) -> list[dict[str, Any]]:

@@ -67,7 +67,7 @@ def test_ask_see_mend_and_save(server, page, clip):
     page.js("report.contentDocument.querySelector('[data-evidence]').click()")
     video = "report.contentDocument.querySelector('video')"
     page.wait(f"!{video}.seeking && Math.abs({video}.currentTime - {item['frame'] / 25}) < 0.01")
-    page.wait("report.contentDocument.querySelector('#overlay div')")
+    page.wait("report.contentDocument.querySelector('#overlay div') !== null")
     screen, box = rect(page, "#overlay"), rect(page, "#overlay div:not(.stated)")
     scale = screen[2] / width
     found = [(box[0] - screen[0]) / scale, (box[1] - screen[1]) / scale]
@@ -75,7 +75,7 @@ def test_ask_see_mend_and_save(server, page, clip):
     assert found == pytest.approx(item["box_px"], abs=2)
 
     inside(page, "d.querySelector('[data-verdict=fixed]').click()")
-    page.wait("report.contentDocument.querySelector('.editor .box')")
+    page.wait("report.contentDocument.querySelector('.editor .box') !== null")
     x, y = middle(*rect(page, ".editor .se"))
     page.drag((x, y), (x - 10 * scale, y - 6 * scale))  # of the video's pixels
     x, y = middle(*rect(page, "#range .start"))
