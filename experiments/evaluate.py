@@ -32,6 +32,7 @@ from experiments.evaluation.benchmarks.runs import Run
 from experiments.evaluation.consistency import run_calibration, run_consistency
 from experiments.evaluation.synthetic_command import Settings as SyntheticSettings
 from experiments.evaluation.synthetic_command import run_synthetic
+from experiments.evaluation.voting import run_voting
 from experiments.library.records import Shard
 from o3jax import api
 from o3jax.errors import UserError
@@ -52,7 +53,7 @@ _NUM_QUESTIONS = flags.DEFINE_integer(
     "num_questions",
     None,
     "synthetic: how many questions, two per clip (level 4: five), 200 by default; consistency: 1000, and "
-    "a tenth under each shift; --calibrate: 800.",
+    "a tenth under each shift; voting: 100; --calibrate: 800.",
     lower_bound=1,
     upper_bound=1000000,
 )
@@ -120,6 +121,9 @@ _TEXT_ONLY = flags.DEFINE_boolean("text_only", False, "Ask without the videos to
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the runs; the same one goes on. None: beside --out, or runs/evaluate/MODEL."
 )
+_SAMPLES = flags.DEFINE_integer(
+    "samples", 8, "voting: sampled responses to each question.", lower_bound=2, upper_bound=64
+)
 _CALIBRATE = flags.DEFINE_boolean(
     "calibrate", False, "Fit the calibration of the model's confidences, in place of a benchmark."
 )
@@ -147,6 +151,11 @@ def _consistency(console: Console) -> dict[str, Any]:
     return run_consistency(_load, folder, count, _SEED.value, console)
 
 
+def _voting(console: Console) -> dict[str, Any]:
+    folder, count = _workdir() / "voting", _NUM_QUESTIONS.value or 100
+    return run_voting(_load, folder, count, _SAMPLES.value, _SEED.value, console)
+
+
 def _calibrate(console: Console) -> dict[str, Any]:
     return run_calibration(_load, _workdir() / "calibrate", _NUM_QUESTIONS.value or 800, _SEED.value, console)
 
@@ -155,6 +164,7 @@ def _calibrate(console: Console) -> dict[str, Any]:
 EXPERIMENTS: dict[str, Callable[[Console], dict[str, Any]]] = {
     "synthetic": _synthetic,
     "consistency": _consistency,
+    "voting": _voting,
 }
 
 
