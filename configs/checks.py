@@ -250,8 +250,8 @@ def _check_stage(config: ConfigDict, model: str, data: str) -> None:
             raise UserError(f"config.{name} is empty: write a folder")
     FramesConfig(**config.frames)
     kind, _, level = config[data].partition(":")
-    if generated(config[data]) and level not in ("1", "2", "3"):
-        raise UserError(f"config.{data} is '{config[data]}'; write {kind}:1, :2 or :3")
+    if generated(config[data]) and level not in ("1", "2", "3", "4"):
+        raise UserError(f"config.{data} is '{config[data]}'; write {kind}:1, :2, :3 or :4")
     steps, epochs = config.max_steps, config.num_train_epochs
     if (steps > 0) == (epochs > 0):
         raise UserError(
@@ -265,9 +265,10 @@ def _check_stage(config: ConfigDict, model: str, data: str) -> None:
 
 
 def generated(path: str) -> str:
-    """Returns "synthetic" or "captions" where data of the synthetic world are named, "" for a data set."""
+    """Returns "synthetic", "captions" or "levels" where data of the synthetic world are named, "" for a data
+    set."""
     kind = path.partition(":")[0]
-    return kind if kind in ("synthetic", "captions") else ""
+    return kind if kind in ("synthetic", "captions", "levels") else ""
 
 
 def choose_modules(config: ConfigDict, asked: EvidenceConfig, have: EvidenceConfig | None) -> EvidenceConfig:

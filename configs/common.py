@@ -27,7 +27,7 @@ def sft() -> ConfigDict:
     """Returns every field of `experiments.sft`: the plain values, for a Qwen3-VL as published."""
     c = _stage()
     c.model_name_or_path = ""  # a Hugging Face folder
-    c.data_path = ""  # a dataset folder, synthetic:LEVEL or captions:LEVEL
+    c.data_path = ""  # a dataset folder, synthetic:LEVEL, levels:LEVEL or captions:LEVEL
     c.full_text_loss = False  # labels on the prompt too, not only on the response
     c.feature_cache = ""  # a folder that keeps what a frozen tower makes of the clips of a data set
     c.feature_cache_gib = 100.0  # a full folder takes no more
@@ -60,7 +60,7 @@ def gspo() -> ConfigDict:
     """Returns every field of `experiments.gspo`: the values of the GSPO paper where it has one."""
     c = _stage()
     c.sft_model_path = ""  # the folder of a model that was fine-tuned
-    c.rl_data_path = ""  # a dataset folder, or synthetic:LEVEL
+    c.rl_data_path = ""  # a dataset folder, synthetic:LEVEL or levels:LEVEL
     c.questions_per_row = 1
 
     # An iteration: as many prompts, a group of completions each, shared by as many optimizer steps. Those

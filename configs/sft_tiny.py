@@ -1,11 +1,12 @@
 """SFT of o3-tiny on the synthetic world, rendered while it trains (no clip comes twice).
 
-Four stages after the grounding of the tower, each from the model of the one before:
+Stages after the grounding of the tower, each from the model of the one before:
 
     captions   single frames and what is on them
     questions  clips with questions, the text alone
     evidence   text and evidence together, the tower frozen
     feedback   the same, and the text is written from the modules' proposals
+    levels     the same for levels 1 to 4, of the long ones windows; from the model that GSPO left
 
     python -m experiments.sft --config=configs/sft_tiny.py:captions --workdir=runs/captions_tiny
     python -m experiments.sft --config=configs/sft_tiny.py --workdir=runs/mine \\
@@ -73,9 +74,24 @@ def get_config(arg: str = "feedback") -> ConfigDict:
         c.max_steps = 950
         c.warmup_steps = 30
         c.learning_rate = 1.2e-3
+    elif arg == "levels":
+        c.seed = 4
+        c.model_name_or_path = "o3-tiny"
+        c.data_path = "levels:4"
+        c.feedback = "prompt"
+        c.box_frames = "pointed"
+        c.questions_per_row = 4
+        c.row_frame_pairs = 20  # a question that counts has up to four mentions
+        c.row_length = 1088
+        c.max_steps = 4000
+        c.learning_rate = 6e-4
+        c.save_every = 50
+        c.log_every = 10
     else:
-        raise ValueError(f"unknown argument '{arg}': captions, questions, evidence or feedback")
+        raise ValueError(f"unknown argument '{arg}': captions, questions, evidence, feedback or levels")
     c.evidence_shape = common.evidence_shape(
         patches=36, questions=c.questions_per_row, question_length=32, mentions=2, boxes=1, intervals=1
     )
+    if arg == "levels":
+        c.evidence_shape.update({"frame_pairs": 100, "question_length": 64, "mentions": 4, "intervals": 4})
     return c

@@ -111,7 +111,7 @@ class MakeRow(RowSettings, grain.transforms.Map):
             for mention in sample.mentions
             if mention.time_s is not None
         ]
-        return made_up(truth, sample.id, sample.duration)
+        return made_up(truth, sample.id, sample.duration, anyway=sample.kind == "never")
 
     def _read(self, clip: Clip, written: Written) -> Read:
         """Returns the clip's pixels; zeros of the same shape where it cannot be read, or need not be."""

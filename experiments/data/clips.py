@@ -29,6 +29,7 @@ from data_pipelines.rows.packing import PlannedRows, RowCost, fingerprint, paddi
 from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.clips import SyntheticClips
 from data_pipelines.synthetic.grounding import FramePairs
+from data_pipelines.synthetic.windows import LevelClips
 from experiments.training.hosts import is_first_host
 from experiments.training.workdir import Workdir
 from o3jax.errors import UserError
@@ -47,8 +48,9 @@ def open_processor(source: Path, config: ConfigDict) -> Processor:
 def open_clips(config: ConfigDict, processor: Processor, field: str = "data_path") -> Sequence[Clip]:
     """Returns the clips that a field of the config names.
 
-    `synthetic:LEVEL` renders clips with questions, `captions:LEVEL` frame pairs with captions (as
-    many pairs as a row has); anything else is a dataset folder, of which the usable samples are taken.
+    `synthetic:LEVEL` renders clips with questions, `levels:LEVEL` clips of all levels up to that one, of the
+    long ones a film of some windows, `captions:LEVEL` frame pairs with captions (as many pairs as a row has);
+    anything else is a dataset folder, of which the usable samples are taken.
 
     Raises:
         UserError: if the folder cannot be indexed.
@@ -57,6 +59,8 @@ def open_clips(config: ConfigDict, processor: Processor, field: str = "data_path
     level = path.partition(":")[2]
     if kind == "captions":
         return FramePairs(processor, int(level), config.row_frame_pairs, config.seed)
+    if kind == "levels":
+        return LevelClips(config.split, int(level), config.questions_per_row, config.seed)
     if kind == "synthetic":
         return SyntheticClips(config.split, int(level), config.questions_per_row, config.seed)
     return FolderClips(read_index(path), config.questions_per_row)

@@ -40,16 +40,25 @@ def _line(proposal: Grounding, box_step: int) -> str:
     return text + "."
 
 
-def made_up(truth: Sequence[Grounding], sample_id: str, duration: float) -> list[Grounding]:
+def made_up(
+    truth: Sequence[Grounding], sample_id: str, duration: float, *, anyway: bool = False
+) -> list[Grounding]:
     """Returns proposals for training: the truth as far off as proposals are, the same ones for the same id.
 
     One in ten is somewhere else altogether, and one question in four gets none, so that the language
     model keeps looking for itself.
+
+    Args:
+        anyway: something is proposed where nothing is true.
     """
     rng = np.random.default_rng(zlib.crc32(sample_id.encode()))
     if rng.random() < _SILENT:
         return []
     found = []
+    if anyway and not truth:
+        start, end = np.sort(rng.uniform(0, duration, 2)).tolist()
+        corners = np.sort(rng.uniform(0, 1, (2, 2)), axis=0).ravel().tolist()
+        truth = [Grounding("", rng.uniform(start, end), (start, end), (tuple(corners),))]
     for proposal in truth:
         time, interval, box = proposal.time_s, proposal.interval, proposal.box
         if rng.random() < _WRONG:

@@ -10,7 +10,7 @@ from configs.ablation_tiny import CELLS
 from tests.support.paths import ROOT
 
 ARGUMENTS = {
-    "sft_tiny": ("captions", "questions", "evidence", "feedback"),
+    "sft_tiny": ("captions", "questions", "evidence", "feedback", "levels"),
     "ablation_tiny": CELLS,
     "gspo_tiny": ("gspo", "grpo", "one"),
 }
