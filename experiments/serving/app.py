@@ -137,7 +137,7 @@ def _add_page(app: FastAPI, route: str, path: Path, kind: str) -> None:
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
+        first = max(error.errors(), key=lambda one: len(one["loc"]))  # of a choice of types the nearest one
         param = ".".join(map(str, first["loc"][1:])) or None
         status = 400 if first["type"] == "json_invalid" else 422
         return ApiError(status, f"{param or 'body'}: {first['msg']}", first["type"], param).response()

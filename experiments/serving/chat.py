@@ -220,11 +220,11 @@ class Chat:
                 task.cancel()
 
     def _error(self, error: Exception, medium: Medium | None) -> ApiError:
-        if medium is not None:
-            with contextlib.suppress(Exception):
-                with named(medium.name, medium.path):
-                    raise error
-        told = as_api_error(error)
+        try:
+            with named(medium.name, medium.path) if medium else contextlib.nullcontext():
+                raise error
+        except Exception as renamed:
+            told = as_api_error(renamed)
         if told.status == 500:
             logging.error("a request failed", exc_info=error)
         return told

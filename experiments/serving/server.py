@@ -16,7 +16,7 @@ from experiments.serving.engine import Engine
 from o3jax.errors import UserError
 from o3jax.printing import shortened
 
-_HEADERS_S = 10.0  # for a request's line and headers, also of the next request on a connection
+_HEADERS_S = 5.0  # for a request's line and headers, also of the next request on a connection
 _CONNECTIONS = 512
 _LINGER_S = 0.5  # after the last reply, for those who are about to connect: they are told, not cut off
 
