@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable, Container, Sequence
 from typing import Any, Protocol
 
@@ -80,12 +81,10 @@ def spread(
     for _ in range(_TRIES):
         if not left:
             break
-        try:
-            with beam.Pipeline(options=made) as pipeline:
-                _ = pipeline | beam.Create(left) | beam.Reshuffle() | beam.ParDo(_function(beam, work))
-        except Exception as error:  # of any runner: each has exceptions of its own
-            failed = error
-            logging.warning("the pipeline failed (%s)", shortened(str(error), 200))
+        pipeline = beam.Pipeline(options=made)
+        _ = pipeline | beam.Create(left) | beam.Reshuffle() | beam.ParDo(_function(beam, work))
+        if failed := _failure(lambda: pipeline.run().wait_until_finish()):  # noqa: B023 (is called at once)
+            logging.warning("the pipeline failed (%s)", shortened(str(failed), 200))
         known, before = done(), left
         left = [item for item in left if item not in known]
         if len(left) == len(before):
@@ -95,6 +94,34 @@ def spread(
         raise UserError(
             f"{len(left)} videos are left by the pipeline{why}: the same command goes on with them"
         )
+
+
+def _failure(run: Callable[[], Any]) -> BaseException | None:
+    """Returns why a pipeline failed, None if it did not.
+
+    DirectRunner waits for ever for a worker that died; only an exception in a thread of its own tells.
+    """
+    failed: list[BaseException] = []
+    over, before = threading.Event(), threading.excepthook
+
+    def stop(error: BaseException | None) -> None:
+        failed.extend([error] if error else [])
+        over.set()
+
+    def watched() -> None:
+        try:
+            run()
+        except Exception as error:  # of any runner: each has exceptions of its own
+            stop(error)
+        over.set()
+
+    threading.excepthook = lambda said: stop(said.exc_value)
+    try:
+        threading.Thread(target=watched, daemon=True).start()
+        over.wait()
+    finally:
+        threading.excepthook = before
+    return failed[0] if failed else None
 
 
 def _function(beam: Any, work: Work) -> Any:
