@@ -114,7 +114,7 @@ class Chat:
         with named(medium.name, medium.path):
             self.files.videos.info(medium.path)
         part = {name: getattr(body, name) for name in ("fps", "start_s", "end_s", "max_frames")}
-        return Ask(question, medium.path, **part, **shared), medium
+        return Ask(question, medium.path, verify=body.verify or "full", **part, **shared), medium
 
     async def _choice(self, job: Job, medium: Medium | None, number: int) -> tuple[dict[str, Any], Reply]:
         async for kind, *rest in _events_of(job):

@@ -63,6 +63,7 @@ class Ask:
     start_s: float = 0.0
     end_s: float | None = None
     max_frames: int | None = None
+    verify: str = "full"
     max_tokens: int = 768
     choice: Choice = Choice()
     stop: tuple[str, ...] = ()
@@ -209,6 +210,7 @@ class Engine:
             end_s=ask.end_s,
             max_frames=ask.max_frames,
             max_new_tokens=ask.max_tokens,
+            verify=ask.verify,
         )
         return _reply(job, answer)
 

@@ -88,6 +88,7 @@ class ChatRequest(BaseModel):
     start_s: Seconds = 0.0
     end_s: Seconds | None = None
     max_frames: int | None = Field(None, ge=1, le=100_000)
+    verify: Literal["full", "cheap"] | None = None  # see `o3jax.Model.answer`
 
 
 class Session(BaseModel):

@@ -18,7 +18,7 @@ from experiments.serving import files as files_module
 from experiments.serving.errors import ApiError
 from experiments.serving.files import Files
 from experiments.serving.server import _HEADERS_S
-from tests.support.server import MODEL, live, question
+from tests.support.server import MODEL, question
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -259,23 +259,3 @@ def test_slow_clients_lose_their_connection(server):
     for client in clients:
         client.join()
     assert len(ended) == 22 and max(ended) < 2 * _HEADERS_S
-
-
-def test_a_key(tmp_path):
-    """Everything but the page, its sign-in and the health of the server needs it."""
-    key = "correct horse"
-    with live(tmp_path, "--host=127.0.0.1", O3JAX_API_KEY=key) as server:
-        for wrong in ("", "wrong", key + "x", "Correct horse"):
-            with pytest.raises(openai.AuthenticationError, match="key is missing or wrong"):
-                server.openai(api_key=wrong or "x").models.list()
-        for path in ("/v1/models", "/v1/files", "/metrics", "/openapi.json", "/nothing"):
-            assert server.http.get(path).status_code == 401
-        assert server.http.get("/").status_code == server.http.get("/healthz").status_code == 200
-        assert [model.id for model in server.openai(api_key=key).models.list()] == [MODEL]
-        assert server.http.post("/session", json={"key": "wrong"}).status_code == 401
-        signed = server.http.post("/session", json={"key": key})
-        cookie = signed.headers["set-cookie"]
-        assert "HttpOnly" in cookie and "SameSite=strict" in cookie and key not in cookie
-        assert server.http.get("/v1/models").status_code == 200  # the client keeps the cookie
-        evil = {"Origin": "https://evil.test"}
-        assert server.http.post("/v1/files", headers=evil, content=b"").status_code == 403
