@@ -36,7 +36,7 @@ def test_pieces_follow_each_other(text, reasoning, answer):
         before = now
         steps.add(now)
     assert reasoning.startswith(before[0]) and answer.startswith(before[1])
-    assert len(steps) > len(text) / 4 or len(text) < 30  # it is not held back to the end
+    assert len(steps) > 8 or len(text) < 30  # it is not held back to the end
 
 
 def test_times_are_written_in_the_language():
