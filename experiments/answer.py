@@ -43,6 +43,11 @@ _VERIFY = flags.DEFINE_enum(
     "How the confidence is found, where the model has a calibration: full asks again with only the evidence "
     "and without it, cheap does not.",
 )
+_BUDGET = flags.DEFINE_float(
+    "budget",
+    None,
+    "Share of a long video's frames that may be decoded; 0.05 and at least 3,000 frames by default.",
+)
 _JSON = flags.DEFINE_string("json", None, "Also write the answer as JSON to this file.")
 _REPORT = flags.DEFINE_string("report", None, "Also write one HTML page with the video and its evidence.")
 _ANNOTATED = flags.DEFINE_string("annotated", None, "Also write an mp4 with the evidence drawn in.")
@@ -63,7 +68,15 @@ def main(argv: Sequence[str]) -> None:
         model = o3jax.load(_MODEL.value, dtype=_DTYPE.value, check_finite=_CHECK.value, progress=progress)
     if model.config.text.hidden_size >= _SLOW_TO_COMPILE:
         print("compiling for videos of this size: seconds, kept for the next time", file=sys.stderr)
-    answer = model.answer(video, question, fps=_FPS.value, verify=_VERIFY.value)
+    with shell.told() as tell:
+        answer = model.answer(
+            video,
+            question,
+            fps=_FPS.value,
+            verify=_VERIFY.value,
+            budget=_BUDGET.value,
+            progress=lambda event: tell(event.text(), event.stage),
+        )
     print(format_answer(answer))
     for note in answer.video["notes"]:
         said = notes.text(note, answer.language)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from o3jax.notes import Note
 from o3jax.prompts import grammar
 from o3jax.report.answer import Answer, Evidence, plain_text, question_language
 from o3jax.report.evidence import evidence_of
+from o3jax.searched import Progress as SearchProgress
 from o3jax.verify import reasons
 from o3jax.verify.confidence_model import Calibration, read_calibration
 from o3jax.verify.signals import Observed
@@ -43,16 +44,6 @@ from o3jax.verify.verdict import VERIFY, verdict
 from o3jax.video import Clip, OpenVideo, Wanted
 
 __all__ = ["Answer", "Evidence", "Model", "export_hf", "load", "load_processor"]
-
-_INPUT_KEYS = {
-    "input_ids",
-    "attention_mask",
-    "mm_token_type_ids",
-    "pixel_values",
-    "image_grid_thw",
-    "pixel_values_videos",
-    "video_grid_thw",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +102,7 @@ class Model:
             UserError: if an input is unknown, or the grids do not fit the placeholders.
         """
         length = np.shape(inputs.get("input_ids", ()))[-1] if "input_ids" in inputs else 0
-        return Output(_forward(self.backbone, self._batch(inputs))[:, :length])
+        return Output(_forward(self.backbone, read_inputs(inputs, self.backbone))[:, :length])
 
     def generate(self, *, max_new_tokens: int = 256, **inputs: np.ndarray) -> Int[np.ndarray, "B new"]:
         """Returns the greedy continuation of each row; rows that end early are filled with pad tokens.
@@ -121,7 +112,7 @@ class Model:
         """
         out = (self.steps.generate if self.steps else greedy)(
             self.backbone,
-            self._batch(inputs),
+            read_inputs(inputs, self.backbone),
             max_new_tokens=_positive(max_new_tokens),
             eos_ids=self.eos_ids,
             pad_id=self._pad_id,
@@ -140,6 +131,8 @@ class Model:
         max_frames: int | None = None,
         max_new_tokens: int = 768,
         verify: str = "full",
+        budget: float | None = None,
+        progress: SearchProgress | None = None,
     ) -> Answer:
         """Returns the answer to a question about a video file, with its evidence.
 
@@ -151,6 +144,7 @@ class Model:
             max_new_tokens: where the text is cut off at the latest.
             verify: "full" asks again with only the evidence and without it, where the model has a calibration
                 that makes a confidence of it; "cheap" does not.
+            budget, progress: as for `request`.
 
         Raises:
             UserError: if the question is empty, fps is not positive or the video cannot be read.
@@ -158,9 +152,8 @@ class Model:
         if verify not in VERIFY:
             raise UserError(f"verify must be one of {', '.join(VERIFY)}, not {verify!r}")
         rate = self.settings.fps if fps is None else fps
-        request, clip = self.request(
-            video, question, fps=rate, start_s=start_s, end_s=end_s, max_frames=max_frames
-        )
+        part = {"start_s": start_s, "end_s": end_s, "max_frames": max_frames}
+        request, clip = self.request(video, question, fps=rate, **part, budget=budget, progress=progress)
         response = self.respond([request], max_new_tokens=max_new_tokens)[0]
         passes = None
         if verify == "full" and self.calibration is not None:
@@ -202,6 +195,7 @@ class Model:
             bound=judged.bound,
             relevance=response.curve(),
             candidates=response.candidates,
+            search=response.search,
             reasoning=reasoning,
             raw=self.processor.decode(response.tokens),
             video={
@@ -225,6 +219,9 @@ class Model:
         end_s: float | None = None,
         max_frames: int | None = None,
         task: str | None = None,
+        search: bool = True,
+        budget: float | None = None,
+        progress: SearchProgress | None = None,
     ) -> tuple[Request, Clip]:
         """Returns a question about a video file, ready for `respond`, and the frames that were read.
 
@@ -234,6 +231,10 @@ class Model:
                 the whole.
             max_frames: of the language stream, where that is fewer than the model's own number.
             task: chooses the system prompt, see `o3jax.prompts.templates.messages`.
+            search: whether a video is searched that is longer than the model reads at a time; else it is read
+                whole all the same, for questions that share its frames.
+            budget: share of a long video's frames that may be decoded; 5 %, and at least 3,000, by default.
+            progress: is told how far the search of a long video is.
 
         Raises:
             UserError: if the question is empty or the video cannot be read.
@@ -241,7 +242,7 @@ class Model:
         prompt = self.processor.prompt(question, self.settings.prompt_style, task)
         rate = self.settings.fps if fps is None else fps
         part = Wanted(rate, start_s=start_s, end_s=end_s)  # refuses what no rate and no part can be
-        return read_request(self, video, Asked(question, prompt, part, max_frames))
+        return read_request(self, video, Asked(question, prompt, part, max_frames, search, budget, progress))
 
     def respond(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[Response]:
         """Returns the greedy response to each request, whole, with the evidence modules' estimates if any.
@@ -276,33 +277,22 @@ class Model:
     def _said(
         self, generate: Callable[..., list[Response]], requests: Sequence[Request], max_new_tokens: int
     ) -> list[Response]:
+        quoted = self.processor.tokenizer.quoted
         responses = generate(
             self.backbone,
             self.processor,
-            requests,
+            [request.as_read(quoted) for request in requests],
             max_new_tokens=_positive(max_new_tokens),
             eos_ids=self.eos_ids,
             pad_id=self._pad_id,
             box_step=self.settings.box_step,
             repetition_penalty=self._repetition_penalty,
         )
-        return [
-            dataclasses.replace(said, text=grammar.whole(said.text, grammar.begun(request.prompt)))
-            for said, request in zip(responses, requests, strict=True)
-        ]
-
-    def _batch(self, inputs: Mapping[str, np.ndarray]) -> Batch:
-        unknown = sorted(set(inputs) - _INPUT_KEYS)
-        if unknown or "input_ids" not in inputs:
-            what = f"unknown input '{unknown[0]}'" if unknown else "input_ids is missing"
-            raise UserError(f"{what}: pass what the processor returns ({', '.join(sorted(_INPUT_KEYS))})")
-        ids = np.asarray(inputs["input_ids"])
-        rows = self.config.text.vocab_size
-        if ids.dtype.kind not in "iu" or ids.size and not 0 <= ids.min() <= ids.max() < rows:
-            raise UserError(
-                f"input_ids must be whole numbers from 0 to {rows - 1}, the rows of the embedding"
-            )
-        return read_inputs(inputs, self.backbone)
+        said = []
+        for response, request in zip(responses, requests, strict=True):
+            text = grammar.whole(response.text, grammar.begun(request.prompt))
+            said.append(dataclasses.replace(response, text=text).of(request))
+        return said
 
 
 def _positive(max_new_tokens: int) -> int:

@@ -67,6 +67,31 @@ _SENTENCES = {
         "the video, the model or this program changed since the last question: the video was searched anew",
         "视频、模型或程序在上次提问后有变化,已重新搜索视频",
     ),
+    # the search
+    "searching coarse": ("searching from afar: {} of {}", "粗略搜索:{} / {}"),
+    "searching cues": ("looking where much changes: {} of {}", "查看变化较大处:{} / {}"),
+    "searching refine": ("looking closer where it is uncertain: {} of {}", "细看不确定处:{} / {}"),
+    "searching fine": ("reading what is relevant: {} of {}", "读取相关片段:{} / {}"),
+    "search": (
+        "Searched: {} of {} frames decoded ({:g} %)",
+        "搜索:解码{}帧,共{}帧({:g}%)",
+    ),
+    "searched": (
+        "{} stretches seemed relevant",
+        "有{}处似乎相关",
+    ),
+    "searched named": (
+        "the question names the time",
+        "问题给出了时刻",
+    ),
+    "searched lost": (
+        "{} stretches seemed relevant but cannot be decoded: frames from all over the video were read",
+        "有{}处似乎相关但无法解码,已均匀读取整个视频",
+    ),
+    "uniform": (
+        "nothing seemed relevant: frames from all over the video were read",
+        "没有似乎相关之处,已均匀读取整个视频",
+    ),
     # the answer
     "tokens": (
         "the text was cut off after {} tokens",

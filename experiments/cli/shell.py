@@ -56,24 +56,39 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 
 @contextlib.contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields a function of how many bytes of how many are done; on stderr it says so, if it takes seconds."""
-    said, quiet_until = False, time.monotonic() + 2
-    terminal = sys.stderr.isatty()
+def told() -> Iterator[Callable[[str, str], None]]:
+    """Yields a function of a line that says how far something is, and of what it is doing.
 
-    def show(done: int, total: int) -> None:
-        nonlocal said, quiet_until
-        if time.monotonic() < quiet_until:
+    The line appears on stderr when something new begins, and now and then.
+    """
+    doing, quiet_until, terminal = "", 0.0, sys.stderr.isatty()
+
+    def show(line: str, what: str) -> None:
+        nonlocal doing, quiet_until
+        if what == doing and time.monotonic() < quiet_until:
             return
-        said, quiet_until = True, time.monotonic() + (0.2 if terminal else 5)
-        line = f"{what}: {done / 2**30:.1f} of {total / 2**30:.1f} GiB"
-        print(f"\r{line}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
+        doing, quiet_until = what, time.monotonic() + (0.2 if terminal else 5)
+        line, end = (f"\r{line:<60}", "") if terminal else (line, "\n")
+        print(line, end=end, file=sys.stderr, flush=True)
 
     try:
         yield show
     finally:
-        if said and terminal:
+        if doing and terminal:
             print(file=sys.stderr)
+
+
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function of how many bytes of how many are done; on stderr it says so, if it takes seconds."""
+    begun = time.monotonic()
+    with told() as tell:
+
+        def show(done: int, total: int) -> None:
+            if time.monotonic() > begun + 2:
+                tell(f"{what}: {done / 2**30:.1f} of {total / 2**30:.1f} GiB", what)
+
+        yield show
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from o3jax.errors import UserError
 from o3jax.fields import LARGEST, Section, folder_file, folder_json, shown
 from o3jax.models.config import BOX_FRAMES, EvidenceConfig
 from o3jax.models.temporal_attention import STRATEGIES
+from o3jax.prompts.clock import CLOCKS
 from o3jax.prompts.feedback import FEEDBACK
 from o3jax.prompts.templates import STYLES
 from o3jax.video import PRESENTED_FPS
@@ -36,6 +37,8 @@ class Settings:
     fps: float = PRESENTED_FPS  # frames per second that frame numbers count
     box_step: int = 1  # coordinates that it reads are multiples of this in 0-1000
     clip_s: float = 60.0  # seconds of a long video that it is asked about at a time
+    whole_s: float = 120.0  # seconds: longer videos are searched, if there are evidence modules
+    clock: str = "video"  # whose seconds it reads of what a search found, see `o3jax.prompts.clock`
 
 
 def read_settings(folder: Path) -> Settings:
@@ -50,6 +53,8 @@ def read_settings(folder: Path) -> Settings:
         raise section.bad(
             "prompt_style", f"is {shown(settings.prompt_style)}; choose one of {', '.join(STYLES)}"
         )
+    if settings.clock not in CLOCKS:
+        raise section.bad("clock", f"is {shown(settings.clock)}; choose one of {', '.join(CLOCKS)}")
     return settings
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from o3jax.errors import UserError
+from o3jax.grounding import Interval
 from o3jax.inference import coarse_cache
 from o3jax.inference.matching import asked, match_features
 from o3jax.inputs.collate import bucket, coarse
@@ -27,7 +28,7 @@ from o3jax.models.batch import DenseStream
 from o3jax.models.evidence import DenseFeatures
 from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.notes import Note
-from o3jax.searched import Pass
+from o3jax.searched import Event, Pass, Progress
 from o3jax.video.sparse import SparseReader
 
 EVERY_S = 5.0  # between the frames of the first pass
@@ -36,16 +37,22 @@ _LOOK_S = 2.0  # a busy stretch is looked at this long after its start, or in it
 _ROW = coarse(16, 64)  # frames that are encoded at a time
 _KEPT = np.float16
 
-# How far reading is: a word for what is done, how much of how much.
-Progress = Callable[[str, float, float], None]
+
+class Settings(Protocol):
+    """What is needed of an `o3jax.hf.o3_config.Settings`."""
+
+    whole_s: float
+    clip_s: float
+    clock: str
 
 
-class Asked(Protocol):
+class Loaded(Protocol):
     """What is needed of an `o3jax.Model`."""
 
     backbone: Qwen3VL
     folder: Path
     processor: Processor
+    settings: Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +67,13 @@ class CoarseFeatures:
     passes: tuple[Pass, ...]  # how they were read
     lost: tuple[float, ...] = ()  # seconds whose frames could not be decoded
     notes: tuple[Note, ...] = ()
+    forward: bool = False  # whether the video had to be decoded from start to end
     cached: bool = False  # whether they come from the disk, and nothing was decoded for them
+
+    def within(self, part: Interval) -> CoarseFeatures:
+        """Returns those of a part of the video; times stay."""
+        inside = (self.times_s >= part[0]) & (self.times_s <= part[1])
+        return dataclasses.replace(self, times_s=self.times_s[inside], features=self.features[inside])
 
     def joined(self, other: CoarseFeatures) -> CoarseFeatures:
         """Returns these and more features of the same video, in the order of time."""
@@ -73,7 +86,7 @@ class CoarseFeatures:
 
 
 def coarse_features(
-    model: Asked,
+    model: Loaded,
     video: str | os.PathLike[str],
     *,
     most_decoded: int | None = None,
@@ -90,7 +103,7 @@ def coarse_features(
         video: a local file.
         most_decoded: frames that the last of these may cost; 2 % of the video by default.
         cache: the folder of kept features, see `o3jax.inference.coarse_cache.default_folder`; "" keeps none.
-        progress: is told how far reading is, in seconds of the video.
+        progress: is told how far reading is.
 
     Raises:
         UserError: if the model has no evidence modules, or the video cannot be read.
@@ -102,15 +115,15 @@ def coarse_features(
         return CoarseFeatures(**kept, cached=True)
     with SparseReader(video) as reader:
         made = _from_afar(model, reader, most_decoded, progress)
-        made = dataclasses.replace(made, notes=reader.notes())
+        made = dataclasses.replace(made, notes=reader.notes(), forward=reader.forward is not None)
     store.write(made)
     return dataclasses.replace(made, notes=(*made.notes, *store.notes))
 
 
-def relevance(model: Asked, features: CoarseFeatures, question: str) -> Float[np.ndarray, " n"]:
+def relevance(model: Loaded, features: CoarseFeatures, question: str) -> Float[np.ndarray, " n"]:
     """Returns the probability of each frame being evidence for the question.
 
-    Its uncertainty is that of the probability: greatest at 0.5.
+    Its uncertainty is that of the probability: greatest at 0.5. Float64, so that sure ones still differ.
     """
     n, size = len(features.times_s), bucket(len(features.times_s))
     padded = np.zeros((1, size, *features.features.shape[1:]), np.float32)
@@ -123,11 +136,12 @@ def relevance(model: Asked, features: CoarseFeatures, question: str) -> Float[np
         features.cells[None],
         np.ones((1, len(features.cells)), bool),
     )
-    return match_features(model.backbone, asked(model.processor, [question]), there)[0, :n]
+    logits = match_features(model.backbone, asked(model.processor, [question]), there)
+    return 1 / (1 + np.exp(-np.asarray(logits, np.float64)[0, :n].clip(-500, 30)))
 
 
 def look(
-    model: Asked,
+    model: Loaded,
     reader: SparseReader,
     times_s: Sequence[float] | np.ndarray,
     name: str,
@@ -155,35 +169,34 @@ def look(
         cells = stream.cells[0]
         times.append(at)
         if progress is not None:
-            progress(name, float(at[-1]), reader.duration_s)
+            progress(Event(name, float(at[-1]), reader.duration_s))
     if cells is None:  # nothing could be read: what is here has the shape of one frame
         cells = cell_centres(size[0] // video.factor, size[1] // video.factor)
         features = [np.zeros((0, len(cells), config.evidence.hidden_size), _KEPT)]
-    read = len(np.concatenate(times))
+    at, first = np.unique(np.concatenate(times), return_index=True)
     return CoarseFeatures(
-        np.concatenate(times),
-        np.concatenate(features),
+        at,
+        np.concatenate(features)[first],
         cells,
         reader.duration_s,
         reader.cues.frames,
-        (Pass(name=name, every_s=every_s, read=read, decoded=reader.decoded - decoded),),
+        (Pass(name=name, every_s=every_s, read=len(at), decoded=reader.decoded - decoded),),
         tuple(reader.lost[lost:]),
     )
 
 
 def _from_afar(
-    model: Asked, reader: SparseReader, most_decoded: int | None, progress: Progress | None
+    model: Loaded, reader: SparseReader, most_decoded: int | None, progress: Progress | None
 ) -> CoarseFeatures:
     """Returns what is seen of a video whatever is asked."""
     if reader.forward is not None:  # everything is decoded anyhow, once
         times = np.arange(0.0, reader.duration_s, EVERY_S)
         busy = [(a + b) / 2 for (a, b), _ in reader.cues.busy()]
         return look(model, reader, [*times, *busy], "coarse", EVERY_S, progress)
-    keys = reader.cues.keyframes
     # Of each step the key frame nearest to it.
-    steps = np.arange(0.0, reader.duration_s, EVERY_S)
-    nearest = keys[np.abs(keys[None] - steps[:, None]).argmin(1)] if len(keys) else steps
-    times = np.union1d(nearest[np.abs(nearest - steps) <= EVERY_S / 2], nearest)
+    steps, keys = np.arange(0.0, reader.duration_s, EVERY_S), reader.cues.keyframes
+    after = np.clip(np.searchsorted(keys, steps), 1, len(keys) - 1)
+    times = np.unique(np.where(keys[after] - steps < steps - keys[after - 1], keys[after], keys[after - 1]))
     made = look(model, reader, times, "coarse", EVERY_S, progress)
     most = CUES_SHARE * 0.05 * reader.cues.frames if most_decoded is None else most_decoded
     if pointed := pointed_at(reader, made.times_s, most):

@@ -95,6 +95,7 @@ class Entry:
         fields = {
             "duration_s": made.duration_s,
             "frames": made.frames,
+            "forward": made.forward,
             "passes": [dataclasses.asdict(one) for one in made.passes],
             "lost": made.lost,
             "notes": [note.__reduce__()[1] for note in made.notes],

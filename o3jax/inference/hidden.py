@@ -47,10 +47,14 @@ def observe(
     """
     decode = processor.decode
     kept, hidden = passes or (None, None)
+    text = decode(response.tokens)
+    ends = [len(decode(response.tokens[: i + 1])) for i in range(len(response.tokens))]
+    if response.clock is not None:
+        text, ends = response.clock.said(text, ends)
     return Observed(
         question=question,
-        text=decode(response.tokens),
-        ends=tuple(len(decode(response.tokens[: i + 1])) for i in range(len(response.tokens))),
+        text=text,
+        ends=tuple(ends),
         probabilities=tuple(response.probabilities.tolist()),
         duration_s=float(duration_s),
         faults=tuple(faults),

@@ -49,9 +49,9 @@ def asked(processor: Processor, questions: Sequence[str]) -> Questions:
 
 @jax.jit
 def match_features(model: Qwen3VL, questions: Questions, features: DenseFeatures) -> Float[Array, "R T"]:
-    """Returns the probability of each of some features being evidence, without anything else of a video."""
+    """Returns the logit of each of some features being evidence, without anything else of a video."""
     visuals = VisualFeatures(None, None, features, None)
-    return jax.nn.sigmoid(model.relevance(questions, visuals)[1])
+    return model.relevance(questions, visuals)[1]
 
 
 @jax.jit

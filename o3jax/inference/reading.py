@@ -11,20 +11,24 @@ from typing import Protocol
 import numpy as np
 
 from o3jax.errors import UserError
+from o3jax.grounding import Interval
+from o3jax.inference.coarse import Loaded
 from o3jax.inference.respond import Request
+from o3jax.inference.search import search
+from o3jax.inference.windows import read_found
 from o3jax.inputs.dense import dense_wanted
-from o3jax.inputs.processor import Processor
 from o3jax.models.config import Config
+from o3jax.searched import Progress
 from o3jax.video import Clip, OpenVideo, Wanted
 
+SQUEEZED = 4.0  # times as fast as it is, what a search found is shown at most to a model of another clock
 _KEEP_BYTES = 128 * 2**20  # decoded frames of a video that boxes may be read from
 
 
-class Reader(Protocol):
+class Reader(Loaded, Protocol):
     """What is needed of an `o3jax.Model`."""
 
     config: Config
-    processor: Processor
     open_video: Callable[..., OpenVideo]
 
 
@@ -36,6 +40,9 @@ class Asked:
     prompt: str
     part: Wanted  # the rate at which the video is presented, from where to where
     max_frames: int | None = None  # of the language stream
+    search: bool = True  # whether a long video is searched, or read whole all the same
+    budget: float | None = None  # share of a long video's frames that may be decoded
+    progress: Progress | None = None  # is told how far a search is
 
     def __post_init__(self) -> None:
         if self.max_frames is not None and self.max_frames < 1:
@@ -45,18 +52,23 @@ class Asked:
 def read_request(model: Reader, video: str | os.PathLike[str], asked: Asked) -> tuple[Request, Clip]:
     """Returns a question about a video file, ready for `respond`, and the frames that were read.
 
-    Times and numbers of frames are those of the whole video.
+    Times and numbers of frames are those of the whole video. What is longer than the model reads is searched,
+    if the model has evidence modules.
 
     Raises:
         UserError: if the video cannot be read, or ends before the part begins.
     """
     part, rate, evidence = asked.part, asked.part.fps, model.config.evidence
     pointed = evidence is not None and evidence.box_frames == "pointed"
-    with model.open_video(video, "auto", keep_bytes=_KEEP_BYTES if pointed else 0) as file:
+    keep_bytes = _KEEP_BYTES if pointed else 0
+    with model.open_video(video, "auto", keep_bytes=keep_bytes) as file:
         info = file.info()
         if part.start_s > 0 and part.start_s >= info.duration_s:
             raise UserError(f"start_s is {part.start_s:g}, but {video} ends at {info.duration_s:.3f} s")
         end_s = info.duration_s if part.end_s is None else min(part.end_s, info.duration_s)
+        is_long = end_s - part.start_s > model.settings.whole_s
+        if evidence is not None and is_long and asked.search:
+            return _searched(model, video, asked, (part.start_s, end_s), keep_bytes)
         first = math.ceil(part.start_s * rate - 1e-6)
         # Of all frames at the rate, HF's sample.
         indices = first + model.processor.sample_indices(max(1, int(end_s * rate + 1e-6) - first), rate)
@@ -77,3 +89,22 @@ def read_request(model: Reader, video: str | os.PathLike[str], asked: Asked) -> 
             request, dense_frames=stream.frames, dense_times=stream.times_s, frames_at=file.frames_at
         )
     return request, clip
+
+
+def _searched(
+    model: Reader, video: str | os.PathLike[str], asked: Asked, part: Interval, keep_bytes: int
+) -> tuple[Request, Clip]:
+    settings, told = model.settings, asked.progress
+    most_s = SQUEEZED * settings.clip_s if settings.clock == "window" else settings.whole_s
+    found = search(model, video, asked.question, part=part, most_s=most_s, budget=asked.budget, progress=told)
+    return read_found(
+        model,
+        video,
+        asked.question,
+        asked.prompt,
+        found,
+        rate=asked.part.fps,
+        most_frames=asked.max_frames,
+        keep_bytes=keep_bytes,
+        progress=told,
+    )

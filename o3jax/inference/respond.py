@@ -30,9 +30,12 @@ from o3jax.inputs.dense import FramesAt, SingleFrames, dense_stream, visual_plac
 from o3jax.inputs.processor import Processor
 from o3jax.models.batch import Batch, stack
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
+from o3jax.prompts.clock import Clock
 from o3jax.prompts.feedback import with_proposals
 from o3jax.prompts.mentions import mention_positions
+from o3jax.searched import Search
 
+_APART_S = 1000.0  # between parts of a video, for the temporal encoder: beyond its window
 _PROMPTS = coarse(512, 1536)  # tokens that prompts are padded to, so that all lengths share their programs
 
 
@@ -47,6 +50,35 @@ class Request:
     dense_frames: UInt8[np.ndarray, "n h w 3"] | None = None  # of the dense stream, and their seconds
     dense_times: Float[np.ndarray, " n"] | None = None
     frames_at: FramesAt | None = None  # where boxes are read from the frame pointed at
+    clock: Clock | None = None  # of the model, where that is not the video's; all times here are the video's
+    search: Search | None = None  # how these frames were found in a long video
+
+    def as_read(self, quoted: Callable[[str], str]) -> Request:
+        """Returns the request with the model's times in place of the video's.
+
+        Args:
+            quoted: how a question stands in a prompt.
+        """
+        clock, seen, ask = self.clock, self.dense_times, self.frames_at
+        if clock is None:
+            return self
+        question = clock.asked(self.question)
+        before, _, after = self.prompt.rpartition(quoted(self.question))
+        fps, indices = self.metadata["fps"], np.asarray(self.metadata["frames_indices"])
+        own, read = clock.to_model(seen), clock.to_model(indices / fps)
+
+        def frames_at(times: Float[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
+            frames, found = ask(seen[[np.abs(own - t).argmin() for t in times]])
+            return frames, clock.to_model(found)
+
+        return dataclasses.replace(
+            self,
+            question=question,
+            prompt=before + quoted(question) + after,
+            metadata={**self.metadata, "frames_indices": np.floor(read * fps + 0.5).astype(int)},
+            dense_times=own,
+            frames_at=ask and frames_at,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +93,27 @@ class Response:
     times_s: Float[np.ndarray, " T"] | None = None  # of the dense frame pairs
     relevance: Float[np.ndarray, " T"] | None = None  # of each, a probability
     candidates: tuple[Interval, ...] = ()  # what was searched; nothing means everything
+    clock: Clock | None = None  # of the times in the tokens; all else has the video's
+    search: Search | None = None  # as in the request
+
+    def of(self, request: Request) -> Response:
+        """Returns the response to a request as it was read, with the video's times."""
+        clock, found = request.clock, dataclasses.replace(self, clock=request.clock, search=request.search)
+        if clock is None:
+            return found
+
+        def moved(one: DecoderEstimate) -> DecoderEstimate:
+            start, end = map(clock.to_video, one.interval)
+            return dataclasses.replace(one, time_s=clock.to_video(one.time_s), interval=(start, end))
+
+        return dataclasses.replace(
+            found,
+            text=clock.said(self.text)[0],
+            estimates=tuple(map(moved, self.estimates)),
+            proposals=tuple(map(moved, self.proposals)),
+            times_s=None if self.times_s is None else clock.to_video(self.times_s),
+            candidates=tuple((clock.to_video(a), clock.to_video(b)) for a, b in self.candidates),
+        )
 
     def curve(self) -> tuple[tuple[float, float], ...]:
         """Returns (seconds, probability of being evidence) over the video, rounded."""
@@ -197,7 +250,12 @@ def add_evidence_inputs(
         times = processor.pair_times(
             [i / request.metadata["fps"] for i in request.metadata["frames_indices"]]
         )
-        dense.append(dense_stream(request.dense_frames, request.dense_times, video, c, **sizes))
+        stream = dense_stream(request.dense_frames, request.dense_times, video, c, **sizes)
+        if any(r.clock for r in requests):  # parts of a video do not read each other
+            own = stream.times
+            apart = own if request.clock is None else request.clock.apart(own, _APART_S)
+            stream = dataclasses.replace(stream, clock=apart)
+        dense.append(stream)
         places.append(visual_places(times, tuple(grid), c.spatial_merge_size, **shown))
     questions = asked(processor, [r.question for r in requests])
     return dataclasses.replace(batch, dense=stack(dense), places=stack(places), questions=questions)

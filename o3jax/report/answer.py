@@ -11,6 +11,7 @@ from typing import Any
 from o3jax.files import json_text
 from o3jax.grounding import Grounding, Interval
 from o3jax.printing import printable
+from o3jax.searched import Search
 from o3jax.verify import confidence
 from o3jax.verify.risk import Bound
 from o3jax.verify.verdict import CALIBRATED, UNCALIBRATED
@@ -68,6 +69,7 @@ class Answer:
     bound: Bound | None = None  # what is promised of answers as sure as this
     relevance: tuple[tuple[float, float], ...] = ()  # (seconds, probability of being evidence)
     candidates: tuple[Interval, ...] = ()  # seconds that were searched for it
+    search: Search | None = None  # how a video was searched that is too long to be read whole
     reasoning: str = ""  # as generated, with its tags
     raw: str = ""  # everything the model generated
     video: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -100,6 +102,7 @@ class Answer:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields |= {"evidence": [item.to_dict() for item in self.evidence]}
         fields |= {"bound": self.bound and dataclasses.asdict(self.bound), "calibrated": self.calibrated}
+        fields |= {"search": self.search and self.search.to_dict()}
         fields |= {"language": self.language, "label": self.label, "needs_review": self.needs_review}
         return json.loads(json.dumps(fields))
 
@@ -153,6 +156,8 @@ def format_answer(answer: Answer) -> str:
     lines.append(sure.format(confidence.format_confidence(answer.confidence), label))
     if answer.needs_review:
         lines[-1] += review
+    if answer.search:
+        lines.append(answer.search.text(answer.language))
     if answer.reasons:
         lines.append((check if answer.needs_review else because).format(joint.join(answer.reasons)))
     if answer.bound and not answer.needs_review:

@@ -94,7 +94,8 @@ def read_cues(file: VideoFile) -> Cues:
     found = np.fromiter(packets, _PACKET)
     if not len(found):
         return Cues(np.zeros(0), 0, 0.0, np.zeros(0))
-    # Decoding times: they lead the times of display by as much as at the first frame. A file may claim any.
+    # An index has decoding times: they lead those of display by as much as at the first frame. A file may
+    # claim any.
     times = np.clip((found["ticks"] - found["ticks"][0]) * float(file.stream.time_base), 0, _LONGEST_S)
     keys, span = found["key"], float(times.max())
     rate = (len(times) - 1) / span if span > 0 else file.timeline.average_fps() or 0.0
@@ -107,7 +108,7 @@ def _packets(path: str | os.PathLike[str], track: int) -> Iterator[tuple[int, in
     with open_container(path, decodes=False) as container:
         try:
             for packet in demux(container, container.streams[track]):
-                stamp = packet.pts if packet.dts is None else packet.dts
+                stamp = packet.dts if packet.pts is None else packet.pts
                 if stamp is not None and packet.size:
                     yield stamp, packet.size, packet.is_keyframe
         except av.FFmpegError:  # damaged from here on: what was read is what can be searched

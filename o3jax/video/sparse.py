@@ -26,8 +26,9 @@ from o3jax.video.timeline import MAX_TICKS
 _SEEKABLE = ("mov", "matroska", "mpegts", "flv")
 _WORTH_S = 60.0  # a file whose key frames are further apart is read through at once
 _NEAR_S = 0.3  # a key frame this close to a time is as good, and so is a frame that others need
-_ASTRAY = 0.25  # share of seeks that may miss before the index is not believed any more
+_ASTRAY = 0.6  # share of seeks that may miss before the index is not believed any more
 _TRIED = 8  # seeks before that is judged
+_BACK_S = (0.0, 2.0, 8.0)  # a seek that lands past its target is taken further back
 
 
 class StillFrame(NamedTuple):
@@ -89,31 +90,31 @@ class SparseReader:
         return float(self.cues.keyframes[max(index, 0)])
 
     def frames(self, times_s: Iterable[float], size: tuple[int, int]) -> Iterator[StillFrame]:
-        """Yields a frame near each of some times, in their order in time; none where the file is damaged.
+        """Yields a frame near each of some times, in order unless the index lies; none where it is damaged.
 
         One picture is in memory at a time. A frame is at most 0.3 s from the time asked where the file
         has frames there.
         """
-        wanted = sorted({float(t) for t in times_s})
-        done: set[float] = set()
+        waiting = sorted({float(t) for t in times_s})
         if self.forward is None:
             groups: dict[float, list[float]] = {}
-            for t in wanted:
+            for t in waiting:
                 groups.setdefault(self.keyframe(t), []).append(t)
+            waiting = []
             for start, group in groups.items():
+                if self.forward is not None:
+                    waiting += group
+                    continue
                 for t, shown in self._from(start, group):
-                    done.add(t)
-                    if shown is None:
-                        self.lost.append(t)
-                    else:
+                    if shown is not None:
                         yield self._still(shown, size)
+                    else:
+                        self.lost.append(t)
                 if self._seeks >= _TRIED and self._missed > _ASTRAY * self._seeks:
                     self.forward = Note("index")
                     self._file._restart()
-                    break
-        for t in wanted if self.forward else ():
-            if t in done:
-                continue
+                    waiting, self.lost = self.lost, []
+        for t in waiting if self.forward else ():
             shown = self._file.shown_at(t, tolerate_end=True)
             if shown is not None:
                 yield self._still(shown, size)
@@ -164,18 +165,23 @@ class SparseReader:
         codec = file.stream.codec_context
         codec.skip_frame = "NONKEY" if last - start <= _NEAR_S else "NONREF"
         try:
-            file.container.seek(min(int((start + zero + _NEAR_S) / base), MAX_TICKS), stream=file.stream)
-            begun = False
-            for packet in demux(file.container, file.stream):
-                stamp = packet.dts if packet.pts is None else packet.pts
-                if stamp is None:
-                    break
-                # A seek may land on an earlier key frame: that one is not wanted.
-                begun = begun or (packet.is_keyframe and stamp * base - zero >= start - _NEAR_S)
-                if begun:
-                    yield from file.stream.decode(packet)
-                    if stamp * base - zero >= last:
+            for back in _BACK_S:
+                ticks = int((start + zero + _NEAR_S - back) / base)
+                file.container.seek(min(ticks, MAX_TICKS), stream=file.stream)
+                begun = False
+                for packet in demux(file.container, file.stream):
+                    stamp = packet.dts if packet.pts is None else packet.pts
+                    if stamp is None:
                         break
-            yield from file.stream.decode(None)  # those that the decoder holds back
+                    at = float(stamp * base) - zero
+                    # A seek may land on an earlier key frame: that one is not wanted.
+                    begun = begun or (packet.is_keyframe and abs(at - start) <= _NEAR_S)
+                    if begun:
+                        yield from file.stream.decode(packet)
+                    if begun and at >= last or not begun and at > start + _NEAR_S:
+                        break
+                if begun:
+                    yield from file.stream.decode(None)  # those that the decoder holds back
+                    return
         finally:
             codec.skip_frame = "DEFAULT"

@@ -102,7 +102,7 @@ def _answer(model: Model, asked: Sequence[Asked], decoding: Decoding) -> list[Re
             note(number, prompt, _blind(model, prompt, decoding.limit(prompt)))
         return records
     with local(asked[0].item.video) as path:
-        base, clip = model.request(path, asked[0].item.question)
+        base, clip = model.request(path, asked[0].item.question, search=False)
         for frames, some in _by_frames(wanted):
             seen = _with_frames(model, base, clip, path, *frames)
             seconds = [round(i / seen.metadata["fps"], 3) for i in seen.metadata["frames_indices"]]

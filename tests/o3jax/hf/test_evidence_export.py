@@ -129,6 +129,8 @@ def test_the_files_say_what_the_model_is(made, exported):
         "fps": 25.0,
         "box_step": 1,
         "clip_s": 60.0,
+        "whole_s": 120.0,
+        "clock": "video",
         "evidence": dataclasses.asdict(EVIDENCE) | {"window_s": "inf"},
     }
 
@@ -285,6 +287,8 @@ def test_earlier_folders_say_that_nothing_is_injected(folder, made):
         ("colour", 1, "unknown field 'colour': remove it"),
         ("fps", "fast", "fps must be a positive number"),
         ("box_step", 0, "box_step must be a positive whole number"),
+        ("whole_s", 0, "whole_s must be a positive number"),
+        ("clock", "wall", "clock is "),
         ("prompt_style", 1, "prompt_style must be text"),
     ],
 )

@@ -1,0 +1,187 @@
+"""Coarse to fine: where in a long video the evidence of a question is, for a small part of its frames.
+
+    from afar    one frame per 5 s, and what packets point at; the same for every question, kept on disk
+    relevance    of each frame to the question; what is uncertain lies between frames that differ
+    refinement   these stretches at one frame per second, then per half second, while the budget lasts
+    windows      what is relevant then, the most relevant first, as much as the model reads at a time
+
+What is read closely afterwards (`o3jax.inference.reading`) is paid from the same budget.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from o3jax.errors import UserError
+from o3jax.grounding import Interval
+from o3jax.inference.coarse import CoarseFeatures, Loaded, coarse_features, look, relevance
+from o3jax.inference.matching import candidate_intervals, join
+from o3jax.notes import Note
+from o3jax.prompts.clock import named_times
+from o3jax.searched import Pass, Progress
+from o3jax.video.sparse import SparseReader
+
+SHARE = 0.05  # of a video's frames that may be decoded
+LEAST = 3000  # that may be, however short it is: two minutes
+STEPS_S = (1.0, 0.5)  # between frames where it is uncertain what is relevant
+REFINE_SHARE = 0.4  # of what is left after the first passes, for these
+MARGIN_S = 1.4  # that a window shows before and after what is relevant
+NAMED_S = 3.0  # and around a time that the question names
+WINDOWS = 8  # that are read, at most
+RELEVANT = 0.5  # probability
+_SURE = 0.2  # two frames tell of what is between them, if their probabilities differ by less
+_GRID = 5  # windows start and end at multiples of 1/5 s: whole frames at 25 per second, and whole tenths
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Where to read closely."""
+
+    windows: tuple[Interval, ...]  # seconds, in order; none: nothing is relevant
+    why: Note
+    features: CoarseFeatures  # all frames that were looked at
+    relevance: Float[np.ndarray, " n"]  # of each, a probability
+    part: Interval  # in which it was searched
+    budget: int  # frames that may be decoded in all
+
+
+def search(
+    model: Loaded,
+    video: str | os.PathLike[str],
+    question: str,
+    *,
+    part: Interval,
+    most_s: float,
+    budget: float | None = None,
+    progress: Progress | None = None,
+) -> Found:
+    """Returns the parts of a long video in which the evidence of a question may be.
+
+    Args:
+        part: seconds of the video in which they may be.
+        most_s: seconds that they may last in all.
+        budget: share of the video's frames that may be decoded; 5 % by default, and at least 3,000 frames.
+
+    Raises:
+        UserError: if the budget is no share, or too small for the first pass and two seconds of video.
+    """
+    if budget is not None and not 0 < budget <= 1:
+        raise UserError(f"budget must be a share of the video's frames above 0, at most 1, not {budget:g}")
+    with SparseReader(video) as reader:
+        rate, frames = reader.cues.rate or 1.0, reader.cues.frames
+        seen = coarse_features(model, video, progress=progress).within(part)
+        spent = sum(one.decoded for one in seen.passes)
+        may = max(LEAST, SHARE * frames) if budget is None else budget * frames
+        least = spent + 2 * rate
+        if reader.forward is None and not seen.forward:
+            if may < least:
+                raise UserError(
+                    f"a budget of {may:.0f} of {frames} frames does not cover a look at every key frame of "
+                    f"{video} and 2 s of it: raise the budget to {math.ceil(1000 * least / frames) / 1000:g}"
+                )
+            if not _named(question, part):
+                seen = _refined(model, reader, seen, question, REFINE_SHARE * (may - spent), progress)
+        found = relevance(model, seen, question)
+        left = may - sum(one.decoded for one in seen.passes)
+        return _chosen(reader, seen, question, found, part, most_s, max(left, 2 * rate), int(may))
+
+
+def _refined(
+    model: Loaded,
+    reader: SparseReader,
+    seen: CoarseFeatures,
+    question: str,
+    most_decoded: float,
+    progress: Progress | None,
+) -> CoarseFeatures:
+    """Returns the features with more of where it is uncertain what is relevant."""
+    for step in STEPS_S:
+        before, times = reader.decoded, _uncertain(seen.times_s, relevance(model, seen, question), step)
+        chosen, spent = [], 0.0
+        for gap in times:
+            # Frames that no other needs are not decoded: of most encoders that is every other.
+            cost = sum(reader.cost(key_last) / 2 for key_last in _last_of_each(reader, gap))
+            if spent + cost <= most_decoded:
+                spent += cost
+                chosen += gap
+        if chosen:
+            seen = seen.joined(look(model, reader, chosen, "refine", step, progress))
+        most_decoded -= reader.decoded - before
+    return seen
+
+
+def _uncertain(
+    times: Float[np.ndarray, " n"], found: Float[np.ndarray, " n"], step: float
+) -> list[list[float]]:
+    """Returns times of the gaps between frames that differ, the most relevant first, `step` apart."""
+    gaps = []
+    for t, following, p, q in zip(times, times[1:], found, found[1:], strict=False):
+        inner = np.arange(t + step, following - step / 2, step)
+        unsure = 1 - abs(p + q - 1)
+        if len(inner) and unsure > _SURE:
+            gaps.append((unsure * max(p, q), inner.tolist()))
+    return [inner for _, inner in sorted(gaps, key=lambda gap: -gap[0])]
+
+
+def _named(question: str, part: Interval) -> list[float]:
+    """Returns the times in a part of the video that the question names: those are where to look."""
+    return [t for t in named_times(question) if part[0] <= t <= part[1]]
+
+
+def _last_of_each(reader: SparseReader, times: Sequence[float]) -> list[float]:
+    """Returns the last of the times behind each key frame: up to it all is decoded."""
+    return list({reader.keyframe(t): t for t in times}.values())
+
+
+def _chosen(
+    reader: SparseReader,
+    seen: CoarseFeatures,
+    question: str,
+    found: Float[np.ndarray, " n"],
+    part: Interval,
+    most_s: float,
+    most_decoded: float,
+    budget: int,
+) -> Found:
+    """Returns the windows: around times that the question names, then what is most relevant."""
+    times, rate = seen.times_s, reader.cues.rate or 1.0
+    named = _named(question, part)
+    ranked = [(t - NAMED_S, t, t + NAMED_S) for t in named]
+    relevant = []
+    for start, end in candidate_intervals(found, times, high=RELEVANT, smooth_s=0.0, min_s=0.0):
+        inside = (times >= start) & (times <= end)
+        peak = times[inside][found[inside].argmax()] if inside.any() else (start + end) / 2
+        relevant.append((found[inside].max(initial=0.0), (start - MARGIN_S, float(peak), end + MARGIN_S)))
+    if not named:
+        ranked += [window for _, window in sorted(relevant, key=lambda one: -one[0])]
+    windows: list[Interval] = []
+    seconds, frames = most_s, most_decoded
+    for start, peak, end in ranked[:WINDOWS]:
+        start, end = max(start, part[0]), min(end, part[1])
+        lead = 0.0 if reader.forward else (start - reader.keyframe(start)) * rate
+        room = min(seconds, (frames - lead) / rate)
+        if room < min(2.0, end - start):
+            continue
+        if end - start > room:  # as much of it as there is room for, around its most relevant frame
+            start = min(max(peak - room / 2, start), end - room)
+            end = start + room
+        start, end = math.floor(start * _GRID) / _GRID, math.floor(end * _GRID) / _GRID
+        windows.append((start, end))
+        seconds -= end - start
+        frames -= lead + (end - start) * rate
+    why = Note("searched named") if named else Note("searched", len(ranked)) if windows else Note("uniform")
+    return Found(tuple(join(windows)), why, seen, found, part, budget)
+
+
+def passes_of(found: Found) -> tuple[Pass, ...]:
+    """Returns what was decoded for this question before anything is read closely."""
+    kept = [dataclasses.replace(one, decoded=0) for one in found.features.passes if one.name != "refine"]
+    if not found.features.cached:
+        return found.features.passes
+    return (*kept, *(one for one in found.features.passes if one.name == "refine"))
