@@ -147,11 +147,13 @@ def look(
     name: str,
     every_s: float,
     progress: Progress | None = None,
+    intervals: Sequence[Interval] = (),
 ) -> CoarseFeatures:
     """Returns the features of the frames near some times; fewer where the file is damaged, perhaps none.
 
     Args:
-        name, every_s: what the pass is called, and about how far its frames are apart.
+        name, every_s, intervals: what the pass is called, about how far its frames are apart, and over what
+            it goes.
     """
     config, video = model.backbone.config, model.processor.video_config
     height, width = reader.size
@@ -180,7 +182,15 @@ def look(
         cells,
         reader.duration_s,
         reader.cues.frames,
-        (Pass(name=name, every_s=every_s, read=len(at), decoded=reader.decoded - decoded),),
+        (
+            Pass(
+                name=name,
+                every_s=every_s,
+                read=len(at),
+                decoded=reader.decoded - decoded,
+                intervals=tuple(intervals),
+            ),
+        ),
         tuple(reader.lost[lost:]),
     )
 

@@ -103,15 +103,16 @@ def _refined(
     """Returns the features with more of where it is uncertain what is relevant."""
     for step in STEPS_S:
         before, times = reader.decoded, _uncertain(seen.times_s, relevance(model, seen, question), step)
-        chosen, spent = [], 0.0
+        chosen, over, spent = [], [], 0.0
         for gap in times:
             # Frames that no other needs are not decoded: of most encoders that is every other.
             cost = sum(reader.cost(key_last) / 2 for key_last in _last_of_each(reader, gap))
             if spent + cost <= most_decoded:
                 spent += cost
                 chosen += gap
+                over.append((round(gap[0] - step, 3), round(gap[-1] + step, 3)))
         if chosen:
-            seen = seen.joined(look(model, reader, chosen, "refine", step, progress))
+            seen = seen.joined(look(model, reader, chosen, "refine", step, progress, join(over)))
         most_decoded -= reader.decoded - before
     return seen
 

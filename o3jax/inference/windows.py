@@ -156,8 +156,8 @@ def _window(
     pair, factor = model.processor.video_config.temporal_patch_size, model.processor.video_config.factor
     with OpenVideo(video, "auto", keep_bytes=keep_bytes, measure=False) as file:
         dense = dense_wanted(file.info(), model.backbone.config.evidence, factor)
-        dense = dataclasses.replace(dense, fps=dense.fps / pace, start_s=window[0], end_s=window[1])
-        clip, small = file.read(Wanted(times_s=times), dense)
+        seconds = np.arange(window[0], window[1] - 1e-6, pace / dense.fps)
+        clip, small = file.read(Wanted(times_s=times), dataclasses.replace(dense, times_s=seconds))
     whole = max(pair, len(small.times_s) // pair * pair)  # no pair of frames of two windows
     return _Part(window, clip, small.frames[:whole], small.times_s[:whole], file.frames_at)
 

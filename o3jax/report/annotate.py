@@ -156,9 +156,13 @@ def relevance_curve(answer: Answer, duration_s: float) -> list[tuple[float, floa
     Of very many the highest of each stretch are drawn. Each value stands for a stretch of time, so the first
     and the last are held for half a step.
     """
+    # From afar too, where a long video was searched.
+    parts = answer.search.intervals if answer.search else ()
+    afar = answer.search.relevance if answer.search else ()
+    outside = [point for point in afar if not any(start <= point[0] <= end for start, end in parts)]
     points = [
         (min(max(time_s, 0.0), duration_s), min(max(value, 0.0), 1.0))
-        for time_s, value in sorted(answer.relevance)
+        for time_s, value in sorted([*answer.relevance, *outside])
         if math.isfinite(time_s) and math.isfinite(value)
     ]
     if not points:

@@ -8,33 +8,28 @@ import io
 import json
 import os
 import secrets
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import jinja2
 from PIL import Image, ImageDraw
 
 from o3jax import notes
 from o3jax.files import whole_file
-from o3jax.grounding import Interval
 from o3jax.metrics.boxes import box_iou
 from o3jax.report import annotate
 from o3jax.report.answer import Answer, Evidence, format_time, segments
+from o3jax.report.embedded import Embedded, embed
 from o3jax.verify import confidence
 from o3jax.video import VideoError, probe, read_video
 
-VIDEO_BYTES = 15 * 2**20  # of the embedded video; base64 makes 20 MiB of it
 # What a page holds of an answer at most: a model may print anything, and as much as it likes.
 MAX_CHARACTERS = 20_000  # of each text
 MAX_EVIDENCE, MAX_PICTURED = 200, 50
 
 _FRAME_SIDE, _CROP_SIDE = 480, 240  # longest sides of the evidence pictures, pixels
 _CROP_MARGIN = 0.15  # of the box's size, on each side
-# (least bits per second, longest side, frames per second) of a reduced copy; the first that fits is taken
-_COPIES = ((500_000, 854, 25.0), (150_000, 480, 12.5), (0, 320, 5.0))
 
 # What the page says, by language.
 _TEXTS = json.loads((Path(__file__).parent / "texts.json").read_text(encoding="utf-8"))
@@ -45,8 +40,8 @@ def write_report(
 ) -> None:
     """Writes the report page; it loads nothing from anywhere, and appears complete or not at all.
 
-    The page holds the original file if that is H.264 in mp4 of at most 15 MiB, else a reduced copy of it,
-    and says which. Its labels are in the question's language.
+    The page holds the original file if that is H.264 in mp4 of at most 15 MiB, else a reduced copy of it, or
+    what surrounds the evidence of a long video; and says which. Its labels are in the question's language.
 
     Raises:
         UserError: if the output folder does not exist, or the video cannot be read (`VideoError`).
@@ -56,7 +51,7 @@ def write_report(
     answer, left_out = _bounded(answer)
     texts, colors = _TEXTS[answer.language], annotate.object_colors(answer.evidence)
     with whole_file(out_path) as path:
-        video, embedded, gaps = _embedded_video(answer, video_path, size, duration_s)
+        copy = embed(answer, video_path, size, duration_s, texts)
         page = _template().render(
             answer=answer,
             t=texts,
@@ -71,14 +66,17 @@ def write_report(
             colors=colors,
             lanes=_lanes(answer, colors),
             curve=_curve(answer, duration_s),
-            gaps=gaps,
-            legend=_legend(answer, gaps),
+            gaps=copy.gaps,
+            legend=_legend(answer, copy),
             text_label=annotate.TEXT_LABEL[answer.language],
             facts=list(_facts(answer, video_path, size, duration_s)),
             ticks=list(_ticks(duration_s)),
             place=lambda time_s: round(100 * min(max(time_s / duration_s, 0.0), 1.0), 3),
-            video=base64.b64encode(video).decode(),
-            embedded=embedded,
+            video=base64.b64encode(copy.data).decode(),
+            embedded=copy.said,
+            pieces=copy.pieces,
+            looked=[time_s for time_s, _ in answer.search.relevance] if answer.search else [],
+            bands=answer.search.intervals if answer.search else answer.candidates,
             size=size,
             tracks=[dataclasses.asdict(track) for track in annotate.tracks(answer.evidence)],
             evidence=[
@@ -123,51 +121,6 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     return environment.get_template("report.html")
-
-
-def _embedded_video(
-    answer: Answer, video_path: str | os.PathLike[str], size: tuple[int, int], duration_s: float
-) -> tuple[bytes, str, list[Interval]]:
-    """Returns the mp4 to embed, the sentence that says what it is, and where the file is damaged."""
-    texts = _TEXTS[answer.language]
-    whole = answer.video.get("status") != "partial"
-    is_small = os.path.getsize(video_path) <= VIDEO_BYTES
-    if whole and is_small and _plays_as_it_is(video_path):
-        return Path(video_path).read_bytes(), texts["original"], []
-    rate = min(2_000_000, 0.9 * VIDEO_BYTES * 8 / duration_s)
-    side, fps = next((side, fps) for least, side, fps in _COPIES if rate >= least)
-    width, height = annotate.display_size(*size, smallest=0, largest=min(side, max(size)))
-    options = {"crf": "25", "maxrate": f"{rate:.0f}", "bufsize": f"{rate:.0f}"}
-    gaps: list[Interval] = []
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "copy.mp4"
-        with annotate.Mp4Writer(copy, fps, width, height, options) as writer:
-            for time_s, frame, held in annotate.frames(video_path, fps, width, height):
-                if held:
-                    frame = annotate.marked_held(frame, answer.language)
-                    begin = gaps.pop()[0] if gaps and gaps[-1][1] >= time_s - 1e-6 else time_s
-                    gaps.append((begin, time_s + 1 / fps))
-                writer.write(frame)
-        why = texts["large" if not is_small else "damaged" if gaps or not whole else "unplayed"]
-        said = texts["copy"].format(width=width, height=height, fps=fps, why=why)
-        return copy.read_bytes(), said, gaps
-
-
-def _plays_as_it_is(video_path: str | os.PathLike[str]) -> bool:
-    """Whether a browser shows the file as the video reader does: H.264 in mp4, upright, starting at zero."""
-    try:
-        # The format is named, so that nothing but an mp4 is opened; the reader has checked the file before.
-        with av.open(os.path.abspath(video_path), format="mp4") as container:
-            stream = container.streams.video[0]
-            return (
-                stream.codec_context.name == "h264"
-                and stream.codec_context.pix_fmt == "yuv420p"
-                and not stream.start_time
-                and next(container.decode(stream)).side_data.get("DISPLAYMATRIX") is None
-                and stream.sample_aspect_ratio in (None, 0, 1)
-            )
-    except (av.FFmpegError, IndexError, StopIteration):
-        return False
 
 
 def _evidence_items(
@@ -260,7 +213,7 @@ def _curve(answer: Answer, duration_s: float) -> dict[str, str] | None:
     return {"line": line, "area": f"{line} V100 H{xs[0]} Z", "title": "; ".join(words)}
 
 
-def _legend(answer: Answer, gaps: list[Interval]) -> list[tuple[str, str]]:
+def _legend(answer: Answer, copy: Embedded) -> list[tuple[str, str]]:
     """Returns (mark, meaning) of the marks that not every page has."""
     compared = any(item.text for item in answer.evidence)
     shown = {
@@ -268,8 +221,11 @@ def _legend(answer: Answer, gaps: list[Interval]) -> list[tuple[str, str]]:
         "dashed": compared,
         "bar": any(item.interval for item in answer.evidence),
         "area": bool(answer.relevance),
-        "band": bool(answer.relevance and answer.candidates),
-        "gap": bool(gaps),
+        "band": bool(answer.relevance and answer.candidates and not answer.search),
+        "gap": bool(copy.gaps),
+        "looked": bool(answer.search),
+        "read": bool(answer.search and answer.search.intervals),
+        "piece": bool(copy.pieces),
     }
     return [(mark, meaning) for mark, meaning in _TEXTS[answer.language]["legend"].items() if shown[mark]]
 
@@ -324,12 +280,31 @@ def _facts(
         (format_time(duration_s, answer.language), False),
         (texts["at"].format(video["fps"]) if "fps" in video else "", False),
         (texts["words"].get(status, status), status != "complete"),
+        ("\n".join(_searched(answer)), False),
         ("; ".join(said), True),
         (answer.model, False),
     )
     for name, (value, flagged) in zip(texts["facts"], values, strict=True):
         if value:
             yield name, value, flagged
+
+
+def _searched(answer: Answer) -> Iterator[str]:
+    """Yields what was read of a long video, pass by pass."""
+    if answer.search is None:
+        return
+    texts = _TEXTS[answer.language]["passes"]
+    yield answer.search.text(answer.language)
+    for one in answer.search.passes:
+        spans = ", ".join(f"{_clock(start)}–{_clock(end)}" for start, end in one.intervals)
+        every = texts["every"].format(one.every_s) if one.every_s else ""
+        yield texts["pass"].format(texts[one.name], one.read, one.decoded) + every + (spans and f": {spans}")
+
+
+def _clock(time_s: float) -> str:
+    minutes, rest = divmod(time_s, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"
 
 
 def _ticks(duration_s: float) -> Iterator[tuple[float, str]]:

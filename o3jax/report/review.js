@@ -108,7 +108,7 @@ itemList.replaceChildren(...fix.items.map((item, at) => {
   }
   const now = document.createElement("button");
   now.type = "button"; now.className = "chip"; now.textContent = words.now;
-  now.addEventListener("click", () => { setField(item, "time_s", video.currentTime); drawFix(); });
+  now.addEventListener("click", () => { setField(item, "time_s", shown()); drawFix(); });
   set.append(now);
   set.addEventListener("focusin", () => { if (fix.at !== at) { fix.at = at; seek(item.time_s, Infinity); drawFix(); } });
   return set;

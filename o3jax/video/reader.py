@@ -230,18 +230,19 @@ class OpenVideo:
         return self._file.stream.index
 
     def at_rate(
-        self, fps: float, size: tuple[int, int]
+        self, fps: float, size: tuple[int, int], start_s: float = 0.0, end_s: float | None = None
     ) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"], bool]]:
-        """Yields (seconds, frame, whether it is held) at a constant rate to the end, one at a time in memory.
+        """Yields (seconds, frame, whether it is held) at a constant rate, one at a time in memory.
 
-        Where a frame is lost, the last good one is held. To be called in place of `read`.
+        Where a frame is lost, the last good one is held. To be called in place of `read`; again for parts
+        that follow.
 
         Raises:
           VideoError: a parameter makes no sense.
         """
         file = self._file
         last = file.picture(file.at_start, size)
-        for _, t in Wanted(fps, size=size).requests():
+        for _, t in Wanted(fps, start_s=start_s, end_s=end_s, size=size).requests():
             shown = file.shown_at(t, tolerate_end=False)
             if shown is None and file.timeline.is_past(t):
                 return

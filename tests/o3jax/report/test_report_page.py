@@ -17,7 +17,7 @@ from PIL import Image
 
 from o3jax import notes
 from o3jax.metrics.boxes import box_iou
-from o3jax.report import html, write_report
+from o3jax.report import embedded, html, write_report
 from tests.support import numbered as videos
 from tests.support.answers import (
     BOX,
@@ -194,7 +194,7 @@ def test_reduced_copy(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         audio_s=2.0 if case == "late" else 0.0,  # the sound starts at once
     )
     if case == "too large":
-        monkeypatch.setattr(html, "VIDEO_BYTES", source.stat().st_size - 1)
+        monkeypatch.setattr(embedded, "VIDEO_BYTES", source.stat().st_size - 1)
     answer = make_answer(
         numbered, evidence=(), video={"status": "partial" if case == "partial" else "complete"}
     )
