@@ -36,8 +36,10 @@ class _SampleBuilder(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, splits: Mapping[str, Sequence[Sample]] | None = None, **kwargs: Any):
-        self._samples = splits
+    def __init__(
+        self, splits: Mapping[str, Sequence[Sample]] | None = None, spread: bool = False, **kwargs: Any
+    ):
+        self._samples, self._spread = splits, spread
         super().__init__(file_format="array_record", **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -58,8 +60,13 @@ class _SampleBuilder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         if self._samples is None:
             raise UserError(f"{self.name} is not in {self.data_dir}: write it with experiments.data build")
+        if not self._spread:
+            return {name: enumerate(map(encode, samples)) for name, samples in self._samples.items()}
+        import apache_beam as beam
+
         return {
-            split: enumerate(encode(sample) for sample in samples) for split, samples in self._samples.items()
+            name: beam.Create(list(enumerate(samples))) | beam.MapTuple(lambda n, one: (n, encode(one)))
+            for name, samples in self._samples.items()
         }
 
     def _generate_examples(self) -> None:
@@ -157,7 +164,10 @@ def _mention_records(answered: Sample | Candidate) -> dict[str, Any]:
 
 
 def write(
-    out: str | os.PathLike[str], root: str | os.PathLike[str], splits: Mapping[str, Sequence[Sample]]
+    out: str | os.PathLike[str],
+    root: str | os.PathLike[str],
+    splits: Mapping[str, Sequence[Sample]],
+    beam: Mapping[str, Any] | None = None,
 ) -> Path:
     """Returns the folder of a TFDS data set that is written to `out`, with the media it names.
 
@@ -167,6 +177,7 @@ def write(
     Args:
         root: the folder that the samples' paths are relative to.
         splits: the samples of each split.
+        beam: `beam_runner` and `beam_options` of TFDS, which then writes by a pipeline.
 
     Raises:
         UserError: if there are no samples, `out` holds such a data set already, or a file is missing.
@@ -185,10 +196,11 @@ def write(
     for path in sorted({path for sample in everything for path in media(sample)}):
         _place(inside(root, path), Path(out) / path)
     tfds.disable_progress_bar()
-    builder = kind(splits, data_dir=out)
+    builder = kind(splits, beam is not None, data_dir=out)
+    config = tfds.download.DownloadConfig(**(beam or {}))
     # Nothing is downloaded, though TFDS says so, and it wants a folder for that.
     with tempfile.TemporaryDirectory() as nothing, contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(download_dir=nothing)
+        builder.download_and_prepare(download_dir=nothing, download_config=config)
     return Path(builder.data_dir)
 
 

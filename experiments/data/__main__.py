@@ -28,6 +28,8 @@ from experiments.data import benchmark as data_benchmark
 from experiments.data import build as data_build
 from experiments.data import check as data_check
 from experiments.data import reviews as data_reviews
+from experiments.library import beam
+from experiments.library.records import Shard
 from o3jax.errors import UserError
 
 _OUT = flags.DEFINE_string(
@@ -53,6 +55,8 @@ _LEVEL = flags.DEFINE_integer(
 )
 _REWARD = flags.DEFINE_string("reward", "format", "audit: the name of a reward function")
 _BENCHMARK = flags.DEFINE_string("benchmark", None, "check: which benchmark of the field the folder holds")
+_SHARD = flags.DEFINE_string("shard", "0/1", "build: the share of the samples, written into OUT-0-of-4")
+_RUNNER, _BEAM = beam.define()
 _SEED = flags.DEFINE_integer(
     "seed", 0, "make: another seed makes other clips", lower_bound=0, upper_bound=2**32 - 1
 )
@@ -103,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
         case ["check", folder]:
             data_check.check(folder, _OUT.value)
         case ["build", folder]:
-            data_build.build(folder, _OUT.value)
+            data_build.build(folder, _OUT.value, Shard.parse(_SHARD.value), _RUNNER.value, _BEAM.value)
         case ["from-reviews", folder]:
             data_reviews.from_reviews(folder, _OUT.value)
         case ["audit", folder]:

@@ -66,17 +66,9 @@ def spread(
     Raises:
         UserError: if Beam is not installed, does not know an option, or work is left.
     """
-    try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError:
-        raise UserError('--runner needs Apache Beam: pip install "o3jax[beam]"') from None
-    try:
-        made = PipelineOptions([f"--{option.removeprefix('--')}" for option in options], runner=runner)
-    except (SystemExit, ValueError, TypeError) as error:
-        raise UserError(
-            f"--beam_option={' '.join(options):.200} is not understood by Beam ({error})"
-        ) from None
+    made = pipeline_options(runner, options)
+    import apache_beam as beam
+
     left, failed = list(items), None
     for _ in range(_TRIES):
         if not left:
@@ -94,6 +86,23 @@ def spread(
         raise UserError(
             f"{len(left)} videos are left by the pipeline{why}: the same command goes on with them"
         )
+
+
+def pipeline_options(runner: str, options: Sequence[str]) -> Any:
+    """Returns Beam's `PipelineOptions`.
+
+    Raises:
+        UserError: if Beam is not installed, or does not understand the options.
+    """
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UserError('--runner needs Apache Beam: pip install "o3jax[beam]"') from None
+    try:
+        return PipelineOptions([f"--{option.removeprefix('--')}" for option in options], runner=runner)
+    except (SystemExit, ValueError, TypeError) as error:
+        given = " ".join(options)
+        raise UserError(f"Beam does not understand --beam_option={given:.200} ({error})") from None
 
 
 def _failure(run: Callable[[], Any]) -> BaseException | None:
