@@ -33,6 +33,7 @@ from experiments.evaluation.consistency import run_calibration, run_consistency
 from experiments.evaluation.synthetic_command import Settings as SyntheticSettings
 from experiments.evaluation.synthetic_command import run_synthetic
 from experiments.evaluation.voting import run_voting
+from experiments.library import beam
 from experiments.library.records import Shard
 from o3jax import api
 from o3jax.errors import UserError
@@ -114,6 +115,7 @@ _IDS = flags.DEFINE_list("ids", [], "Only the items with these ids.")
 _SHARD = flags.DEFINE_string(
     "shard", "0/1", "Which share of the videos this process takes: 0/4, 1/4, 2/4, 3/4."
 )
+_RUNNER, _BEAM = beam.define()
 _TIME_LIMIT = flags.DEFINE_float(
     "time_limit_s", None, "Seconds for an item, after which it counts as failed."
 )
@@ -188,6 +190,8 @@ def _benchmarks(names: Sequence[str], console: Console) -> list[dict[str, Any]]:
             limit=_LIMIT.value,
             ids=tuple(_IDS.value),
             shard=Shard.parse(_SHARD.value),
+            runner=_RUNNER.value,
+            beam_options=tuple(_BEAM.value),
             text_only=_TEXT_ONLY.value,
             decoding=Decoding(_MAX_NEW_TOKENS.value, _TIME_LIMIT.value),
             scoring=_scoring(),

@@ -22,6 +22,7 @@ from experiments.evaluation.benchmarks.answering import Asked, Decoding, answer_
 from experiments.evaluation.benchmarks.results import Scoring, score_run
 from experiments.evaluation.benchmarks.runs import Run
 from experiments.evaluation.benchmarks.suite import form
+from experiments.library import beam
 from experiments.library.records import Shard
 from o3jax.api import Model
 from o3jax.errors import UserError
@@ -43,6 +44,8 @@ class Settings:
     limit: int | None = None
     ids: tuple[str, ...] = ()
     shard: Shard = Shard()
+    runner: str | None = None  # of Apache Beam
+    beam_options: tuple[str, ...] = ()
     text_only: bool = False
     decoding: Decoding = Decoding()
     scoring: Scoring = Scoring()
@@ -67,16 +70,10 @@ def run_benchmarks(
     for name, one in forms.items():
         if settings.harness not in one.prompts:
             raise UserError(f"{name} has no prompts '{settings.harness}': there is {', '.join(one.prompts)}")
-    chosen = {
-        name: _chosen(name, registry.folder_of(name, settings.data_root, several), settings) for name in names
-    }
+    sources = {name: registry.folder_of(name, settings.data_root, several) for name in names}
+    chosen = {name: _chosen(name, sources[name], settings) for name in names}
     model = load_model()
-    if settings.frames is not None:
-        config = model.processor.video_config
-        least = min(config.min_frames, settings.frames)
-        model.processor.video_config = dataclasses.replace(
-            config, max_frames=settings.frames, min_frames=least
-        )
+    _limit_frames(model, settings.frames)
     for name, items in chosen.items():
         runs = [Run(settings.workdir / name, settings.shard.suffix, items)]
         if settings.text_only:
@@ -84,12 +81,20 @@ def run_benchmarks(
         for run, blind in zip(runs, (False, True), strict=False):
             decoding = dataclasses.replace(settings.decoding, blind=blind)
             run.begin(_made_with(name, model, settings, decoding))
-            _ask(model, run, items, forms[name].prompts[settings.harness], decoding, settings, console)
+            build = forms[name].prompts[settings.harness]
+            _ask(model, run, items, build, decoding, settings, sources[name])
         if missing := [len(items) - len(run.records()) for run in runs if len(run.records()) < len(items)]:
             console.print(f"{name}: {max(missing)} of {len(items)} items are left for other processes")
             continue
         results.append(finish(runs[0], settings.scoring, console))
     return results
+
+
+def _limit_frames(model: Model, most: int | None) -> None:
+    if most is not None:
+        config = model.processor.video_config
+        least = min(config.min_frames, most)
+        model.processor.video_config = dataclasses.replace(config, max_frames=most, min_frames=least)
 
 
 def finish(run: Run, scoring: Scoring, console: Console) -> Result:
@@ -140,7 +145,7 @@ def _ask(
     build: PromptBuilder,
     decoding: Decoding,
     settings: Settings,
-    console: Console,
+    source: Path,
 ) -> None:
     """Asks what is not answered yet of this process' share, a video at a time."""
     answered = {item_id for item_id, record in run.records().items() if "error" not in record}
@@ -151,6 +156,16 @@ def _ask(
     # A video's items are asked together again unless all are answered, so that a run that was stopped gives
     # the very texts of one that was not.
     waiting = [group for group in mine if any(item.id not in answered for item in group)]
+    if settings.runner:
+        plain = dataclasses.replace(settings, scoring=Scoring())  # a judge cannot be sent to a worker
+        work = AskWork(str(run.folder), str(model.folder), source, plain, decoding)
+
+        def done() -> set[str]:
+            known = run.records()
+            return {video for video, group in videos.items() if all(item.id in known for item in group)}
+
+        beam.spread(work, [group[0].video for group in waiting], done, settings.runner, settings.beam_options)
+        return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal.console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"{run.folder.name}: asking", total=sum(map(len, mine)))
@@ -158,6 +173,31 @@ def _ask(
         for group in waiting:
             run.add(answer_group(model, group, build, decoding))
             progress.advance(bar, len(group))
+
+
+@dataclasses.dataclass(frozen=True)
+class AskWork:
+    """What a worker of a pipeline does: it answers all that is asked about a video."""
+
+    folder: str  # of the run
+    model: str
+    source: Path  # of the benchmark's data
+    settings: Settings
+    decoding: Decoding
+
+    def open(self, name: str) -> Callable[[str], None]:
+        """Returns what answers a video's questions."""
+        run, settings = Run(Path(self.folder), name), self.settings
+        benchmark = run.made_with()["benchmark"]
+        model, build = beam.load_once(self.model), form(benchmark).prompts[settings.harness]
+        _limit_frames(model, settings.frames)
+        items = _chosen(benchmark, self.source, settings)
+
+        def answer(video: str) -> None:
+            group = [item for item in items if item.video == video]
+            run.add(answer_group(model, group, build, self.decoding))
+
+        return answer
 
 
 def answer_group(
