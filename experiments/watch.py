@@ -39,11 +39,14 @@ _ALLOW_URL = flags.DEFINE_list("allow_url", [], "Hosts whose rtsp:// addresses m
 def main(argv: Sequence[str]) -> None:
     if not _EVENTS.value:
         raise UserError("--events is missing: name the YAML file that says what to look for")
+    if not _COMMON.out.value:
+        raise UserError("--out is missing: name the folder of this run")
     questions = events.read_questions(_EVENTS.value, "events")
-    extras = Extras(_CLIPS.value, _CAMERA.value, _start(_STARTS_AT.value))
     urls = [path for path in argv[1:] if "://" in path]
+    begun = datetime.now().astimezone() if urls and len(urls) == len(argv) - 1 else None
+    extras = Extras(_CLIPS.value, _CAMERA.value, _start(_STARTS_AT.value) or begun)
     paths = [path for path in argv[1:] if "://" not in path]
-    with streams.recorded(urls, _ALLOW_URL.value, Path(_COMMON.out.value or ".")) as files:
+    with streams.recorded(urls, _ALLOW_URL.value, Path(_COMMON.out.value)) as files:
         follow = Follow(_IDLE.value) if _FOLLOW.value or files else None
         command.run(
             "watch",

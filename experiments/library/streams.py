@@ -39,7 +39,7 @@ def recorded(urls: Sequence[str], hosts: Sequence[str], folder: Path) -> Iterato
     try:
         for url in urls:
             name = re.sub(r"\W+", "_", urllib.parse.urlsplit(url).hostname or "")
-            path = folder / "streams" / f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{len(files)}.ts"
+            path = folder / "streams" / name / f"{datetime.now():%Y%m%d-%H%M%S}-{len(files)}.ts"
             path.parent.mkdir(parents=True, exist_ok=True)
             child = Child("experiments.library.streams:record", (url, str(path)))
             child.send(b"start")

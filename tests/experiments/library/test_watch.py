@@ -20,6 +20,7 @@ from experiments.library.windows import cut
 from tests.support import library
 from tests.support.commands import run_command
 from tests.support.library import EVENTS, film
+from tests.support.rtsp import camera
 
 
 @pytest.fixture
@@ -251,3 +252,14 @@ def test_o3_tiny_watches(capfd, tmp_path, clip):
     assert alert["label"] == "seen"
     assert interval_iou((alert["start_s"], alert["end_s"]), there.visible[0]) > 0.8
     assert os.path.getsize(tmp_path / "out" / alert["thumbnail"]) > 500
+
+
+def test_a_camera_on_the_network_is_watched(watch, tmp_path):
+    video = film(tmp_path / "camera.ts", 12.0, [(2.0, 4.0), (7.0, 8.5)])
+    with camera(video, 12.0, 4.0) as url:
+        done = watch(url, "--allow_url=127.0.0.1", "--idle_s=1.5")
+    assert done.code == 0, done.err
+    found = [(alert["start_s"], alert["end_s"]) for alert in alerts_of(tmp_path / "out")]
+    assert np.allclose(sorted(found), [(2.0, 4.0), (7.0, 8.5)], atol=0.11)
+    assert done.out.count("ALERT 127_0_0_1: light") == 2
+    assert all(alert["start_at"] > "2026" for alert in alerts_of(tmp_path / "out"))  # the clock's time
