@@ -1,4 +1,4 @@
-"""A camera: an RTSP server on loopback that sends one MPEG transport stream to one client, over its TCP link."""
+"""A camera: an RTSP server on loopback that sends an MPEG transport stream to one client, over its link."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def _serve(server: socket.socket, data: bytes, seconds: float) -> None:
                 fields[name.lower()] = value.strip()
             more, body = "", ""
             if method == "DESCRIBE":
-                body = "v=0\r\no=- 0 0 IN IP4 0.0.0.0\r\ns=x\r\nt=0 0\r\nm=video 0 RTP/AVP 33\r\na=control:track1\r\n"
+                body = "v=0\r\no=- 0 0 IN IP4 0.0.0.0\r\ns=x\r\nt=0 0\r\n"
+                body += "m=video 0 RTP/AVP 33\r\na=control:track1\r\n"
                 more = f"Content-Type: application/sdp\r\nContent-Length: {len(body)}\r\n"
             elif method == "SETUP":
                 more = f"Transport: {fields['transport']};interleaved=0-1\r\nSession: 1\r\n"
