@@ -95,7 +95,9 @@ class Qwen3VL(nnx.Module):
         tokens = jax.lax.cond(
             (frames.patches.length > 0).any(),
             lambda: self.vision(frames.patches)[0],
-            lambda: jnp.zeros(shape, self.vision.merger.fc2.dtype),
+            lambda: jnp.zeros(
+                shape, visuals.tokens.dtype
+            ),  # weights may be stored narrower than they compute
         )
         centres = repeat(frames.cells, "b p xy -> b x p xy", x=frames.times.shape[1])
         more = self._visual(tokens, VisualPlaces(frames.times, centres), frames.patches.length)

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from einops import rearrange
@@ -26,9 +27,10 @@ from o3jax.grounding import Grounding
 from o3jax.inference import matching
 from o3jax.inference import respond as engine
 from o3jax.inputs.dense import pointed_frames
-from o3jax.models.batch import take
+from o3jax.models.batch import stack, take
+from o3jax.models.evidence import VisualTokens
 from o3jax.models.layers import Initializer
-from o3jax.models.qwen3_vl import EvidenceModules, with_evidence
+from o3jax.models.qwen3_vl import EvidenceModules, VisualFeatures, with_evidence
 from o3jax.prompts.mentions import mention_positions
 from o3jax.train.token_loss import IGNORE
 from tests.o3jax.inference.test_respond import prompt_of
@@ -318,3 +320,21 @@ def test_the_switch(video_model, capfd):
     done = run_command(capfd, "evaluate", f"--model_path={video_model}", "--box_frames=pointed")
     assert done.code == 2 and done.err.count("\n") == 1
     assert f"--box_frames: {video_model} has no evidence modules; leave the flag out" in done.err
+
+
+def test_weights_may_be_stored_narrower_than_they_compute():
+    """On a CPU bfloat16 weights stay so and compute in float32: what was encoded without them has that type
+    too."""
+    model = o3jax.load("o3-tiny", dtype=jnp.bfloat16)
+    backbone, video = model.backbone, model.processor.video_config
+    assert backbone.vision.merger.fc2.dtype == jnp.bfloat16
+    size, width = (128, 128), backbone.config.vision.out_hidden_size
+    one = pointed_frames(np.zeros((1, *size, 3), np.uint8), np.zeros(1), size, video, backbone.config.vision)
+    frames = stack([one])
+    tokens = np.zeros((1, 1, frames.cells.shape[1], width), np.float32)
+    there = VisualTokens(
+        tokens, np.zeros((1, 1), np.float32), frames.cells[:, None], np.ones(tokens.shape[:3], bool)
+    )
+    visuals = VisualFeatures(tokens[:, 0], tokens[None, :, 0][:0], None, there)
+    added = jax.eval_shape(lambda m, v, f: m.add_frames(v, f), backbone, visuals, frames)
+    assert added.visual.tokens.shape == (1, 2, *tokens.shape[2:]) and added.visual.tokens.dtype == jnp.float32
