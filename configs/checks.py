@@ -51,7 +51,7 @@ NUMBERS: tuple[tuple[float, float, tuple[str, ...]], ...] = (
     (1, 4, ("level",)),
     (1, 1000, ("box_step",)),
     (1, 10**9, ("log_every", "save_every")),
-    (0, 10**9, ("max_steps", "stop_at_step", "warmup_steps", "eval_every", "sampling.top_k")),
+    (0, 10**9, ("max_steps", "stop_at_step", "warmup_steps", "eval_every", "profile.*", "sampling.top_k")),
     (
         *(0, _MANY),
         (
@@ -75,8 +75,9 @@ NUMBERS: tuple[tuple[float, float, tuple[str, ...]], ...] = (
             *("row_length", "row_frame_pairs", "row_patches", "clips_per_row", "questions_per_row"),
             *("mesh.*", "decode_mesh.*", "evidence_shape.*", "groups_per_row", "prompts_per_iteration"),
             *("minibatches_per_rollout", "max_completion_length", "pairs_per_clip", "vocab_size"),
+            "eval_batches",
             *("frames.m*", "frames.frame_tokens", "text.*", "vision.*", "evidence.hidden_size"),
-            "evidence.num_heads",
+            *("evidence.num_heads", "eval_batches"),
         ),
     ),
     (1, 2**40, ("video.min_*", "video.max_*", "evidence.dense_pixels")),
@@ -187,6 +188,12 @@ def check_sft(config: ConfigDict) -> None:
         raise UserError(
             f"config.feature_cache keeps the clips of a data set, but those of {config.data_path} never come "
             "twice: leave config.feature_cache empty"
+        )
+    held_out = config.eval_data_path or config.data_path
+    if config.eval_every and generated(held_out) != "synthetic" and held_out == config.data_path:
+        raise UserError(
+            f"config.eval_every is {config.eval_every}, but of {config.data_path} no clips are held out: set "
+            "config.eval_data_path to another data set, or to synthetic:1, :2 or :3"
         )
 
 

@@ -48,6 +48,12 @@ def sft() -> ConfigDict:
     c.loss.update({"time": 1.0, "time_ce": 1.0, "interval": 1.0, "interval_ce": 1.0, "relevance": 1.0})
     c.loss.update({"box_l1": 5.0, "box_giou": 2.0, "confidence": 0.1, "proposals": 0.5})
 
+    # Batches that are not trained on, after every so many steps and the last one; their metrics stand in the
+    # log as eval/NAME. Of the synthetic world its validation split, or another data set.
+    c.eval_every = 0  # 0 is off
+    c.eval_batches = 8
+    c.eval_data_path = ""
+
     c.per_device_train_batch_size = 1  # rows
     # Standard deviation of the softened target around a number, in seconds and in 0-1000; 0 is off. For
     # small vocabularies: the table has a row and a column per token.
@@ -152,6 +158,7 @@ def _stage() -> ConfigDict:
 
     c.log_every = 10
     c.save_every = 500
+    c.profile = ConfigDict({"start": 10, "steps": 0})  # a trace of so many steps, in WORKDIR/profile
     c.stop_at_step = 0
     return c
 

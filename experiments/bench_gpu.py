@@ -1,58 +1,80 @@
 """`python -m experiments.bench_gpu`: a random Qwen3-VL-8B in bfloat16 on one GPU, against transformers.
 
-The sides run one after the other, each in a process of its own, so that each has the whole card; transformers
-once as it is and once with a static cache. All read one Hugging Face folder, which our side writes first.
-Inputs lie on the device before the clock starts; compilation is not in any figure. What fails (out of memory,
-say) is a cell that says so. `--size=tiny` takes every path of this script in a minute on a CPU.
+Jobs run one after the other, the most important first, each side of each in a process of its own with a time
+limit; after every one the table and the JSON are written again. What fails (out of memory, say), takes too
+long or has no time left is a cell that says so. Inputs lie on the device before the clock starts; compilation
+is not in any figure. `--size=tiny` takes every path of this script on a CPU.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import json
 import os
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from absl import flags
 
-from experiments.bench.gpu_sides import SIDES, run_side
+from experiments.bench.gpu_jobs import Found, GpuJob, jobs_of
 from experiments.bench.gpu_table import parity, report
 from experiments.bench.jobs import SIZES
 from experiments.cli import shell
+from o3jax.errors import UserError
 from o3jax.files import write_json, write_text
 
 _SIZE = flags.DEFINE_enum("size", "8b", ["8b", "tiny"], "The model; tiny tests this script on a CPU.")
-_FOLDER = flags.DEFINE_string("folder", None, "Where the model is written, and reused; default temporary.")
 _OUT = flags.DEFINE_string("out", None, "Folder for bench_gpu.md and bench_gpu.json.", required=True)
-_ONLY = flags.DEFINE_list(
-    "only", [], "Jobs to run, default all: copy,matmul,forward,vision,decode1,decode32,train."
-)
+_ONLY = flags.DEFINE_list("only", [], "Names of jobs to run; all by default.")
+_SECONDS = flags.DEFINE_float("seconds", 480.0, "When all of them are to be over.", lower_bound=1)
+_KINDS = ("device", "jax", "python", "XLA_FLAGS", "torch", "transformers")
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    out, found = Path(_OUT.value), {}
+    out, until = Path(_OUT.value), time.monotonic() + _SECONDS.value
+    jobs = jobs_of(SIZES[_SIZE.value])
+    if unknown := sorted(set(_ONLY.value) - {job.name for job in jobs}):
+        raise UserError(f"--only has no job {unknown[0]}; choose from {', '.join(job.name for job in jobs)}")
     out.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(_FOLDER.value or Path(scratch) / "model")
-        for side in SIDES:
-            print(f"{side}:", flush=True)
-            # This process never touches the card.
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-                found[side] = alone.submit(run_side, side, _SIZE.value, folder, _ONLY.value).result()
-    text = report(SIZES[_SIZE.value], found)
-    write_text(out / "bench_gpu.md", text + "\n")
-    right = parity(found)[0]
-    for side in found.values():
-        side.get("forward", {}).pop("logits", None)
-    write_json(out / "bench_gpu.json", found, indent=2)
-    print(text)
-    if not right:
+    found: dict[str, Found] = {"ours": {}, "eager": {}, "static": {}}
+    for job in jobs:
+        if _ONLY.value and job.name not in _ONLY.value:
+            continue
+        for side in job.sides:
+            start = time.monotonic()
+            result = alone(job, side, _SIZE.value, until - start)
+            about = {name: result.pop(name) for name in _KINDS if name in result}
+            found.setdefault(side, {}).update(about | {job.name: result})
+            shown = {name: value for name, value in result.items() if name != "logits"}
+            print(f"{job.name}, {side}: {shown} ({time.monotonic() - start:.0f} s)", flush=True)
+            write_json(out / "bench_gpu.json", found, indent=2)
+            write_text(out / "bench_gpu.md", report(SIZES[_SIZE.value], found) + "\n")
+    print(report(SIZES[_SIZE.value], found))
+    if not parity(found)[0]:
         sys.exit(1)
+
+
+def alone(job: GpuJob, side: str, size: str, left_s: float) -> Found:
+    """Returns what a job measures on a side, in a process of its own; or a sentence, why nothing."""
+    if left_s < 5:
+        return {"failed": "not measured: the time was over"}
+    limit = min(job.limit_s, left_s)
+    environment = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "found.json"
+        command = [sys.executable, "-m", "experiments.bench.gpu_jobs", job.name, side, size, str(path)]
+        try:
+            ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
+        except subprocess.TimeoutExpired:
+            return {"failed": f"not measured: it took more than {limit:.0f} s"}
+        if ended.returncode or not path.exists():
+            last = (ended.stderr.strip().splitlines() or ["nothing was said"])[-1]
+            return {"failed": f"ended with {ended.returncode}: {last[:160]}"}
+        return json.loads(path.read_text())
 
 
 if __name__ == "__main__":

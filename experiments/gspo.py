@@ -14,27 +14,28 @@ from absl import flags
 
 from configs.checks import check_gspo
 from experiments.cli import shell
+from experiments.cli.distributed import define_distributed, join_hosts
 from experiments.training.build_gspo import build_gspo
-from experiments.training.hosts import check_one_host
 from experiments.training.iteration import train_gspo
 from experiments.training.trainer import export
 from experiments.training.workdir import Workdir
 
 _CONFIG = shell.define_config("configs/gspo_tiny.py")
+_DISTRIBUTED = define_distributed()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
+    join_hosts(_DISTRIBUTED.value)
     shell.use_compilation_cache()
     config = _CONFIG.value
-    check_one_host()
     check_gspo(config)
     with Workdir(_WORKDIR.value, config) as workdir:
         run = build_gspo(config, workdir)
         state = train_gspo(run)
         asked = {"prompt_style": config.prompt_style, "box_step": config.box_step}
-        export(state, run.source, workdir.path / "model", run.processor, **asked)
+        export(state, run.source, workdir.place / "model", run.processor, **asked)
 
 
 if __name__ == "__main__":

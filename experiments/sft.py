@@ -11,6 +11,7 @@ from absl import flags
 
 from configs.checks import check_sft
 from experiments.cli import shell
+from experiments.cli.distributed import define_distributed, join_hosts
 from experiments.training.build_sft import build_sft
 from experiments.training.loop import train
 from experiments.training.trainer import export
@@ -18,12 +19,13 @@ from experiments.training.workdir import Workdir
 from o3jax.sharding import use_mesh
 
 _CONFIG = shell.define_config("configs/sft_tiny.py")
+_DISTRIBUTED = define_distributed()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    shell.join_hosts()
+    join_hosts(_DISTRIBUTED.value)
     shell.use_compilation_cache()
     config = _CONFIG.value
     check_sft(config)
@@ -31,10 +33,11 @@ def main(argv: Sequence[str]) -> None:
         run = build_sft(config, workdir)
         with use_mesh(run.mesh, run.rules):
             state = train(
-                run.state, run.step, run.pipeline, run.prepare, workdir, run.length, run.note, run.name_of
+                *(run.state, run.step, run.pipeline, run.prepare, workdir, run.length, run.note, run.name_of),
+                held_out=run.held_out,
             )
         asked = {"prompt_style": config.prompt_style, "box_step": config.box_step}
-        export(state, run.source, workdir.path / "model", run.processor, **asked)
+        export(state, run.source, workdir.place / "model", run.processor, **asked)
 
 
 if __name__ == "__main__":

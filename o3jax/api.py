@@ -31,7 +31,7 @@ from o3jax.inputs.processor import Processor, load_processor
 from o3jax.models.batch import Batch
 from o3jax.models.config import Config
 from o3jax.models.qwen3_vl import Qwen3VL
-from o3jax.models.text import for_decoding, for_training
+from o3jax.models.text import for_decoding
 from o3jax.notes import Note
 from o3jax.prompts import grammar
 from o3jax.report.answer import Answer, Evidence, plain_text, question_language
@@ -361,8 +361,6 @@ def export_hf(model: Model, folder: str | os.PathLike[str], *, dtype: Any = None
     Raises:
         UserError: if the folder is not empty.
     """
-    backbone = jax.tree.map(lambda a: a, model.backbone)  # a new container around the same arrays
-    backbone.text.layers = for_training(backbone.text.layers)
     # A folder of bare weights has no tokenizer to carry over.
     processor = model.processor if folder_file(model.folder, "tokenizer.json") else None
-    export_model(backbone, model.folder, Path(folder), processor, model.settings, dtype=dtype)
+    export_model(model.backbone, model.folder, Path(folder), processor, model.settings, dtype=dtype)

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from o3jax.choices import MESH_AXES
@@ -119,7 +119,19 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, **sizes: int) -> Mesh
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
     if np.prod(shape) != len(devices):
         raise ValueError(f"mesh {sizes} needs {np.prod(shape)} devices, but there are {len(devices)}")
-    return Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return Mesh(_ordered(shape, list(devices)), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _ordered(shape: Sequence[int], devices: list[jax.Device]) -> np.ndarray:
+    """Returns the devices in a mesh's shape, so that neighbours on it are neighbours in the machine.
+
+    What `jax.make_mesh` does, but an axis of the machine may be shared by two of the mesh.
+    """
+    try:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except (NotImplementedError, AssertionError, ValueError) as error:  # such as of a part of a TPU slice
+        logging.getLogger(__name__).warning("the mesh takes devices as they are numbered: %s", error)
+        return np.asarray(devices).reshape(shape)
 
 
 @contextlib.contextmanager
@@ -230,3 +242,9 @@ def replicate_scalars(tree: Any, mesh: Mesh) -> Any:
         return x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, everywhere)
 
     return jax.tree.map(place, tree)
+
+
+def everywhere(x: jax.Array | np.ndarray) -> np.ndarray:
+    """Returns the whole of an array on this host; of several hosts all must ask."""
+    apart = isinstance(x, jax.Array) and not x.is_fully_addressable
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True) if apart else x)

@@ -7,15 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench.gpu_sides import COMPARED, Found
+from experiments.bench.gpu_jobs import COMPARED, Found
 from experiments.bench.jobs import Job, Size, make_jobs
 from experiments.bench.tables import Cell, Row, table
+
+LIMITS = ("copy", "matmul")
+LARGER = {
+    "rollouts": "groups of samples on shared prefixes, without the prefill",
+    "gspo": "a GSPO step: shared prefix (ours), a copy of it for each response (repeated)",
+    "sft8k": "training step, the first length",
+    "sft32k": "training step, the second length",
+}
 
 
 def report(size: Size, found: Mapping[str, Found]) -> str:
     """Returns the table of a run, and what belongs to its figures."""
     ours, eager = found["ours"], found["eager"]
-    card = {limit: ours.get(limit, {}).get("rate") for limit in ("copy", "matmul")}
+    card = {limit: ours.get("card", {}).get(limit) or ours.get(limit, {}).get("rate") for limit in LIMITS}
     rows = []
     for job in make_jobs(size):
         rates = {side: rate(one, job) for side, one in found.items()}
@@ -31,9 +39,11 @@ def report(size: Size, found: Mapping[str, Found]) -> str:
     def shown(value: Any, scale: float, unit: str) -> str:
         return f"{value / scale:,.2f} {unit}" if value else "not measured"
 
+    more = [table(part) for part in (larger(found), attentions(found)) if part]
     names = ("device", "python", "jax", "XLA_FLAGS", "torch", "transformers")
     about = ", ".join(f"{name} {value}" for name in names if (value := (eager | ours).get(name)))
-    return f"""{table(rows)}
+    between = "\n\n"
+    return f"""{between.join([table(rows), *more])}
 
 - {about}; {size.dtype}, sdpa attention in torch.
 - "eager" is transformers with its default cache, "static" with a static one, where it compiles decoding.
@@ -42,9 +52,31 @@ def report(size: Size, found: Mapping[str, Found]) -> str:
 - Training: all parameters; parameters, gradients and both moments in the same dtype (a figure of speed, not \
 a recipe), ours with remat=names, theirs without checkpointing. The share counts three forward passes of work.
 - Decoding: without the prompt's part.
-- Peak device memory: ours {shown(ours.get("peak_bytes"), 2**30, "GiB")}, \
-theirs {shown(eager.get("peak_bytes"), 2**30, "GiB")}.
 - {parity(found)[1]}"""
+
+
+def larger(found: Mapping[str, Found]) -> list[Row]:
+    """Returns the rows of the jobs that only a GPU has: long rows, groups of samples, a GSPO step."""
+    rows = []
+    for name, label in LARGER.items():
+        results = {side: one[name] for side, one in found.items() if name in one}
+        if results:
+            row: Row = {"job": label}
+            for side, result in results.items():
+                row[f"{side}, s"] = result.get("seconds", result.get("failed"))
+            mine = results.get("ours", {})
+            if "seconds" in mine and "tokens" in mine:
+                row["ours, tokens/s"] = mine["tokens"] / mine["seconds"]
+            rows.append(row)
+    return rows
+
+
+def attentions(found: Mapping[str, Found]) -> list[Row]:
+    """Returns a row for each kernel, forward and backward, with torch's flash attention among them."""
+    both = [found[side].get("attention", {}) for side in ("ours", "eager") if side in found]
+    figures = {name: value for one in both for name, value in one.items() if ", " in name}
+    failed = {f"{number}": one["failed"] for number, one in enumerate(both) if "failed" in one}
+    return [{"attention, forward + backward": name, "s": value} for name, value in (figures | failed).items()]
 
 
 def rate(found: Found, job: Job) -> Cell:
@@ -59,10 +91,10 @@ def parity(found: Mapping[str, Found]) -> tuple[bool, str]:
     In bfloat16 two right implementations differ by rounding, so correlation decides: a wrong model
     (a rotary axis, a missing tap) does not come near it.
     """
-    forward = [found[side].get("forward", {}) for side in ("ours", "eager")]
+    forward = [found[side].get("parity") or found[side].get("forward", {}) for side in ("ours", "eager")]
     if not all("logits" in result for result in forward):
         return True, "Logits: not compared."
-    ours, theirs = (result["logits"] for result in forward)
+    ours, theirs = (np.asarray(result["logits"]) for result in forward)
     correlation = float(np.corrcoef(ours.ravel(), theirs.ravel())[0, 1])
     same = float((ours.argmax(-1) == theirs.argmax(-1)).mean())
     words = [

@@ -198,9 +198,9 @@ def check(ways: Mapping[str, Way], config: Config) -> None:
             )
 
 
-def step(way: Way, inputs: Inputs, group: int, updated: int, seed: int) -> Phases:
+def step(way: Way, inputs: Inputs, group: int, updated: int, seed: int, response: int = RESPONSE) -> Phases:
     """Returns the seconds of each phase; `updated` is how many responses are updated."""
-    tokens, sampling = timed(way.sample, inputs, group, RESPONSE, seed)
+    tokens, sampling = timed(way.sample, inputs, group, response, seed)
     tokens, advantages = tokens[:updated], random_advantages(group, seed)[:updated]
     old, scoring = timed(way.logprobs, inputs, tokens)
     return np.stack([sampling, scoring, timed(way.gradient, inputs, tokens, old, advantages)[1]])

@@ -27,13 +27,13 @@ class Size:
     vision_pairs: int  # of the vision tower alone
     decode_prompt: int
     new_tokens: int
-    batches: tuple[int, int]  # of greedy decoding
+    batches: tuple[int, ...]  # of greedy decoding
 
 
 # 14 x 14 patches are 224 x 224 pixels, 28 x 28 are 448 x 448. At 8b, 16 pairs make 3,216 of the 4,096 tokens.
 SIZES = {
     "small": Size(SMALL, "float32", (14, 14), 512, 4, 8, 128, 64, (1, 8)),
-    "8b": Size(PRESETS["8B"], "bfloat16", (28, 28), 4096, 16, 32, 1024, 128, (1, 32)),
+    "8b": Size(PRESETS["8B"], "bfloat16", (28, 28), 4096, 16, 32, 2048, 64, (1, 32, 128)),
     "tiny": Size(with_layers(SMALL, 3, 3), "float32", (4, 4), 64, 2, 2, 32, 8, (1, 2)),
 }
 

@@ -62,10 +62,13 @@ class Side(Protocol):
 class Ours:
     """Our model; parameters, gradients and moments have the dtype of the folder's tensors."""
 
-    def __init__(self, folder: Path, *, dtype: str = "float32", remat: str = "none"):
-        self.config = config_from_hf(folder)
-        self.runtime = Runtime(remat=remat, dtype=dtype)
-        self.model = jax.block_until_ready(load_weights(folder, self.config))
+    def __init__(
+        self, source: Path | Qwen3VL, *, dtype: str = "float32", remat: str = "none", kernel: str = "xla"
+    ):
+        given = isinstance(source, Qwen3VL)
+        self.config = source.config if given else config_from_hf(source)
+        self.runtime = Runtime(kernel, remat, dtype)
+        self.model = source if given else jax.block_until_ready(load_weights(source, self.config))
         # Stacked layers make a far smaller program; separate ones are what generation needs.
         self._forward = jax.jit(lambda model, batch: model(batch))
         self._vision = jax.jit(lambda model, patches: model.vision(patches)[0])

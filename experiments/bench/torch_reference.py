@@ -21,7 +21,7 @@ for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
 try:
     import torch
     import transformers
-    from transformers import Qwen3VLForConditionalGeneration
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
     from transformers.utils import ModelOutput
 except ImportError as error:
     raise UserError(
@@ -42,15 +42,26 @@ class Theirs:
     Args:
         cache: how keys and values are kept while generating, "static" or transformers' default. Where it is
             static and the device a GPU, transformers compiles the decoding step by itself.
+        random: weights are drawn on the device, and the folder has a config.json alone.
     """
 
     def __init__(
-        self, folder: Path, *, dtype: str = "float32", device: str = "cpu", cache: str | None = None
+        self,
+        folder: Path,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        cache: str | None = None,
+        random: bool = False,
     ):
         self.device = torch.device(device)
-        self.model = Qwen3VLForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa"
-        )
+        options = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
+        if random:
+            config = Qwen3VLConfig.from_pretrained(folder)
+            with self.device:
+                self.model = Qwen3VLForConditionalGeneration._from_config(config, **options)
+        else:
+            self.model = Qwen3VLForConditionalGeneration.from_pretrained(folder, **options)
         self.model.to(self.device).eval()
         # A fixed number of new tokens: nothing ends a row early.
         self.model.generation_config.eos_token_id = None

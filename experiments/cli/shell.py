@@ -178,21 +178,6 @@ def _fail(sentence: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def join_hosts() -> None:
-    """Makes this process one of several that train together, where the environment says so.
-
-    JAX_COORDINATOR_ADDRESS is host:port of the first, JAX_NUM_PROCESSES and JAX_PROCESS_ID tell how many
-    there are and which one this is. Nothing of JAX may have been used before.
-    """
-    import jax
-
-    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        count, number = (os.environ.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-        if not (count.isdigit() and number.isdigit()):
-            raise UserError("JAX_COORDINATOR_ADDRESS is set: set JAX_NUM_PROCESSES and JAX_PROCESS_ID too")
-        jax.distributed.initialize(address, int(count), int(number))
-
-
 def use_compilation_cache() -> None:
     """Keeps compiled programs in $JAX_COMPILATION_CACHE_DIR or ~/.cache/o3jax, across runs."""
     import jax

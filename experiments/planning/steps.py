@@ -115,7 +115,12 @@ def shapes_of(name: str) -> Config:
 
 def abstract_state(trainer: Trainer, architecture: Config, at: Placement) -> Any:
     """Returns the state before the first step as shapes, each with where it lives."""
-    state = jax.eval_shape(lambda m: trainer.init(trainer.adapted(m)), abstract_model(architecture))
+    model = abstract_model(architecture)
+    if trainer.lora:  # the base is held as the step computes
+        model = jax.tree_util.tree_map_with_path(
+            lambda path, a: a if path[0].name == "evidence" else a.update(dtype=trainer.runtime.dtype), model
+        )
+    state = jax.eval_shape(lambda m: trainer.init(trainer.adapted(m)), model)
     return placed(state, at)
 
 

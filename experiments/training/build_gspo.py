@@ -26,13 +26,20 @@ from data_pipelines.rows.prompts import MakePrompt, Minibatches
 from data_pipelines.rows.settings import EvidenceShape, RowShape
 from data_pipelines.synthetic.clips import SyntheticClips
 from experiments.data.clips import open_clips, open_processor, open_reader, plan
+from experiments.training.build_sft import load_model
 from experiments.training.hosts import open_mesh
 from experiments.training.loop import RunLength, StepFn
 from experiments.training.placement import open_spread
 from experiments.training.rewarding import Rewarder, open_scorer
 from experiments.training.rollouts import Updates
 from experiments.training.sampling import Sampler
-from experiments.training.trainer import Trainer, make_trainer, optimizer_of, trained_model
+from experiments.training.trainer import (
+    Trainer,
+    base_dtype,
+    base_fingerprint,
+    make_trainer,
+    optimizer_of,
+)
 from experiments.training.workdir import Workdir
 from o3jax.errors import UserError
 from o3jax.generate.sampling import Sampling
@@ -41,12 +48,12 @@ from o3jax.gspo.update import gspo_objective, sequence_counts
 from o3jax.hf.config import config_from_hf
 from o3jax.hf.folder import model_folder
 from o3jax.hf.generation import read_generation
-from o3jax.hf.weights import load_weights
 from o3jax.inputs.processor import Processor
 from o3jax.models.batch import PromptBatch, stack
 from o3jax.models.config import Config
 from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.sharding import Placement, ShardingRules
+from o3jax.train.lora import LoRA
 from o3jax.train.state import TrainState
 
 
@@ -54,7 +61,7 @@ from o3jax.train.state import TrainState
 class HeldOut:
     """Prompts that the policy is not trained on, to evaluate it."""
 
-    prompts: PromptBatch
+    prompts: PromptBatch  # of this host, which has every n-th
     clips: Sequence[Clip]
     every: int  # iterations
     group_size: int  # completions of the policy beside a greedy one; 0 is none
@@ -89,13 +96,15 @@ class GspoRun:
 
     def policy(self, state: TrainState) -> Qwen3VL:
         """Returns the model as the update computes it."""
-        # Before adapters are merged, as in the update: merged first, the sum would round differently.
-        cast = jax.tree.map(lambda a: a.astype(jnp.dtype(self.dtype)), state.model)
-        return trained_model(dataclasses.replace(state, model=cast))
+        model = jax.tree.map(lambda a: a.astype(jnp.dtype(self.dtype)), state.model)
+        return model.adapted() if isinstance(model, LoRA) else model
 
-    def rollout_path(self, iteration: int) -> Path:
-        """Returns the file of an iteration's rollout."""
-        return self.workdir.path / f"rollout_{iteration:06d}.npz"
+    def rollout_path(self, iteration: int | str) -> Path:
+        """Returns the file of an iteration's rollout, of several hosts this one's; "*" for all of them."""
+        number = iteration if isinstance(iteration, str) else f"{iteration:06d}"
+        hosts = jax.process_count()
+        part = f".{jax.process_index()}-of-{hosts}" if hosts > 1 else ""
+        return self.workdir.path / f"rollout_{number}{part}.npz"
 
     def name_of(self, number: int) -> str:
         """Returns what a clip is called."""
@@ -119,6 +128,18 @@ def build_gspo(
     rows = make_prompts(config, processor, architecture)
     minibatches = config.minibatches_per_rollout
     each = config.prompts_per_iteration // minibatches  # prompts of an optimizer step
+    hosts = jax.process_count()
+    if each % hosts:
+        raise UserError(
+            f"config.prompts_per_iteration / minibatches_per_rollout is {each}, which {hosts} hosts cannot "
+            "share: make it a multiple"
+        )
+    prompted = architecture.evidence is not None and architecture.evidence.feedback == "prompt"
+    if hosts > 1 and (config.reward_evidence != "text" or prompted):
+        raise UserError(
+            f"{hosts} hosts sample and reward the text alone, and here evidence modules are read: write "
+            "config.reward_evidence=text and config.feedback=none, or run on one host"
+        )
     planned = plan(config, clips, rows, each, workdir, "rl_data_path")
     steps = math.ceil(planned.steps / minibatches) * minibatches
     pipeline = Pipeline(
@@ -127,17 +148,18 @@ def build_gspo(
         batch_size=config.prompts_per_iteration,
         seed=config.seed,
         num_workers=config.num_workers,
-        data_fingerprint=planned.data_fingerprint,
+        process_index=jax.process_index(),
+        process_count=hosts,
+        data_fingerprint=planned.data_fingerprint | base_fingerprint(config, source),
     )
 
-    model = load_weights(source, config_from_hf(source), dtype=jnp.float32, mesh=mesh, rules=rules)
-    model.config = architecture
+    model = load_model(source, architecture, mesh, rules, config.seed, base_dtype(config))
     reference = None
     if config.kl_coef:
         reference = jax.tree.map(lambda a: jnp.array(a, config.compute_dtype), model)
     trainer = make_gspo_trainer(config, optimizer or optimizer_of(config, steps))
     state, step = trainer.start(model, mesh, rules)
-    replicas = Placement(mesh, rules).ways("batch")
+    replicas = Placement(mesh, rules).ways("batch") // hosts
     sampler = Sampler(
         processor,
         sampling,
@@ -164,10 +186,12 @@ def build_gspo(
         updates=Updates(
             architecture,
             update_shape(config),
-            prompts=each,
+            prompts=each // hosts,
             multiple=config.gradient_accumulation_steps * replicas,
             mask_truncated=config.mask_truncated,
             runtime=trainer.runtime,
+            temperature=config.sampling.temperature,
+            micro_batches=config.gradient_accumulation_steps,
             mesh=mesh if mesh.size > 1 else None,
         ),
         group_size=config.group_size,
@@ -234,7 +258,8 @@ def update_shape(config: ConfigDict) -> UpdateShape:
 def make_gspo_trainer(config: ConfigDict, optimizer: optax.GradientTransformation) -> Trainer:
     """Returns the objective of a config, and how it is optimised."""
     names = ("clip_low", "clip_high", "ratio", "kl_coef")
-    objective = functools.partial(gspo_objective, **{name: config[name] for name in names})
+    options = {name: config[name] for name in names} | {"temperature": config.sampling.temperature}
+    objective = functools.partial(gspo_objective, **options)
     return make_trainer(config, objective, sequence_counts, evidence=False, optimizer=optimizer)
 
 
@@ -243,6 +268,7 @@ def _held_out(config: ConfigDict, rows: MakePrompt) -> HeldOut | None:
     if not config.eval_every:
         return None
     clips = SyntheticClips("val", int(config.rl_data_path.partition(":")[2]), 1, 0)
-    chosen = [clips[index] for index in range(config.eval_prompts)]
+    mine = range(jax.process_index(), config.eval_prompts, jax.process_count())
+    chosen = [clips[index] for index in mine]
     prompts = stack([rows.map(clip) for clip in chosen])
     return HeldOut(prompts, chosen, config.eval_every, config.eval_samples)

@@ -25,9 +25,16 @@ from data_pipelines.rows.settings import EvidenceShape, RowShape
 from data_pipelines.rows.supervised import MakeRow
 from experiments.data.clips import open_clips, open_processor, open_reader, plan
 from experiments.training.features import FeatureMaker, open_features
+from experiments.training.held_out import open_held_out
 from experiments.training.hosts import micro_batches, open_mesh
-from experiments.training.loop import RunLength, StepFn
-from experiments.training.trainer import Trainer, make_trainer, optimizer_of
+from experiments.training.loop import HeldOut, RunLength, StepFn
+from experiments.training.trainer import (
+    Trainer,
+    base_dtype,
+    base_fingerprint,
+    make_trainer,
+    optimizer_of,
+)
 from experiments.training.workdir import Workdir
 from o3jax.fields import Section
 from o3jax.hf.config import config_from_hf
@@ -62,6 +69,7 @@ class SftRun:
     state: TrainState
     step: StepFn
     length: RunLength
+    held_out: HeldOut | None
 
     def prepare(self, batch: SupervisedBatch) -> SupervisedBatch:
         """Returns a host's batch as the step takes it."""
@@ -84,10 +92,10 @@ def build_sft(config: ConfigDict, workdir: Workdir) -> SftRun:
     replicas = Placement(mesh, rules).ways("batch")
     batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps * replicas
     # Before the model, which takes long to load: what is wrong with the data is told at once.
-    clips, rows = open_clips(config, processor), make_rows(config, processor, architecture)[0]
-    planned = plan(config, clips, rows, batch_size, workdir)
+    clips, rows = open_clips(config, processor), make_rows(config, processor, architecture)
+    planned = plan(config, clips, rows[0], batch_size, workdir)
 
-    model = load_model(source, architecture, mesh, rules, config.seed)
+    model = load_model(source, architecture, mesh, rules, config.seed, base_dtype(config))
     features = open_features(config, model)
     transforms = make_rows(config, processor, architecture, features)
     pipeline = Pipeline(
@@ -98,9 +106,10 @@ def build_sft(config: ConfigDict, workdir: Workdir) -> SftRun:
         num_workers=config.num_workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        data_fingerprint=planned.data_fingerprint,
+        data_fingerprint=planned.data_fingerprint | base_fingerprint(config, source),
     )
     trainer = make_sft_trainer(config, processor, architecture, planned.steps)
+    held_out = open_held_out(config, processor, rows, batch_size, trainer, mesh)
     state, step = trainer.start(model, mesh, rules)
     return SftRun(
         source=source,
@@ -115,6 +124,7 @@ def build_sft(config: ConfigDict, workdir: Workdir) -> SftRun:
         state=state,
         step=step,
         length=RunLength.of(config, planned.steps),
+        held_out=held_out,
     )
 
 
@@ -131,9 +141,16 @@ def architecture_of(config: ConfigDict, have: Config) -> Config:
     return dataclasses.replace(have, evidence=choose_modules(config, asked, have.evidence))
 
 
-def load_model(source: Path, architecture: Config, mesh: Mesh, rules: ShardingRules, seed: int) -> Qwen3VL:
-    """Returns a folder's model on a mesh, float32; modules that it does not have are made anew."""
-    model = load_weights(source, config_from_hf(source), dtype=jnp.float32, mesh=mesh, rules=rules)
+def load_model(
+    source: Path, architecture: Config, mesh: Mesh, rules: ShardingRules, seed: int, dtype: str = "float32"
+) -> Qwen3VL:
+    """Returns a folder's model on a mesh; evidence modules that it does not have are made anew.
+
+    Args:
+        dtype: of the backbone; norms, biases and evidence modules are float32.
+    """
+    config = config_from_hf(source)
+    model = load_weights(source, config, dtype=dtype, compute_dtype=jnp.float32, mesh=mesh, rules=rules)
     if architecture.evidence is not None and model.evidence is None:
         made = with_evidence(model, architecture.evidence, jax.random.key(seed))
         model = jax.device_put(made, parameter_shardings(made, mesh, rules))

@@ -24,18 +24,38 @@ class FailedSamples:
         kept = lines_until(path, step)
         write_lines(path, kept)
         self.path, self.clips, self.failed, self._names = path, clips, len(kept), names
+        self._taken: list[tuple[int, np.ndarray, np.ndarray]] = []  # since hosts last shared theirs
 
     def take(self, step: int, failures: Failures | None) -> None:
-        """Counts the clips of a batch, and writes down those that could not be read."""
-        if failures is None:
+        """Remembers which clips of a host's batch could not be read."""
+        if failures is not None:
+            self._taken.append(
+                (step, failures.number.reshape(-1), failures.error.reshape(-1, failures.error.shape[-1]))
+            )
+
+    def share(self) -> None:
+        """Counts the clips of all hosts since the last time, and writes down those that could not be read.
+
+        Every host must call it after the same steps.
+        """
+        if not self._taken:
             return
-        numbers, errors = (gathered(a.reshape(-1, *a.shape[2:])) for a in (failures.number, failures.error))
+        steps = np.concatenate([np.full(len(numbers), step) for step, numbers, _ in self._taken])
+        numbers, errors = (np.concatenate(parts) for parts in list(zip(*self._taken, strict=True))[1:])
+        self._taken = []
+        steps, numbers, errors = gathered((steps, numbers, errors))
         self.clips += int((numbers >= 0).sum())
         bad = np.flatnonzero(errors[:, 0])
+        bad = bad[np.argsort(steps[bad], kind="stable")]
         if len(bad) and is_first_host():
-            errors = [errors[at].tobytes().rstrip(b"\0").decode("utf-8", "ignore") for at in bad]
-            named = [self._names(int(number)) for number in numbers[bad]]
-            lines = [{"step": step, "id": i, "error": e} for i, e in zip(named, errors, strict=True)]
+            lines = [
+                {
+                    "step": int(steps[at]),
+                    "id": self._names(int(numbers[at])),
+                    "error": errors[at].tobytes().rstrip(b"\0").decode("utf-8", "ignore"),
+                }
+                for at in bad
+            ]
             append_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         self.failed += len(bad)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import einops
 import jax
@@ -17,20 +20,41 @@ from o3jax.models.batch import Tree
 from o3jax.sharding import batch_sharding, make_mesh
 
 
+class EverywhereError(UserError):
+    """A mistake that every host meets at the same place, so that they can save together."""
+
+
 def is_first_host() -> bool:
     """Returns whether this process is the one of several that writes what all of them know."""
     return jax.process_index() == 0
 
 
 def check_one_host() -> None:
-    """Raises a UserError where several processes are to train together, which GSPO cannot."""
-    if os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        raise UserError("GSPO runs on one host and all its devices: unset JAX_COORDINATOR_ADDRESS")
+    """Raises a UserError where several processes are to work together, which a study cannot."""
+    if jax.process_count() > 1 or os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        raise UserError("this command runs on one host and all its devices: unset JAX_COORDINATOR_ADDRESS")
 
 
-def gathered(part: np.ndarray) -> np.ndarray:
-    """Returns the arrays of all hosts, one behind the other; every host must ask."""
+def gathered(part: Tree) -> Tree:
+    """Returns the arrays of all hosts, one behind the other, of the same shapes on each; all must ask."""
     return multihost_utils.process_allgather(part, tiled=True) if jax.process_count() > 1 else part
+
+
+def gathered_lists(mine: Sequence[Any]) -> list[list[Any]]:
+    """Returns the lists of all hosts, of things that JSON can write; all hosts must ask."""
+    if jax.process_count() == 1:
+        return [list(mine)]
+    text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
+    lengths = gathered(np.array([len(text)], np.int32))
+    texts = gathered(np.pad(text, (0, int(lengths.max()) - len(text)))[None])
+    return [json.loads(row[:n].tobytes()) for row, n in zip(texts, lengths.tolist(), strict=True)]
+
+
+def interleaved(lists: Sequence[Sequence[Any]]) -> list[Any]:
+    """Returns rows in their order, of which each host had every n-th (see `Pipeline`)."""
+    nothing = object()
+    rows = itertools.zip_longest(*lists, fillvalue=nothing)
+    return [one for row in rows for one in row if one is not nothing]
 
 
 def open_mesh(axes: Mapping[str, int]) -> Mesh:

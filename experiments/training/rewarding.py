@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from data_pipelines.formats.sample import Sample
 from experiments.data.audit import as_record
 from experiments.training.estimates import estimates_of
+from experiments.training.hosts import EverywhereError, gathered
 from experiments.training.rollouts import Updates
 from experiments.training.sampling import Sampled
 from experiments.training.scoring import Scored, Scorer
@@ -80,10 +81,11 @@ class Rewarder:
         return scored
 
     def check(self) -> None:
-        """Raises a UserError if too many completions of the run could not be scored."""
-        if self.scorer.is_over():
-            raise UserError(
-                f"{self.scorer.failed} of {self.scorer.scored} completions could not be scored, more than "
+        """Raises a UserError if too many completions of the run could not be scored; all hosts must ask."""
+        failed, scored = gathered(np.array([[self.scorer.failed, self.scorer.scored]])).sum(0).tolist()
+        if self.scorer.is_over(failed, scored):
+            raise EverywhereError(
+                f"{failed} of {scored} completions could not be scored, more than "
                 f"the share config.max_failed_rewards={self.scorer.max_failed_share:g}: mend the reward "
                 "function, or raise config.reward_time_limit_s or the share: the command then goes on here"
             )

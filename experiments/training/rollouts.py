@@ -67,9 +67,11 @@ class Updates:
     model: Config
     shape: UpdateShape
     prompts: int  # of a minibatch
-    multiple: int  # of rows: micro-batches times the devices that share one
+    multiple: int  # of a host's rows: micro-batches times its devices that share one
     mask_truncated: bool
     runtime: Runtime = Runtime()  # of the update: another kernel, and the first step is off policy
+    temperature: float = 1.0  # of the sampler
+    micro_batches: int = 1
     mesh: Mesh | None = None
 
     def part(self, number: int) -> slice:
@@ -124,14 +126,20 @@ class Updates:
         )
 
     def logprobs(self, model: Qwen3VL, sampled: Sampled) -> Float[np.ndarray, "B G T"]:
-        """Returns the trainer's log-probabilities of the completions, 0 behind their ends."""
+        """Returns the trainer's log-probabilities of a host's completions, 0 behind their ends.
+
+        Micro-batch by micro-batch, as the update computes them.
+        """
         out = np.zeros(sampled.tokens.shape, np.float32)
         for part in self.parts(sampled):
             batch = self.pack(sampled, part)
             here, there = batch.places()
-            found = logprobs_of(model, self.placed(batch), runtime=self.runtime)
-            out[part][there] = self.own(found)[here]
+            size = len(batch.sequence) // self.micro_batches
+            parts = [take(batch, slice(at * size, (at + 1) * size)) for at in range(self.micro_batches)]
+            options = {"runtime": self.runtime, "temperature": self.temperature}
+            found = [self.own(logprobs_of(model, self.placed(one), **options)) for one in parts]
+            out[part][there] = np.concatenate(found)[here]
         return out
 
 
-logprobs_of = jax.jit(response_logprobs, static_argnames="runtime")
+logprobs_of = jax.jit(response_logprobs, static_argnames=("runtime", "temperature"))

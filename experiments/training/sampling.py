@@ -28,6 +28,7 @@ from o3jax.models.text import for_decoding
 from o3jax.prompts import grammar, templates
 from o3jax.prompts.feedback import with_proposals
 from o3jax.sharding import own_rows, place_rows
+from o3jax.train.lora import merged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Sampled:
 
 @jax.jit
 def decoder(model: Qwen3VL) -> Qwen3VL:
-    """Returns the model as generation wants it: its layers separate."""
-    model = jax.tree.map(lambda a: a, model)
+    """Returns the model as generation wants it: its layers separate, adapters merged."""
+    model = merged(model)
     model.text.layers = for_decoding(model.text.layers)
     return model
 
@@ -89,7 +90,7 @@ class Sampler:
             samples: what the prompts ask, None where the clip could not be read.
             sources: what boxes are read from, of `MakePrompt.single_frames`.
         """
-        model = policy if self.spread else decoder(policy)
+        model = merged(policy) if self.spread else decoder(policy)
         visuals = encode_visuals(model, self._placed(prompts.inputs))
         if self.frozen_tower:
             prompts = with_features(prompts, visuals, self.spread)  # the tower need not run again
@@ -124,7 +125,7 @@ class Sampler:
         """Returns the prompts as `sample` reads them, but for the text."""
         if not self.frozen_tower:
             return prompts
-        model = policy if self.spread else decoder(policy)
+        model = merged(policy) if self.spread else decoder(policy)
         return with_features(prompts, encode_visuals(model, self._placed(prompts.inputs)), self.spread)
 
     def _placed(self, inputs: Batch) -> Batch:

@@ -110,9 +110,14 @@ class Scorer:
         self.failed += sum(result.error is not None for result in results)
         return results
 
-    def is_over(self) -> bool:
-        """Whether more than `max_failed_share` of all completions so far could not be scored."""
-        return self.failed > self.max_failed_share * max(self.scored, self.LEAST)
+    def is_over(self, failed: int | None = None, scored: int | None = None) -> bool:
+        """Whether more than `max_failed_share` of all completions so far could not be scored.
+
+        Args:
+            failed, scored: of all hosts together; this one's by default.
+        """
+        failed, scored = (self.failed, self.scored) if failed is None else (failed, scored)
+        return failed > self.max_failed_share * max(scored, self.LEAST)
 
     def close(self) -> None:
         """Ends the processes."""

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments.training.hosts import is_first_host
 from experiments.training.loop import StepFn
 from o3jax.files import whole_folder
+from o3jax.hf.export import layers_of
 from o3jax.hf.folder import export_model
+from o3jax.hf.names import Tensors
 from o3jax.hf.o3_config import read_settings
+from o3jax.hf.stored import weights_fingerprint
+from o3jax.hf.weights import stored_layers
 from o3jax.inputs.processor import Processor
 from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.models.runtime import Runtime
@@ -78,6 +84,16 @@ class Trainer:
         return state, self.make_step(jax.tree.map(lambda a: a.sharding, state))
 
 
+def base_dtype(config: ConfigDict) -> str:
+    """Returns the dtype that a model's weights are loaded in: float32 to be trained, beside adapters not."""
+    return config.compute_dtype if config.lora.rank else "float32"
+
+
+def base_fingerprint(config: ConfigDict, source: Path) -> dict[str, str]:
+    """Returns what a checkpoint must know of a base that it does not hold; nothing without adapters."""
+    return {"base": weights_fingerprint(source)} if config.lora.rank else {}
+
+
 def make_trainer(
     config: ConfigDict,
     loss: LossFn,
@@ -105,24 +121,33 @@ def make_trainer(
     return Trainer(loss, count, optimizer, frozen, runtime, dict(config.lora), config.seed)
 
 
-def trained_model(state: TrainState) -> Qwen3VL:
-    """Returns the model of a state, adapters merged."""
-    return state.model.merged() if isinstance(state.model, LoRA) else state.model
-
-
 def export(state: TrainState, source: Path, folder: Path, processor: Processor, **trained: Any) -> None:
-    """Writes a folder as `o3jax.load` and transformers read it.
+    """Writes a folder as `o3jax.load` and transformers read it; every host must call it.
+
+    Of a model with adapters the base is read from its folder again, and each layer merged when it is written.
 
     Args:
         source: the folder of the model before training.
         trained: how the model was asked in training: fields of `Settings`.
     """
-    model = trained_model(state)
-    if jax.process_count() > 1:
-        model = multihost_utils.process_allgather(model, tiled=True)
-    if not is_first_host():
-        return
+    model, options = state.model, {}
+    if isinstance(model, LoRA):
+        adapters, model = model, model.adapted()
+        read, base = layers_of(model), stored_layers(source, model.config)
+
+        def merged(entry: Tensors, number: int) -> np.ndarray:
+            if entry.leaf.startswith("evidence."):
+                return read(entry, number)
+            weight, change = (
+                np.asarray(base(entry.leaf, number), np.float32),
+                adapters.change(entry.leaf, number),
+            )
+            return weight if change is None else weight + change.reshape(weight.shape)
+
+        options = {"read": merged, "dtype": jnp.float32}
     settings = dataclasses.replace(read_settings(source), **trained)
-    with whole_folder(folder, replace=True) as temporary:
-        export_model(model, source, temporary, processor, settings)
-    print(f"model at step {int(state.step)}: {folder}")
+    first = is_first_host()
+    with whole_folder(folder, replace=True) if first else contextlib.nullcontext(folder) as temporary:
+        export_model(model, source, temporary, processor, settings, **options)
+    if first:
+        print(f"model at step {int(state.step)}: {folder}")

@@ -11,23 +11,27 @@ from o3jax.gspo.loss import sequence_losses
 from o3jax.gspo.rows import UpdateBatch
 from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.models.runtime import Runtime
+from o3jax.sharding import shard
 from o3jax.train.state import Metrics
 from o3jax.train.token_loss import IGNORE, token_logprobs
 
 
 def response_logprobs(
-    model: Qwen3VL, batch: UpdateBatch, runtime: Runtime = Runtime()
+    model: Qwen3VL, batch: UpdateBatch, runtime: Runtime = Runtime(), *, temperature: float = 1.0
 ) -> Float[Array, "B N T"]:
     """Returns the log-probability of each response token of `pack_groups`'s rows, float32; 0 outside.
 
     With the update's `runtime` the graph of the update itself: what `gspo_objective` wants as `logp_old` and
     `logp_ref`.
+
+    Args:
+        temperature: that the responses were sampled at: of the distribution that they came from.
     """
-    return _response_scores(model, batch, runtime)[0]
+    return shard(_response_scores(model, batch, runtime, temperature)[0], "batch", None, None)
 
 
 def _response_scores(
-    model: Qwen3VL, batch: UpdateBatch, runtime: Runtime = Runtime()
+    model: Qwen3VL, batch: UpdateBatch, runtime: Runtime, temperature: float
 ) -> tuple[Float[Array, "B N T"], Float[Array, "B N T"]]:
     """Returns the log-probabilities and, without gradient, the entropies of the response tokens."""
     inputs = batch.inputs
@@ -35,6 +39,8 @@ def _response_scores(
     index = rearrange(batch.response_index, "b n t -> b (n t) 1")
     labels = jnp.where(batch.response_mask, batch.response_ids, IGNORE)
     states = jnp.take_along_axis(hidden, index, axis=1)
+    if temperature != 1:  # the head has no bias: these are its logits by the temperature
+        states = states / temperature
     scores = token_logprobs(
         states, model.text.head(), rearrange(labels, "b n t -> b (n t)"), chunk=runtime.loss_chunk
     )
@@ -51,6 +57,7 @@ def gspo_objective(
     clip_high: float = 4e-4,
     ratio: str = "sequence",
     kl_coef: float = 0.0,
+    temperature: float = 1.0,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Returns the loss of update rows, per sequence of `sequence_counts`, and sums to log.
 
@@ -63,13 +70,14 @@ def gspo_objective(
             clear its `response_mask`: it contributes 0 and stays in the denominator.
         counts: of `sequence_counts`, over all micro-batches.
         clip_low, clip_high, ratio, kl_coef: see `sequence_losses`.
+        temperature: that the responses were sampled at, see `response_logprobs`.
 
     Raises:
         ValueError: if the ratio needs `logp_old` and there is none.
     """
     if batch.logp_old is None and ratio != "one":
         raise ValueError(f"the ratio '{ratio}' compares with logp_old, which the batch does not have")
-    logp, entropy = _response_scores(model, batch, runtime)
+    logp, entropy = _response_scores(model, batch, runtime, temperature)
 
     def flat(x: Array) -> Array:
         return rearrange(x, "b n ... -> (b n) ...")

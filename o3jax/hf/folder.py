@@ -69,12 +69,12 @@ def export_model(
     folder: Path,
     processor: Processor | None,
     settings: Settings,
-    *,
-    dtype: Any = None,
+    **options: Any,
 ) -> None:
-    """Writes parameters (layers stacked) with everything that `load` reads beside them.
+    """Writes parameters with everything that `load` reads beside them.
 
     Args:
+        options: of `export_weights`.
         source: the folder that the model came from; its generation_config.json is carried over, and
             the tokens that end a text also where only config.json names them.
     """
@@ -87,8 +87,8 @@ def export_model(
     export_weights(
         backbone,
         folder,
-        dtype=dtype,
         generation=generation,
         settings=settings,
         add_files=processor.save if processor else None,
+        **options,
     )

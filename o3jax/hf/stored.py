@@ -1,10 +1,13 @@
-"""Safetensors on disk: the files of a checkpoint, where each tensor lies, whether its numbers are finite."""
+"""Safetensors on disk: the files of a checkpoint, where each tensor lies, whether its numbers are finite; and
+how one is written without holding more than a block of it."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -136,6 +139,43 @@ def _header(path: Path) -> tuple[int, dict]:
         raise UserError(f"{path} is damaged or not a safetensors file ({error}): restore it") from error
     header.pop("__metadata__", None)
     return size, header
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]], dtype: np.dtype
+) -> None:
+    """Writes a safetensors file, a tensor at a time.
+
+    The library's own writer wants all of them at once.
+
+    Args:
+        tensors: by name, the shape and what returns the numbers.
+        dtype: that they are written in.
+    """
+    (name,) = (name for name, known in DTYPES.items() if known == dtype)
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for key, (shape, _) in tensors.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[key] = {"dtype": name, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, read in tensors.values():
+            tensor = np.atleast_1d(read())
+            rows = max(1, _BLOCK * len(tensor) // max(tensor.size, 1))
+            for start in range(0, len(tensor), rows):
+                block = np.asarray(tensor[start : start + rows], dtype, order="C")
+                file.write(block.reshape(-1).view(np.uint8))
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Returns a short hash of which weights a folder has: names, shapes, and the first numbers of each."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(stored_tensors(weight_files(folder)).items()):
+        found.update(f"{name} {tensor.dtype} {tensor.shape} ".encode())
+        found.update(np.memmap(tensor.path, np.uint8, "r", tensor.offset, (min(tensor.nbytes, 256),)))
+    return found.hexdigest()[:16]
 
 
 def some(items: Iterable[str], limit: int = 5) -> str:

@@ -69,18 +69,14 @@ def load_weights(
             or dtype (one sentence lists them), a number is not finite, or the stored dtypes differ and
             `dtype` is None.
     """
-    folder = Path(folder)
-    stored = stored_tensors(weight_files(folder))
-    _check_counts(folder, stored, config)
-    model = abstract_model(config)
+    folder, model = Path(folder), abstract_model(config)
+    stored, table, adapters = _opened(folder, config, model)
     if mesh is None:
         device = SingleDeviceSharding(jax.local_devices()[0])
         shardings = model_leaves(jax.tree.map(lambda _: device, model))
     else:
         shardings = model_leaves(parameter_shardings(model, mesh, rules))
     shapes = {path: leaf.shape for path, leaf in model_leaves(model).items()}
-    table = _check(folder, stored, tensor_table(config), shapes, config)
-    adapters = read_adapters(folder, stored)
     if config.evidence:
         own, own_table = _stored_evidence(folder), evidence_table(shapes)
         _compare(folder / EVIDENCE_WEIGHTS, O3_CONFIG, own, own_table, shapes)
@@ -114,6 +110,28 @@ def load_weights(
     return model
 
 
+def _opened(
+    folder: Path, config: Config, model: Qwen3VL
+) -> tuple[Mapping[str, Stored], list[Tensors], Mapping[str, Adapter]]:
+    """Returns the tensors of a folder's backbone, the table of the layout they are in, and its adapters."""
+    stored = stored_tensors(weight_files(folder))
+    _check_counts(folder, stored, config)
+    shapes = {path: leaf.shape for path, leaf in model_leaves(model).items()}
+    table = _check(folder, stored, tensor_table(config), shapes, config)
+    return stored, table, read_adapters(folder, stored)
+
+
+def stored_layers(folder: str | Path, config: Config) -> Callable[[str, int], np.ndarray]:
+    """Returns what reads one layer of a leaf of the backbone as the folder has it, by the leaf's path.
+
+    Raises:
+        UserError: as `load_weights`.
+    """
+    stored, table, adapters = _opened(Path(folder), config, abstract_model(config))
+    by_leaf, read = {entry.leaf: entry for entry in table}, _Reader(stored, adapters, False, lambda *_: None)
+    return lambda leaf, number: by_leaf[leaf].to_leaf(read.tensor(by_leaf[leaf].names[number]))
+
+
 def stored_dtypes(folder: str | Path) -> set[str]:
     """Returns the dtypes of a folder's weights, named as in safetensors: "F32", "BF16" and the like.
 
@@ -136,7 +154,7 @@ class _Reader:
         self, entry: Tensors, number: int, shape: tuple[int, ...], target: Sharding, dtype: np.dtype
     ) -> jax.Array:
         """Returns one layer of a leaf, or the leaf of one tensor."""
-        tensor = entry.to_leaf(self._tensor(entry.names[number]))
+        tensor = entry.to_leaf(self.tensor(entry.names[number]))
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
             # In the order of the file, which JAX changes faster than numpy does; and a copy in any case: JAX
@@ -151,7 +169,7 @@ class _Reader:
         if entry.count is None:
             return self.layer(entry, 0, shape, sharding, dtype)
         if math.prod(shape) * dtype.itemsize <= _SMALL:  # a program for each shape takes longer than the copy
-            tensors = [entry.to_leaf(self._tensor(name)) for name in entry.names]
+            tensors = [entry.to_leaf(self.tensor(name)) for name in entry.names]
             return jax.make_array_from_callback(
                 shape,
                 sharding,
@@ -167,7 +185,8 @@ class _Reader:
             leaf.block_until_ready()
         return leaf
 
-    def _tensor(self, name: str) -> np.ndarray:
+    def tensor(self, name: str) -> np.ndarray:
+        """Returns a tensor, with what an adapter adds to it."""
         tensor, adapter = self.stored[name], self.adapters.get(name)
         if self.check and not all(one.is_finite() for one in (tensor, *(adapter.tensors if adapter else ()))):
             raise UserError(f"{tensor.path}: {name} holds NaN or infinity: restore the file, or train again")

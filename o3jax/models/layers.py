@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -49,9 +50,34 @@ class Abstract(Initializer):
     scale = bias = weight
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LowRankWeight:
+    """A weight W [D, *out] that low-rank factors change: `linear` computes x W + scale (x A) B."""
+
+    weight: Float[Array, "D *out"]
+    a: Float[Array, "D r"]
+    b: Float[Array, "r out"]
+    scale: float = dataclasses.field(metadata={"static": True})
+
+    def reshape(self, *shape: int) -> LowRankWeight:
+        """Returns the same, its weight of another shape [D, *out]."""
+        return dataclasses.replace(self, weight=self.weight.reshape(*shape))
+
+
+def linear(
+    x: Float[Array, "*dims D"], w: Float[Array, "D *out"] | LowRankWeight
+) -> Float[Array, "*dims *out"]:
+    """Returns x @ w over x's last and w's first axis; further axes of w (heads, their dims) are kept."""
+    if not isinstance(w, LowRankWeight):
+        return _linear(x, w)
+    y = _linear(x, w.weight)
+    return y + w.scale * _linear(_linear(x, w.a), w.b).reshape(y.shape)
+
+
 @jax.custom_vjp
-def linear(x: Float[Array, "*dims D"], w: Float[Array, "D *out"]) -> Float[Array, "*dims *out"]:
-    """Returns x @ w over x's last and w's first axis; further axes of w (heads, their dims) are kept.
+def _linear(x: Array, w: Array) -> Array:
+    """Returns x @ w, as `linear`.
 
     The gradients are those of any matmul, but written so that neither is a transposed product: XLA:CPU
     otherwise copies one operand into the other order first, inside the activation's derivative.
@@ -92,7 +118,7 @@ def product(x: Float[Array, "*dims D"], w: Array, axis: int = 0) -> Float[Array,
 
 
 def _linear_fwd(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    return linear(x, w), (x, w)
+    return _linear(x, w), (x, w)
 
 
 def _linear_bwd(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
@@ -104,7 +130,7 @@ def _linear_bwd(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Arr
     return dx, dw.reshape(w.shape)
 
 
-linear.defvjp(_linear_fwd, _linear_bwd)
+_linear.defvjp(_linear_fwd, _linear_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -1,10 +1,11 @@
 """Low-rank adapters (Hu et al. 2021): a frozen model, small matrices beside its projections, one merge.
 
-    LoRA      base + adapters (+ evidence modules); what the train state holds and checkpoints keep
-    adapted   the same as a Qwen3-VL whose projections are W + alpha / r * A @ B, for the loss
-    merged    the same as a plain Qwen3-VL, for the export
+    LoRA      base + adapters (+ evidence modules); what the train state holds. Checkpoints keep no base
+    adapted   the same as a Qwen3-VL whose projections compute x W + alpha / r * (x A) B, for the loss
+    merged    the same as a plain Qwen3-VL
 
-Everything else, the step, the optimizers and the checkpoints, sees parameters as always.
+The base is never trained, so it is of the dtype that the step computes in. An export reads it from its folder
+again, as it is stored (`changes`).
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from o3jax.errors import UserError
-from o3jax.models.layers import Initializer
+from o3jax.models.layers import Initializer, LowRankWeight
 from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.models.runtime import Runtime
+from o3jax.sharding import everywhere
 from o3jax.train.state import Batch, LossFn, Metrics
 
 # How many axes of a projection are its inputs and its outputs, where it is not one of each; axes in front
@@ -55,20 +58,41 @@ class Adapters(nnx.Module):
 
 
 class LowRank(nnx.Module):
-    """A weight with its adapter, read as a parameter is: `[...]` is the sum, of the weight's dtype."""
+    """A weight with its adapter, read as a parameter is: `[...]` is what `linear` multiplies with.
 
-    def __init__(self, weight: nnx.Param, adapter: Adapter, scale: float):
-        self.weight, self.adapter, self.scale = weight, adapter, scale
+    The experts of a mixture multiply tokens in groups, so theirs is the sum.
+    """
 
-    def __getitem__(self, index: object) -> Float[Array, "*dims"]:
-        weight = self.weight[...]
-        change = jnp.matmul(
-            self.adapter.a[...],
-            self.adapter.b[...],
-            precision=jax.lax.Precision.HIGHEST,
-            preferred_element_type=jnp.float32,
-        )
-        return (weight + self.scale * change.reshape(weight.shape)).astype(weight.dtype)[index]
+    def __init__(self, weight: nnx.Param, adapter: Adapter, scale: float, summed: bool):
+        self.weight, self.adapter, self.scale, self.summed = weight, adapter, scale, summed
+
+    def __getitem__(self, index: object) -> LowRankWeight | Float[Array, "*dims"]:
+        if self.summed:
+            return self.sum()[index]
+        return LowRankWeight(self.weight[...], self.adapter.a[...], self.adapter.b[...], self.scale)
+
+    def sum(self) -> Float[Array, "*dims"]:
+        """Returns W + scale * A @ B, of the weight's dtype."""
+        weight, change = self.weight[...], _change(self.adapter, self.scale)
+        return (weight + change.reshape(weight.shape)).astype(weight.dtype)
+
+
+def _change(adapter: Adapter, scale: float) -> Float[Array, "*stack in out"]:
+    return scale * jnp.matmul(
+        adapter.a[...],
+        adapter.b[...],
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def merged(model: Qwen3VL) -> Qwen3VL:
+    """Returns a model without `LowRank`: each is the sum, a new array beside the base's."""
+
+    def plain(node: LowRank | Array) -> nnx.Param | Array:
+        return node.weight.replace(node.sum()) if isinstance(node, LowRank) else node
+
+    return jax.tree.map(plain, model, is_leaf=lambda node: isinstance(node, LowRank))
 
 
 class LoRA(nnx.Module):
@@ -104,26 +128,32 @@ class LoRA(nnx.Module):
         self.evidence = model.evidence
 
     def adapted(self) -> Qwen3VL:
-        """Returns the model with a `LowRank` in place of every adapted weight.
-
-        Each layer computes its own sum where it reads it, inside the loop over layers. So with remat
-        "names" or "full" the sums of one layer exist at a time; with "none" the gradient keeps all, as
-        large as the adapted part of the base. A step costs what a full one does, without its memory.
-        """
+        """Returns the model with a `LowRank` in place of every adapted weight."""
         model = _replaced(self.base, "evidence", self.evidence)
+        experts = {"router", "gate_up", "down"} if self.base.config.text.num_experts else set()
         for tower in _TOWERS:
             layers, adapters = getattr(model, tower).layers, getattr(self, tower)
             for name in adapters.names:
-                setattr(layers, name, LowRank(getattr(layers, name), getattr(adapters, name), self.scale))
+                adapter, summed = getattr(adapters, name), tower == "text" and name in experts
+                setattr(layers, name, LowRank(getattr(layers, name), adapter, self.scale, summed))
         return model
 
     def merged(self) -> Qwen3VL:
         """Returns the plain model, its adapted weights new arrays beside those of the base."""
+        return merged(self.adapted())
 
-        def plain(node: LowRank | Array) -> nnx.Param | Array:
-            return node.weight.replace(node[...]) if isinstance(node, LowRank) else node
+    def change(self, leaf: str, number: int) -> Float[np.ndarray, "*stack in out"] | None:
+        """Returns what is added to one layer of a leaf, float32; None where it has no adapter.
 
-        return jax.tree.map(plain, self.adapted(), is_leaf=lambda node: isinstance(node, LowRank))
+        Args:
+            leaf: its dotted path, such as text.layers.q.
+            number: of the layer.
+        """
+        tower, _, name = leaf.partition(".layers.")
+        if name not in getattr(getattr(self, tower, None), "names", ()):
+            return None
+        layer = jax.tree.map(lambda a: a[number], getattr(getattr(self, tower), name))
+        return everywhere(_change(layer, self.scale))
 
 
 def adapted_loss(loss_fn: LossFn) -> LossFn:

@@ -73,6 +73,8 @@ def make_train_step(
     micro-batches hold. Parameters stay float32; the forward pass runs in the runtime's dtype. Metrics are the
     means of the loss's sums, the loss, the norm of its gradient, and counts that no sum has the name of.
 
+    Where the loss or the norm is no finite number, the state stays as it was, its step too.
+
     Args:
         frozen: parts of the model ("vision", "text", "evidence") that stay as they are, without
             gradients or optimizer state.
@@ -88,23 +90,53 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         trained, fixed = _split(state.model, frozen)
-        counted = jax.tree.map(lambda a: a.sum(0), jax.vmap(count_fn)(batch))
-        counts = jax.tree.map(lambda a: jnp.maximum(a, 1.0), counted)  # what divides
-
-        def micro(total: Any, one: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, grad_fn(trained, fixed, one, counts)), None
-
-        first = jax.tree.map(lambda a: a[0], batch)
-        shapes = jax.eval_shape(lambda: grad_fn(trained, fixed, first, counts))
-        zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-        # A loop of one step costs XLA:CPU copies of all that the backward pass keeps.
-        alone = len(jax.tree.leaves(batch)[0]) == 1
-        ((loss, sums), grads), _ = jax.lax.scan(micro, zero, batch, unroll=alone)
+        counted, counts = _counted(count_fn, batch)
+        (loss, sums), grads = _summed(lambda one: grad_fn(trained, fixed, one, counts), batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        metrics = {"loss": loss} | {name: value / counts[name] for name, value in sums.items()}
-        metrics |= {name: count for name, count in counted.items() if name not in sums}
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        model = _join(optax.apply_updates(trained, updates), fixed)
-        return TrainState(state.step + 1, model, opt_state), metrics
+        metrics = _means(loss, sums, counted, counts) | {"grad_norm": optax.tree.norm(grads)}
+        new = state.step + 1, optax.apply_updates(trained, updates), opt_state
+        old = state.step, trained, state.opt_state
+        finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+        number, trained, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        return TrainState(number, _join(trained, fixed), opt_state), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def make_evaluation(
+    loss_fn: LossFn, count_fn: CountFn, runtime: Runtime = Runtime()
+) -> Callable[[nnx.Module, Batch], tuple[Metrics, Metrics]]:
+    """Returns a jitted function of a model and micro-batches: what a train step logs of them but for the norm
+    of the gradient, and what each mean is of. Nothing is changed."""
+
+    def evaluation(model: nnx.Module, batch: Batch) -> tuple[Metrics, Metrics]:
+        model = jax.tree.map(lambda a: a.astype(runtime.dtype), model)
+        counted, counts = _counted(count_fn, batch)
+        loss, sums = _summed(lambda one: loss_fn(model, one, counts, runtime), batch)
+        return _means(loss, sums, counted, counts), counted
+
+    return jax.jit(evaluation)
+
+
+def _counted(count_fn: CountFn, batch: Batch) -> tuple[Metrics, Metrics]:
+    """Returns what micro-batches count together, and the same as it divides: at least 1."""
+    counted = jax.tree.map(lambda a: a.sum(0), jax.vmap(count_fn)(batch))
+    return counted, jax.tree.map(lambda a: jnp.maximum(a, 1.0), counted)
+
+
+def _summed(of_micro: Callable[[Batch], Any], batch: Batch) -> Any:
+    """Returns the sum of what a function returns for each micro-batch."""
+
+    def add(total: Any, one: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, of_micro(one)), None
+
+    shapes = jax.eval_shape(of_micro, jax.tree.map(lambda a: a[0], batch))
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    # A loop of one step costs XLA:CPU copies of all that the backward pass keeps.
+    alone = len(jax.tree.leaves(batch)[0]) == 1
+    return jax.lax.scan(add, zero, batch, unroll=alone)[0]
+
+
+def _means(loss: Array, sums: Metrics, counted: Metrics, counts: Metrics) -> Metrics:
+    metrics = {"loss": loss} | {name: value / counts[name] for name, value in sums.items()}
+    return metrics | {name: count for name, count in counted.items() if name not in sums}

@@ -14,36 +14,18 @@ import threading
 import fsspec
 import numpy as np
 import pytest
-from etils.epath import backend
-from fsspec.implementations.memory import MemoryFileSystem
 
 from o3jax import files
 from o3jax.errors import UserError
 from tests.support.disks import full_disk
 from tests.support.paths import ROOT
-
-
-class Store(MemoryFileSystem):
-    """A store that holds its objects in this process."""
-
-    protocol = ("gs", "gcs")
-    store: dict = {}
-    pseudo_dirs = [""]
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return MemoryFileSystem._strip_protocol(path.replace("gs://", "memory://"))
+from tests.support.stores import empty_bucket
 
 
 @pytest.fixture
 def bucket(monkeypatch):
     """The name of an empty bucket."""
-    for scheme in Store.protocol:
-        fsspec.register_implementation(scheme, Store, clobber=True)
-    backend.fsspec_backend._get_filesystem.cache_clear()
-    monkeypatch.setattr(Store, "store", {})
-    monkeypatch.setattr(Store, "pseudo_dirs", [""])
-    return "gs://bucket"
+    return empty_bucket(monkeypatch)
 
 
 def broken(path):

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from data_pipelines.synthetic.datasets import make_dataset
+from experiments.cli.distributed import found_where, join_hosts
+from o3jax.errors import UserError
 from tests.support.paths import ROOT
 
 CONFIG = """
@@ -42,26 +47,33 @@ def config_file(video_model, tmp_path_factory) -> Path:
     return path
 
 
-def train(config_file: Path, workdir: Path, hosts: int, *flags: str) -> list[subprocess.CompletedProcess]:
-    """Returns how the processes of a run ended."""
+def start(
+    command: str, config: Path, workdir: Path, hosts: int, *flags: str, devices: int = 1, code: str = ""
+) -> list[subprocess.Popen]:
+    """Starts the processes of a run.
+
+    Args:
+        code: runs in each before the command, which knows its number as `host`.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.sft",
-        f"--config={config_file}",
-        f"--workdir={workdir}",
-        *flags,
-    ]
-    xla_flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
-    environment = os.environ | {"XLA_FLAGS": xla_flags}
+    program = f"""
+import os
+host = int(os.environ["JAX_PROCESS_ID"])
+{code}
+from experiments import {command}
+from experiments.cli import shell
+shell.run({command}.main)
+"""
+    arguments = [sys.executable, "-c", program, f"--config={config}", f"--workdir={workdir}", *flags]
+    xla_flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT)}
     if hosts > 1:
         environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(hosts)}
-    processes = [
+    return [
         subprocess.Popen(
-            command,
+            arguments,
             cwd=ROOT,
             env=environment | {"JAX_PROCESS_ID": str(number)},
             stdout=subprocess.PIPE,
@@ -70,12 +82,32 @@ def train(config_file: Path, workdir: Path, hosts: int, *flags: str) -> list[sub
         )
         for number in range(hosts)
     ]
-    ended = [(process, *process.communicate()) for process in processes]
-    return [subprocess.CompletedProcess(command, p.returncode, out, err) for p, out, err in ended]
+
+
+def ended(processes: list[subprocess.Popen]) -> list[subprocess.CompletedProcess]:
+    """Returns how the processes of a run ended."""
+    found = [(process, *process.communicate()) for process in processes]
+    return [subprocess.CompletedProcess(p.args, p.returncode, out, err) for p, out, err in found]
+
+
+def train(*run, **options) -> list[subprocess.CompletedProcess]:
+    """Returns how the processes of a run of SFT ended."""
+    return ended(start("sft", *run, **options))
 
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def assert_same_curve(one: Path, two: Path, rtol: float) -> None:
+    """Compares the logs of two runs, but for what a clock measured."""
+    expected, found = (lines(run / "metrics.jsonl") for run in (one, two))
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    for a, b in zip(expected, found, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            if not name.startswith(("seconds", "tokens_per")):
+                np.testing.assert_allclose(b[name], a[name], rtol=rtol, atol=1e-6, err_msg=name)
 
 
 def test_two_hosts_train_as_one(config_file, tmp_path):
@@ -86,12 +118,7 @@ def test_two_hosts_train_as_one(config_file, tmp_path):
     assert [one.returncode for one in both] == [0, 0], both[0].stderr + both[1].stderr
     assert "step 2/2" in both[0].stdout and "step 2/2" not in both[1].stdout
 
-    one, two = (lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
-    assert [line["step"] for line in two] == [1, 2]
-    for expected, found in zip(one, two, strict=True):
-        assert found.keys() == expected.keys()
-        for name in expected:
-            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, err_msg=name)
+    assert_same_curve(tmp_path / "one", tmp_path / "two", rtol=1e-4)
     failed = [lines(tmp_path / name / "failed.jsonl") for name in ("one", "two")]
     in_order = [sorted(ones, key=lambda line: (line["step"], line["id"])) for ones in failed]
     assert in_order[0] == in_order[1] != []
@@ -99,3 +126,123 @@ def test_two_hosts_train_as_one(config_file, tmp_path):
         if path.suffix == ".json":
             assert (tmp_path / "two" / "model" / path.name).read_bytes() == path.read_bytes()
     assert (tmp_path / "two" / "model" / "model.safetensors").is_file()
+
+
+# --- GSPO: two processes with four devices each ---
+
+GSPO = """
+from configs import common
+
+def get_config():
+    c = common.gspo()
+    c.sft_model_path, c.rl_data_path = {model!r}, "synthetic:1"
+    c.prompt_style, c.box_step = "plain", 10
+    c.row_length, c.row_frame_pairs, c.row_patches = 96, 3, 16
+    c.prompts_per_iteration, c.group_size, c.minibatches_per_rollout = 16, 2, 2
+    c.max_completion_length, c.mask_truncated = 8, False
+    c.reward = "tests.support.rewards:checksum"
+    c.compute_dtype, c.remat = "float32", "none"
+    c.learning_rate, c.lr_scheduler_type, c.max_steps = 3e-3, "constant", 4
+    c.log_every, c.save_every = 1, 1
+    return c
+"""
+
+# A signal to one host when a phase of the second iteration is over, and to both when its rollout is saved.
+IN_A_ROLLOUT = """
+import signal
+from experiments.training import iteration
+def lap(self, name, original=iteration.Stopwatch.lap, count=[0]):
+    original(self, name)
+    count[0] += name == "rollout"
+    if name == "rollout" and count[0] == 2 and host == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+iteration.Stopwatch.lap = lap
+"""
+KILLED = """
+import signal
+from experiments.training import rollouts
+def save(self, path, original=rollouts.Rollout.save):
+    original(self, path)
+    if "rollout_000001" in path.name and host in {hosts}:
+        os.kill(os.getpid(), signal.SIGKILL)
+rollouts.Rollout.save = save
+"""
+
+
+def test_gspo_on_two_hosts_is_that_of_one_wherever_it_is_stopped(video_model, tmp_path):
+    config = tmp_path / "gspo.py"
+    config.write_text(GSPO.format(model=str(video_model)))
+    one, two = tmp_path / "one", tmp_path / "two"
+    (alone,) = ended(start("gspo", config, one, 1, "--config.mesh.fsdp=8", devices=8))
+    assert alone.returncode == 0, alone.stderr
+
+    def go_on(code: str = "") -> list[subprocess.CompletedProcess]:
+        return ended(start("gspo", config, two, 2, "--config.mesh.fsdp=8", devices=4, code=code))
+
+    stopped = go_on(IN_A_ROLLOUT)
+    assert [run.returncode for run in stopped] == [0, 0], stopped[0].stderr + stopped[1].stderr
+    assert "stopped by another host at step 2; saved" in stopped[0].stdout
+    for hosts in ((1,), (0, 1)):
+        killed = go_on(KILLED.format(hosts=hosts))
+        assert all(killed[host].returncode == -signal.SIGKILL for host in hosts), killed[0].stderr
+        assert killed[0].returncode and "from step 2" in killed[0].stdout
+    finished = go_on()
+    assert [run.returncode for run in finished] == [0, 0], finished[0].stderr + finished[1].stderr
+    assert "from step 2" in finished[0].stdout
+    assert_same_curve(one, two, rtol=1e-4)
+    said = [sorted((run / "samples").glob("*.jsonl")) for run in (one, two)]
+    assert [path.read_text() for path in said[0]] == [path.read_text() for path in said[1]]
+    assert (
+        sorted(path.name for path in two.glob("rollout_*"))
+        == [f"rollout_{number:06d}.{host}-of-2.npz" for number in (1, 2) for host in (0, 1)][:2]
+    )
+    weights = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
+    for name, weight in weights[0].items():
+        np.testing.assert_allclose(weights[1][name], weight, rtol=0, atol=1e-4, err_msg=name)
+
+
+# --- how processes find each other ---
+
+
+@pytest.mark.parametrize(
+    ("environment", "where"),
+    [
+        ({}, ""),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "JAX_COORDINATOR_ADDRESS"),
+        ({"SLURM_STEP_NUM_TASKS": "16", "SLURM_NTASKS": "16"}, "a SLURM job"),
+        ({"SLURM_NTASKS": "8"}, ""),  # in a batch script, before srun
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1"}, ""),
+        ({"TPU_WORKER_HOSTNAMES": "t1v-0,t1v-1"}, "a TPU pod"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, ""),
+        ({"TPU_WORKER_HOSTNAMES": "t1v-0", "MEGASCALE_NUM_SLICES": "2"}, "a TPU pod"),
+        ({"TPU_WORKER_HOSTNAMES": "t1v-0,t1v-1", "JAX_PLATFORMS": "cpu"}, ""),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun"),
+    ],
+)
+def test_where_processes_find_each_other(monkeypatch, environment, where):
+    for name in ("JAX_PLATFORMS", "SLURM_NTASKS", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert found_where() == where
+
+
+@pytest.mark.parametrize(
+    ("mode", "environment", "says"),
+    [
+        ("on", {}, "--distributed=on, but nothing here says which processes"),
+        ("auto", {"JAX_COORDINATOR_ADDRESS": "a:1"}, "set JAX_NUM_PROCESSES and JAX_PROCESS_ID too"),
+        ("auto", {"SLURM_STEP_NUM_TASKS": "2"}, "the processes of a SLURM job do not find each other"),
+    ],
+)
+def test_processes_that_do_not_find_each_other(monkeypatch, mode, environment, says):
+    def initialize(*_: object) -> None:
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=says) as error:
+        join_hosts(mode)
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)
+    join_hosts("off")

@@ -58,9 +58,10 @@ def get_config():
     return c
 """
 
-# `python -m experiments.sft`, with a signal to itself when a step has been logged but not yet saved ...
+# `python -m experiments.sft`, with a signal to itself when a step has been logged but not yet saved, and the
+# checkpoint before it is complete ...
 AFTER_STEP = """
-import os, signal
+import os, signal, time
 from experiments import sft
 from experiments.cli import shell
 from experiments.training import metrics_log
@@ -68,6 +69,8 @@ from experiments.training import metrics_log
 def write(self, step, window, original=metrics_log.MetricsLog.write):
     values = original(self, step, window)
     if step == {step}:
+        while [p for p in self.path.parent.glob("checkpoints/*") if not p.name.isdigit()]:
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.{signal})
     return values
 

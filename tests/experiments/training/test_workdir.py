@@ -8,20 +8,24 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines.rows.pipeline import Pipeline
 from experiments.hostility.damage import DAMAGES
+from experiments.training import workdir as workdirs
 from experiments.training.loop import RunLength, train
 from experiments.training.workdir import Position, Workdir
 from o3jax.errors import UserError
 from o3jax.train.state import TrainState
 from tests.support.disks import full_disk
+from tests.support.stores import empty_bucket
 from tests.support.streams import Named
 
 CONFIG = ConfigDict({"max_steps": 6, "log_every": 1, "save_every": 3, "stop_at_step": 0})
@@ -112,11 +116,31 @@ def test_a_workdir_without_a_name_is_refused(path, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_workdir_in_a_store_is_refused(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="gs://bucket/run: a run's folder must be on a disk"):
-        Workdir("gs://bucket/run", CONFIG)
-    assert not list(tmp_path.iterdir())
+def test_a_workdir_in_a_store(undisturbed, tmp_path, monkeypatch):
+    """Its files are there at the end and whenever a checkpoint is; nothing of it stays on the disk.
+
+    The checkpoints, which another library writes there, are on the disk here.
+    """
+    bucket, manager = empty_bucket(monkeypatch), workdirs.ocp.CheckpointManager
+
+    def on_disk(directory, **options):
+        assert str(directory) == f"{bucket}/run/checkpoints"
+        return manager(tmp_path / "checkpoints", **options)
+
+    monkeypatch.setattr(workdirs.ocp, "CheckpointManager", on_disk)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run = epath.Path(bucket) / "run"
+    with pytest.raises(SystemExit):
+        go_on(run, interrupt_at=5)
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 5
+    assert json.loads((run / "config.json").read_text())["max_steps"] == 6
+    assert np.array_equal(go_on(run), undisturbed[0])
+    assert (run / "metrics.jsonl").read_text().splitlines() == undisturbed[1]
+    assert any((run / "tensorboard").iterdir())
+    assert not list((tmp_path / "here").iterdir()) and not list((tmp_path / "scratch").iterdir())
 
 
 def test_ctrl_c_saves_and_the_run_goes_on(undisturbed, tmp_path, capfd):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from data_pipelines.rows.settings import RowShape
 from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.clips import SyntheticClips
+from experiments.training.trainer import export
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.hf.export import export_weights
@@ -29,7 +31,7 @@ from o3jax.sft.text import text_loss, token_counts
 from o3jax.sharding import make_mesh, parameter_shardings
 from o3jax.train.lora import LoRA, adapted_loss
 from o3jax.train.optimizer import make_optimizer
-from o3jax.train.state import init_state, make_train_step
+from o3jax.train.state import TrainState, init_state, make_train_step
 from tests.support.commands import run_command
 from tests.support.tiny import make_inputs, our_logits
 
@@ -119,6 +121,36 @@ def test_the_merged_export_is_the_adapted_model_in_transformers(tiny, tmp_path):
         theirs = model(**{key: torch.from_numpy(value) for key, value in inputs.items()}).logits.numpy()
     assert np.abs(theirs - reference.logits(inputs)).max() > 1
     np.testing.assert_allclose(ours[:, : theirs.shape[1]], theirs, rtol=0, atol=2e-4)
+
+
+def test_no_product_of_the_factors_is_made(tiny):
+    """x A, then B: nothing of the loss or its gradient has the size of an adapted weight but the weight."""
+    reference = tiny("dense")
+    made = LoRA(reference.ours, rank=RANK, alpha=ALPHA, targets=DENSE, key=jax.random.key(0))
+    batch = collate(make_inputs([[3, (4, 6), 5, (2, 6, 4), 2]]), reference.config)
+
+    def loss(text):
+        whole = jax.tree.map(lambda a: a, made)
+        whole.text = text
+        return whole.adapted()(batch).sum()
+
+    layers = reference.ours.text.layers
+    sizes = {getattr(layers, name)[0].size for name in made.text.names}
+    made_of = [
+        variable.aval.size
+        for equation in _equations(jax.make_jaxpr(jax.grad(loss))(made.text).jaxpr)
+        if equation.primitive.name == "dot_general" and RANK in equation.invars[0].aval.shape
+        for variable in equation.outvars
+    ]
+    assert made_of and not sizes & set(made_of)
+
+
+def _equations(jaxpr):
+    """Yields the equations of a program and of those inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from _equations(inner)
 
 
 # --- training ---
@@ -289,8 +321,9 @@ def test_a_run_resumes_and_exports_the_merged_model(config_file, video_model, tm
 
     # What the checkpoints hold, merged by hand, is what was exported.
     early, late = saved(whole, 2), saved(whole, 4)
+    assert {path.split(".")[0] for path in late if not path.startswith(".")} == {"text", "vision"}
     moved = {path.split(".")[0] for path in late if not np.array_equal(early[path], late[path])}
-    assert {"text", "vision"} <= moved and "base" not in moved
+    assert {"text", "vision"} <= moved
     source = load_file(video_model / "model.safetensors")
     exported = load_file(whole / "model" / "model.safetensors")
     a, b = (np.float64(late[f"text.q.{matrix}.value"]) for matrix in "ab")
@@ -302,3 +335,43 @@ def test_a_run_resumes_and_exports_the_merged_model(config_file, video_model, tm
     for name in untouched:
         np.testing.assert_array_equal(exported[name], source[name], err_msg=name)
     assert len(json.loads((whole / "config.json").read_text())["lora"]["targets"]) == 4
+
+
+def test_the_export_of_a_narrow_base_is_the_stored_weight_and_the_change(video_model, tmp_path):
+    """The base is bfloat16, as the step computes; what is stored is float32, and so is what is exported."""
+    base = load_weights(video_model, config_from_hf(video_model), dtype="bfloat16")
+    made = lora(base, DENSE)
+    assert made.base.text.layers.q.dtype == "bfloat16" and made.text.q.a.dtype == "float32"
+    export(TrainState(np.int32(0), made, ()), video_model, tmp_path / "out", load_processor(video_model))
+    source, exported = (load_file(folder / "model.safetensors") for folder in (video_model, tmp_path / "out"))
+    rounded = {name: tensor.astype("bfloat16").astype("float32") for name, tensor in source.items()}
+    changed = 0
+    for name, tensor in source.items():
+        adapter = made.text.q if name.endswith("self_attn.q_proj.weight") else None
+        if adapter is not None:
+            layer = int(name.split(".")[3])
+            a, b = (np.float64(x[...])[layer] for x in (adapter.a, adapter.b))
+            expected = tensor + ALPHA / RANK * (a @ b).T
+            np.testing.assert_allclose(exported[name], expected, rtol=0, atol=2e-6)
+            assert np.abs(exported[name] - rounded[name] - (expected - tensor)).max() > 1e-5
+            changed += 1
+        elif "embed" in name or "norm" in name:
+            np.testing.assert_array_equal(exported[name], tensor, err_msg=name)
+    assert changed == made.base.config.text.num_hidden_layers
+
+
+def test_a_run_does_not_go_on_with_another_base(config_file, video_model, tmp_path, capfd):
+    """The checkpoints do not hold it."""
+    folder = tmp_path / "model"
+    shutil.copytree(video_model, folder)
+    flags = [
+        f"--config={config_file}",
+        f"--config.model_name_or_path={folder}",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    assert run_command(capfd, "sft", *flags, "--config.stop_at_step=2").code == 0
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.language_model.layers.1.self_attn.q_proj.weight"
+    save_file(tensors | {name: tensors[name] + 1}, folder / "model.safetensors", {"format": "pt"})
+    done = run_command(capfd, "sft", *flags)
+    assert done.code == 2 and "was trained with base" in done.err and done.err.count("\n") == 1
