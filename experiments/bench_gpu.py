@@ -8,18 +8,14 @@ is not in any figure. `--size=tiny` takes every path of this script on a CPU.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from experiments.bench.gpu_jobs import Found, GpuJob, jobs_of
+from experiments.bench.gpu_jobs import Found, alone, jobs_of
 from experiments.bench.gpu_table import parity, report
 from experiments.bench.jobs import SIZES
 from experiments.cli import shell
@@ -56,25 +52,6 @@ def main(argv: Sequence[str]) -> None:
     print(report(SIZES[_SIZE.value], found))
     if not parity(found)[0]:
         sys.exit(1)
-
-
-def alone(job: GpuJob, side: str, size: str, left_s: float) -> Found:
-    """Returns what a job measures on a side, in a process of its own; or a sentence, why nothing."""
-    if left_s < 5:
-        return {"failed": "not measured: the time was over"}
-    limit = min(job.limit_s, left_s)
-    environment = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "found.json"
-        command = [sys.executable, "-m", "experiments.bench.gpu_jobs", job.name, side, size, str(path)]
-        try:
-            ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
-        except subprocess.TimeoutExpired:
-            return {"failed": f"not measured: it took more than {limit:.0f} s"}
-        if ended.returncode or not path.exists():
-            last = (ended.stderr.strip().splitlines() or ["nothing was said"])[-1]
-            return {"failed": f"ended with {ended.returncode}: {last[:160]}"}
-        return json.loads(path.read_text())
 
 
 if __name__ == "__main__":

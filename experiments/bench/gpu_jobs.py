@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -93,6 +94,25 @@ def jobs_of(size: Size) -> list[GpuJob]:
         GpuJob("sft32k", 100, ("ours",)),
         GpuJob("forward", 50),
     ]
+
+
+def alone(job: GpuJob, side: str, size: str, left_s: float) -> Found:
+    """Returns what a job measures on a side, in a process of its own; or a sentence, why nothing."""
+    if left_s < 5:
+        return {"failed": "not measured: the time was over"}
+    limit = min(job.limit_s, left_s)
+    environment = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "found.json"
+        command = [sys.executable, "-m", "experiments.bench.gpu_jobs", job.name, side, size, str(path)]
+        try:
+            ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
+        except subprocess.TimeoutExpired:
+            return {"failed": f"not measured: it took more than {limit:.0f} s"}
+        if ended.returncode or not path.exists():
+            last = (ended.stderr.strip().splitlines() or ["nothing was said"])[-1]
+            return {"failed": f"ended with {ended.returncode}: {last[:160]}"}
+        return json.loads(path.read_text())
 
 
 def run(name: str, side: str, size_name: str) -> Found:

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from experiments import bench_gpu
-from experiments.bench.gpu_jobs import GpuJob, jobs_of, run
+from experiments.bench.gpu_jobs import GpuJob, alone, jobs_of, run
 from experiments.bench.gpu_table import parity, report
 from experiments.bench.jobs import SIZES
 from tests.support.commands import run_command
@@ -48,11 +47,11 @@ def test_both_sides_are_one_model_and_the_table_has_every_job(found):
 
 
 def test_a_job_has_a_process_and_a_time_of_its_own(monkeypatch):
-    assert bench_gpu.alone(GpuJob("decode1", 60), "ours", "tiny", 1.0)["failed"].endswith("the time was over")
+    assert alone(GpuJob("decode1", 60), "ours", "tiny", 1.0)["failed"].endswith("the time was over")
     slow = GpuJob("decode1", 0.5)
-    assert "more than 0 s" in bench_gpu.alone(slow, "ours", "tiny", 100.0)["failed"]
+    assert "more than 0 s" in alone(slow, "ours", "tiny", 100.0)["failed"]
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert "ended with 1" in bench_gpu.alone(GpuJob("decode1", 60), "ours", "tiny", 100.0)["failed"]
+    assert "ended with 1" in alone(GpuJob("decode1", 60), "ours", "tiny", 100.0)["failed"]
 
 
 def test_an_unknown_job_is_refused(tmp_path, capfd):
