@@ -109,17 +109,21 @@ class Placement:
 def make_mesh(devices: Sequence[jax.Device] | None = None, **sizes: int) -> Mesh:
     """Returns a mesh with all of `MESH_AXES`; axes that are not named have size 1.
 
+    Args:
+        devices: in their order; all of the machine by default, so that neighbours are neighbours on it.
+
     Raises:
         ValueError: if a name is no mesh axis, or the sizes do not multiply to the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
     unknown = set(sizes) - set(MESH_AXES)
     if unknown:
         raise ValueError(f"unknown mesh axes {sorted(unknown)}; the axes are {', '.join(MESH_AXES)}")
-    shape = [sizes.get(axis, 1) for axis in MESH_AXES]
+    shape, given = [sizes.get(axis, 1) for axis in MESH_AXES], devices is not None
+    devices = list(devices) if given else jax.devices()
     if np.prod(shape) != len(devices):
         raise ValueError(f"mesh {sizes} needs {np.prod(shape)} devices, but there are {len(devices)}")
-    return Mesh(_ordered(shape, list(devices)), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    devices = np.reshape(devices, shape) if given else _ordered(shape, devices)
+    return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def _ordered(shape: Sequence[int], devices: list[jax.Device]) -> np.ndarray:

@@ -70,7 +70,7 @@ def open_mesh(axes: Mapping[str, int]) -> Mesh:
         )
     if needed < found:
         print(f"config.mesh uses {needed} of {found} devices", flush=True)
-    return make_mesh(jax.devices()[:needed], **axes)
+    return make_mesh(jax.devices()[:needed] if needed < found else None, **axes)
 
 
 def micro_batches(batch: Tree, steps: int, mesh: Mesh) -> Tree:

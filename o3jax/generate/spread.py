@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from o3jax.models.batch import Tree
@@ -37,8 +39,16 @@ class Spread:
             return jax.jit(make)()
 
     def everywhere(self, tree: Tree) -> Tree:
-        """Returns arrays on each device that decodes."""
-        return jax.device_put(tree, self.decode.of(()))
+        """Returns arrays on each device that decodes; a key is the same on all hosts."""
+        where = self.decode.of(())
+
+        def place(x: jax.Array) -> jax.Array:
+            if jax.process_count() == 1 or not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return jax.device_put(x, where)
+            data = np.asarray(jax.random.key_data(x))  # of this process's devices alone
+            return jax.random.wrap_key_data(jax.device_put(data, where), impl=jax.random.key_impl(x))
+
+        return jax.tree.map(place, tree)
 
     def resident(self, model: Qwen3VL) -> Qwen3VL:
         """Returns the trainer's text model as decoding wants it: layers separate, weights where they stay."""
