@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +14,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pytest
 
 from o3jax.report.answer import Answer, Evidence
 
@@ -108,3 +113,24 @@ def use(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setattr(command.api, "load", lambda *_, **__: SeeingModel(tmp_path / "model"))
     monkeypatch.setattr(session, "answers", answers)
     monkeypatch.setattr(windows, "GuardedReader", Unguarded)
+
+
+def killed_runs(root: Path, times: int) -> None:
+    """Starts `watch` so many times, and ends each by SIGKILL in the middle; for a process without threads."""
+    from experiments import watch
+
+    use(pytest.MonkeyPatch(), root)
+    sys.argv = ["watch", str(root / "videos"), f"--events={root / 'events.yaml'}", f"--out={root / 'out'}"]
+    rng, records = random.Random(1), root / "out" / "records.jsonl"
+    for n in range(times):
+        pid = os.fork()
+        if pid == 0:
+            watch.shell.run(watch.main)
+        most = (n + 1) * 9000 + rng.randint(0, 3000)  # bytes of records
+        while not (records.exists() and records.stat().st_size > most):
+            assert os.waitpid(pid, os.WNOHANG) == (0, 0), "it ended before it was killed"
+            time.sleep(0.002)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        with records.open("a") as file:  # as a kill in the middle of a line leaves it
+            file.write('{"records": [{"id": "torn')

@@ -7,47 +7,89 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.library.index import matches
+from data_pipelines.synthetic.datasets import write_video
+from data_pipelines.synthetic.scenes import make_scene, scene_seed
+from experiments.library import index
+from experiments.library.index import QUESTIONS, matches
+from o3jax import api
 from o3jax.files import read_json
-from o3jax.metrics.boxes import interval_iou
+from o3jax.report.answer import Answer, Evidence
+from tests.support import library as stand_in
 from tests.support.commands import run_command
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """Three clips of level 1 with their scenes, and a place for the index."""
-    from data_pipelines.synthetic.datasets import write_video
-    from data_pipelines.synthetic.scenes import make_scene, scene_seed
-
+    """Three clips of level 1 with their scenes."""
     folder = tmp_path_factory.mktemp("library")
-    scenes = [make_scene(scene_seed("test", n, 0), 1) for n in range(3)]
-    for scene in scenes:
+    scenes = {}
+    for n in range(3):
+        scene = make_scene(scene_seed("test", n, 0), 1)
         write_video(scene, folder / f"{scene.id}.mp4")
+        scenes[scene.id] = scene
     return SimpleNamespace(folder=folder, scenes=scenes)
 
 
-def test_the_right_moment_is_first_and_the_index_is_made_once(capfd, library, tmp_path):
-    thing = library.scenes[0].objects[1]
-    named = [s for s in library.scenes for o in s.objects if o.name("en") == thing.name("en")]
-    assert named == [library.scenes[0]]  # so that one moment is right
-    flags = (
-        f"--library={library.folder}",
-        f"--index_dir={tmp_path / 'index'}",
-        f"--json={tmp_path / 'f.json'}",
-    )
-    done = run_command(capfd, "find", f"When is the {thing.name('en')} visible?", *flags)
+@pytest.fixture
+def find(capfd, monkeypatch, library, tmp_path):
+    """Runs find with a stand-in for the model, which sees what the scene of a file has."""
+    asked = []
+
+    def answers(model, piece, clip, path, questions, most, anyway):
+        asked.append((path, *questions))
+        things = library.scenes[path.rpartition("/")[2][: -len(".mp4")]].objects
+        if tuple(questions) == QUESTIONS:
+            return [
+                Answer(question=q, text="", confidence=1, raw="; ".join(t.name(language) for t in things))
+                for q, language in zip(questions, ("en", "zh"), strict=True)
+            ]
+        [question] = questions
+        seen = [t for t in things if t.name("en") in question or t.name("zh") in question] or things[:1]
+        start, end = seen[0].visible[0]
+        shown = Evidence(seen[0].name("en"), (start + end) / 2, (start, end), confidence=1, frame=0)
+        return [
+            Answer(question=question, text="t", confidence=0.9, evidence=(shown,), intervals=((start, end),))
+        ]
+
+    stand_in.use(monkeypatch, tmp_path)
+    monkeypatch.setattr(index, "answers", answers)
+    monkeypatch.setattr(api, "load", lambda *_, **__: whole_clips(tmp_path))
+
+    def run(*arguments):
+        given = (f"--library={library.folder}", f"--index_dir={tmp_path / 'index'}")
+        return run_command(capfd, "find", *arguments, *given)
+
+    return SimpleNamespace(run=run, asked=asked)
+
+
+def whole_clips(tmp_path):
+    model = stand_in.SeeingModel(tmp_path / "model")
+    model.settings.clip_s = 6.0
+    return model
+
+
+def test_the_right_moment_is_first_and_the_index_is_made_once(find, library, tmp_path):
+    [scene] = [s for s in library.scenes.values() if s.seed == scene_seed("test", 0, 0)]
+    thing = scene.objects[1]
+    assert [o.name("en") for s in library.scenes.values() for o in s.objects].count(thing.name("en")) == 1
+    done = find.run(f"When is the {thing.name('en')} visible?", f"--json={tmp_path / 'f.json'}")
     assert done.code == 0 and "indexed 3 of 3 new videos" in done.err, done.err
     best = read_json(tmp_path / "f.json")["moments"][0]
-    assert best["file"].endswith(f"{library.scenes[0].id}.mp4")
-    assert interval_iou((best["start_s"], best["end_s"]), thing.visible[0]) > 0.7
+    assert best["file"] == str(library.folder / f"{scene.id}.mp4")
+    assert (best["start_s"], best["end_s"]) == thing.visible[0]
     before = (tmp_path / "index" / "records.jsonl").read_bytes()
-    shutil.copy(library.folder / f"{library.scenes[1].id}.mp4", library.folder / "new.mp4")
+    find.asked.clear()
+    other = next(name for name in library.scenes if name != scene.id)
+    (library.folder / "more").mkdir()
+    shutil.copy(library.folder / f"{other}.mp4", library.folder / "more" / f"{other}.mp4")
     (library.folder / "bad.mp4").write_bytes(b"\0" * 600)
-    done = run_command(capfd, "find", f"{thing.name('zh')}什么时候可见?", *flags)
+    done = find.run(f"{thing.name('zh')}什么时候可见?", "--confirm=1")
     assert done.code == 0 and "indexed 1 of 2 new videos" in done.err and "bad.mp4: not read" in done.err
-    assert done.out.startswith(f"1. {library.folder / library.scenes[0].id}.mp4 ")
-    after = (tmp_path / "index" / "records.jsonl").read_bytes()
-    assert after.startswith(before) and len(after) > len(before)  # nothing was made anew
+    assert done.out.startswith(f"1. {library.folder / scene.id}.mp4 ")
+    described = [path for path, *questions in find.asked if len(questions) == 2]
+    assert described == [str(library.folder / "more" / f"{other}.mp4")]  # nothing was made anew
+    assert (tmp_path / "index" / "records.jsonl").read_bytes().startswith(before)
+    assert len(find.asked) == 2  # the new one, and the likeliest
 
 
 def test_words_that_are_rare_and_together_count_most():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
-import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,6 +20,7 @@ from experiments.library.windows import cut
 from tests.support import library
 from tests.support.commands import run_command
 from tests.support.library import EVENTS, film
+from tests.support.paths import ROOT
 from tests.support.rtsp import camera
 
 
@@ -58,21 +59,11 @@ def test_fifty_files_killed_five_times_give_the_alerts_of_one_run(watch, tmp_pat
     assert done.code == 0, done.err
     whole = alerts_of(tmp_path / "whole")
     same_times(whole, truth)
-    rng, records = random.Random(1), tmp_path / "out" / "records.jsonl"
-    for n in range(5):
-        pid = os.fork()
-        if pid == 0:
-            try:
-                watch(tmp_path / "videos")
-            finally:
-                os._exit(0)
-        most = (n + 1) * 9000 + rng.randint(0, 3000)  # bytes of records
-        while not (records.exists() and records.stat().st_size > most):
-            time.sleep(0.002)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        with records.open("a") as file:
-            file.write('{"records": [{"id": "torn')
+    code = "import sys; from pathlib import Path; from tests.support import library\n"
+    code += "library.killed_runs(Path(sys.argv[1]), 5)"
+    killed = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == 0, killed.stderr
+    records = tmp_path / "out" / "records.jsonl"
     before = sum("moments" in r and "size" in r for line in lines(records) for r in line["records"])
     assert 0 < before < 50
     assert watch(tmp_path / "videos").code == 0
