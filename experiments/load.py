@@ -157,7 +157,7 @@ def _questions(folder: Path) -> list[tuple[Path, str]]:
     """Returns videos and questions about them, in an order that mixes them."""
     asked = []
     for number in range(_VIDEOS.value):
-        scene, path = make_scene(10_000 + number, questions=8), folder / f"{number}.mp4"
+        scene, path = make_scene(10_000 + number, questions=5), folder / f"{number}.mp4"
         write_video(scene, path)
         asked += [(path, sample.question) for sample in make_samples(scene)]
     random.Random(0).shuffle(asked)

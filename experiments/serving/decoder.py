@@ -12,12 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from o3jax.generate.cache import prefill
+from experiments.serving.shared import Shared
+from o3jax.generate.cache import Cache, prefill, prefill_behind
 from o3jax.generate.continuous import Choice, Continuous
 from o3jax.generate.sampler import Generated, said
-from o3jax.models.batch import Batch, take
+from o3jax.inputs.collate import bucket, coarse
+from o3jax.models.batch import Batch, TextRow, take
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
 
+_KEPT_BYTES = 2**30  # of prefixes
+_SIZES = coarse(64, 192, 512)  # tokens that their parts are padded to
 _WINDOW = 16  # steps after which texts are streamed, and others may join
 
 
@@ -50,6 +54,7 @@ class Decoder:
     def __init__(self, slots: int, max_new_tokens: int):
         self.slots, self.limit = slots, max_new_tokens
         self.tokens = 0  # generated so far
+        self._prefixes = Shared(_KEPT_BYTES)
         self._texts: Continuous | None = None
         self._waiting: collections.deque[Text] = collections.deque()
         self._running: dict[int, Text] = {}
@@ -94,7 +99,7 @@ class Decoder:
                     visuals.tokens[row : row + 1], visuals.taps[:, row : row + 1], None, None
                 )
             there = said(one.text, model.config.text.vocab_size) if repetition_penalty != 1 else None
-            text.begun = (*prefill(model, one, 0, seen), there)
+            text.begun = (*self._prefilled(model, one.text, seen, (id(visuals), row), visuals), there)
             text.limit = min(text.limit, max_new_tokens, self.limit)
             texts.append(text)
         with self._changed:
@@ -109,6 +114,28 @@ class Decoder:
             count = len(said_tokens)
             tokens[row, :count], logprobs[row, :count], states[row, :count] = said_tokens, logprob, state
         return Generated(tokens, logprobs, np.array([len(one) for one, _, _ in rows]), states)
+
+    def _prefilled(
+        self, model: Qwen3VL, text: TextRow, seen: VisualFeatures | None, key: tuple, kept: Any
+    ) -> tuple[jax.Array, Cache]:
+        """Returns what `prefill` does; what texts share up to the end of their video is prefilled once.
+
+        Args:
+            key: of the pixels, as long as `kept` is.
+        """
+        text = jax.tree.map(np.asarray, text)
+        visual = np.flatnonzero(text.visual_index[0] >= 0)
+        count = int((text.segment_ids > 0).sum())
+        cut = int(visual[-1]) + 2 if len(visual) else 0  # with the mark of the end of vision
+        if not 0 < cut < count or not text.segment_ids[0, 0]:
+            return prefill(model, Batch(text), 0, seen)
+        head, tail = _part(text, 0, cut), _part(text, cut, count)
+
+        def make() -> tuple[Cache, Any]:
+            return prefill(model, Batch(head), 0, seen)[1], kept
+
+        found = self._prefixes.get((key, head.input_ids.tobytes()), make, lambda one: nbytes(one[0]))
+        return prefill_behind(model, tail, found[0])
 
     def close(self) -> None:
         """Ends the thread; what runs is lost."""
@@ -172,6 +199,23 @@ class Decoder:
         return False
 
 
-def encoded(visuals: VisualFeatures) -> int:
-    """Returns the bytes of what was made of pixels."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(visuals))
+def _part(text: TextRow, start: int, stop: int) -> TextRow:
+    """Returns some tokens of a row, padded to a size that recurs."""
+    size = bucket(stop - start, _SIZES)
+
+    def cut(array: np.ndarray, fill: int = 0) -> np.ndarray:
+        some = array[..., start:stop]
+        return np.pad(some, [(0, 0)] * (some.ndim - 1) + [(0, size - some.shape[-1])], constant_values=fill)
+
+    return TextRow(
+        input_ids=cut(text.input_ids),
+        segment_ids=cut(text.segment_ids),
+        positions=cut(text.positions),
+        visual_index=cut(text.visual_index, -1),
+        next_position=text.next_position,
+    )
+
+
+def nbytes(arrays: Any) -> int:
+    """Returns the bytes of all arrays."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))

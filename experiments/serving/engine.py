@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.serving.decoder import Decoder, Text, encoded
+from experiments.serving.decoder import Decoder, Text, nbytes
 from experiments.serving.shared import Shared
 from experiments.serving.videos import Videos
 from o3jax.api import Model
@@ -233,7 +233,7 @@ class Engine:
             array = np.ascontiguousarray(leaf)
             digest.update(f"{array.shape}{array.dtype}".encode())
             digest.update(array)
-        return self._encoded.get(digest.digest(), lambda: encode_visuals(model, batch), encoded)
+        return self._encoded.get(digest.digest(), lambda: encode_visuals(model, batch), nbytes)
 
 
 class _Texts:

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from o3jax.models.attention import attention, cached_attention
-from o3jax.models.batch import Batch
+from o3jax.models.batch import Batch, TextRow
 from o3jax.models.layers import map_layers, rms_norm
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures, causal_mask
 from o3jax.models.text import inject
@@ -76,6 +76,39 @@ def prefill(
     x = x[:, 0] if ends is None else x
     filled = jnp.pad(valid, ((0, 0), (0, new_tokens)))
     cache = Cache(keys, values, filled, jnp.int32(size), row.next_position)
+    return rms_norm(x, text.norm[...], text.config.rms_norm_eps), cache
+
+
+@jax.jit
+def prefill_behind(model: Qwen3VL, row: TextRow, before: Cache) -> tuple[Float[Array, "B D"], Cache]:
+    """Returns what `prefill` does for a text whose beginning is in a cache: that of the whole text.
+
+    Args:
+        row: what follows, without visual tokens, padded on the right.
+        before: without room for new tokens.
+    """
+    text, there = model.text, row.segment_ids > 0
+    x = text.embedded(row.input_ids)
+    rope = text.rope(row.positions, x.dtype)
+    size = there.shape[1]
+    own = jnp.tril(jnp.ones((size, size), bool)) & there[:, None]
+    seen = jnp.broadcast_to(before.filled[:, None], (len(x), size, before.filled.shape[1]))
+    allowed = jnp.concatenate([seen, own], axis=2)
+
+    def attend(q, k, v, state):
+        k = jnp.concatenate([state[0], rearrange(k, "b t k h -> b k h t")], axis=3)
+        v = jnp.concatenate([state[1], rearrange(v, "b t k h -> b k t h")], axis=2)
+        return cached_attention(q, k, v, allowed), (k, v)
+
+    keys, values = [], []
+    for layer, k, v in zip(text.layers, before.keys, before.values, strict=True):
+        x, (k, v) = text.layer(layer, x, rope, attend, (k, v))
+        keys.append(k)
+        values.append(v)
+    last = size - 1 - jnp.argmax(there[:, ::-1], axis=1)
+    x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+    filled = jnp.concatenate([before.filled, there], axis=1)
+    cache = Cache(tuple(keys), tuple(values), filled, jnp.int32(filled.shape[1]), row.next_position)
     return rms_norm(x, text.norm[...], text.config.rms_norm_eps), cache
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 
 import jax
 import numpy as np
 import pytest
 
-from o3jax.generate.cache import prefill
+from o3jax.generate.cache import prefill, prefill_behind
 from o3jax.generate.continuous import Choice, Continuous
 from o3jax.generate.sampler import greedy, said
 from o3jax.inputs.collate import collate
+from o3jax.models.batch import TextRow
 from o3jax.models.text import for_decoding
 from tests.support.tiny import make_inputs
 
@@ -101,3 +103,31 @@ def test_what_is_drawn_follows_the_model(model):
     top = np.argsort(p)[-5:]
     error = np.sqrt(400 * p[top] * (1 - p[top]))
     assert (np.abs(counts[top] - 400 * p[top]) < 4 * error).all()
+
+
+def test_a_prompt_in_two_parts_is_that_of_one(model):
+    """Keys, values and the last state of what follows a prefix, which is padded, as of the whole prompt."""
+    whole = prompts_of(model)[2]
+    text, cut = jax.tree.map(np.asarray, whole.text), 20
+
+    def part(start, stop, size):
+        there = slice(start, stop)
+        rows = {name: getattr(text, name)[..., there] for name in ("input_ids", "segment_ids", "positions")}
+        pad = size - rows["input_ids"].shape[-1]
+        rows = {n: np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, pad)]) for n, a in rows.items()}
+        none = np.full((1, size), -1, np.int32)
+        return TextRow(**rows, visual_index=none, next_position=text.next_position)
+
+    count = int((text.segment_ids > 0).sum())
+    assert (text.visual_index[0, cut:] >= 0).sum() == 6  # of the picture, which is at the end: without it
+    count = int(np.flatnonzero(text.visual_index[0] >= 0)[0])
+    alone = dataclasses.replace(whole, text=part(0, count, 48))
+    hidden, cache = prefill(model, alone, 0)
+    _, before = prefill(model, dataclasses.replace(whole, text=part(0, cut, 24)), 0)
+    found, after = prefill_behind(model, part(cut, count, 32), before)
+    np.testing.assert_allclose(found, hidden, rtol=1e-4, atol=1e-4)
+    places = [*range(cut), *range(24, 24 + count - cut)]
+    assert np.flatnonzero(after.filled[0]).tolist() == places
+    for mine, theirs in zip(after.keys, cache.keys, strict=True):
+        np.testing.assert_allclose(mine[..., places], theirs[..., :count], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(after.position, text.next_position)
