@@ -82,8 +82,6 @@ def main(argv: Sequence[str]) -> None:
         said = notes.text(note, answer.language)
         if said not in answer.reasons:  # those are printed already
             print(f"note: {said}", file=sys.stderr)
-    if not answer.calibrated:
-        print(f"note: {notes.Note('uncalibrated').text(answer.language)}", file=sys.stderr)
     if _JSON.value:
         write_text(_JSON.value, answer.to_json() + "\n")
     if _ANNOTATED.value:

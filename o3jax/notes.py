@@ -178,10 +178,6 @@ _SENTENCES = {
         "the answer stays the same when its evidence is hidden",
         "隐藏这些证据后答案不变",
     ),
-    "uncalibrated": (
-        "the confidence of this model is uncalibrated",
-        "此模型的置信度未经校准",
-    ),
 }  # fmt: skip
 
 

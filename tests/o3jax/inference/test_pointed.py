@@ -329,7 +329,10 @@ def test_weights_may_be_stored_narrower_than_they_compute():
     backbone, video = model.backbone, model.processor.video_config
     assert backbone.vision.merger.fc2.dtype == jnp.bfloat16
     size, width = (128, 128), backbone.config.vision.out_hidden_size
-    one = pointed_frames(np.zeros((1, *size, 3), np.uint8), np.zeros(1), size, video, backbone.config.vision)
+    sizes = {"frame_pairs": 1, "patches": 64}
+    one = pointed_frames(
+        np.zeros((1, *size, 3), np.uint8), np.zeros(1), size, video, backbone.config.vision, **sizes
+    )
     frames = stack([one])
     tokens = np.zeros((1, 1, frames.cells.shape[1], width), np.float32)
     there = VisualTokens(
