@@ -159,6 +159,8 @@ def _voting(console: Console) -> dict[str, Any]:
 
 
 def _calibrate(console: Console) -> dict[str, Any]:
+    if _FEEDBACK.value or _BOX_FRAMES.value:
+        raise UserError("--calibrate fits the model as it is: leave out --feedback and --box_frames")
     return run_calibration(_load, _workdir() / "calibrate", _NUM_QUESTIONS.value or 800, _SEED.value, console)
 
 

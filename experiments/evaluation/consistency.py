@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from data_pipelines.synthetic.datasets import claim_folder
 from experiments.cli import terminal
 from experiments.evaluation import calibrating
 from experiments.evaluation.observing import Line, Part, lines_of
@@ -24,7 +25,8 @@ from experiments.evaluation.shifts import SHIFTS
 from o3jax.api import Model
 from o3jax.verify import calibration, risk
 from o3jax.verify.confidence import MEDIUM
-from o3jax.verify.confidence_model import Calibration
+from o3jax.verify.confidence_model import Calibration, fingerprint
+from o3jax.verify.signals import VERSION
 from o3jax.verify.verdict import verdict
 
 LEVELS = (1, 2, 3)
@@ -41,8 +43,13 @@ def parts(split: str, count: int, seed: int, shifted: int) -> list[Part]:
     return plain + (changed if shifted else [])
 
 
-def collect(model: Callable[[], Model], asked: Sequence[Part], folder: Path) -> list[Line]:
-    """Returns the answers to all parts, with a bar; those that the folder holds are not asked again."""
+def collect(model: Model, asked: Sequence[Part], folder: Path) -> list[Line]:
+    """Returns the answers to all parts, with a bar; those that the folder holds are not asked again.
+
+    Raises:
+        UserError: if the folder holds answers of another model, or something else.
+    """
+    claim_folder(folder, {"answers of": fingerprint(model.folder), "signals": VERSION}, ("clips",))
     lines: list[Line] = []
     with Progress(console=terminal.console(stderr=True), transient=True) as progress:
         bar = progress.add_task("answering", total=sum(part.count for part in asked))
@@ -58,7 +65,7 @@ def run_calibration(
     """Returns the figures of the calibration that it writes into the model's folder, printed too."""
     model = load()
     asked = parts("val", count * 3 // 4, seed, count // 4 // (len(SHIFTS) - 1))
-    lines = collect(lambda: model, asked, folder)
+    lines = collect(model, asked, folder)
     data = {"world": "synthetic", "parts": {part.name: part.count for part in asked}}
     figures = calibrating.calibrate(model.folder, lines, data)
     table = Table("predictor of", "kind", "fit on", "held out", "accuracy", "ECE", "Brier", "AUROC")
@@ -89,7 +96,7 @@ def run_consistency(
     """Returns the report of the experiment, printed as tables too; its diagram is `reliability.png`."""
     model = load()
     asked = parts("test", count, seed, count // 10)
-    result = report(collect(lambda: model, asked, folder), model.calibration)
+    result = report(collect(model, asked, folder), model.calibration)
     result |= {"benchmark": "consistency", "model": str(model.folder), "seed": seed}
     _print(result, console)
     _draw(result, folder / "reliability.png")

@@ -79,12 +79,11 @@ class Line:
 
 
 def lines_of(
-    model: Callable[[], Model], part: Part, folder: Path, on_answer: Callable[[int], None] = lambda n: None
+    model: Model, part: Part, folder: Path, on_answer: Callable[[int], None] = lambda n: None
 ) -> list[Line]:
     """Returns the answers to a part's questions; those that are in the folder's file already are read.
 
     Args:
-        model: loads it, or returns it if it is loaded; not called where nothing is to be asked.
         folder: of the lines, `NAME.jsonl`, and of the clips, `clips/`.
     """
     file = folder / f"{part.name}.jsonl"
@@ -99,7 +98,7 @@ def lines_of(
         size = _BATCH[part.level]
         for begin in range(0, len(rest), size):
             some = rest[begin : begin + size]
-            for line in _answered(model(), part, some):
+            for line in _answered(model, part, some):
                 out.write(line.to_json() + "\n")
                 there.append(line)
             out.flush()
