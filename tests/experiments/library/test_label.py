@@ -16,7 +16,7 @@ from tests.support.commands import run_command
 def test_tags_become_chapters_in_all_formats(capfd, monkeypatch, tmp_path):
     library.use(monkeypatch, tmp_path)
     library.film(tmp_path / "a.mp4", 9.0, [(2.0, 5.0)])
-    (tmp_path / "tags.yaml").write_text("tags:\n- {name: lit, question: When is the light on?}\n")
+    (tmp_path / "tags.yaml").write_text("tags:\n- name: lit\n  question: When is the light on?\n")
     given = (f"--tags={tmp_path / 'tags.yaml'}", f"--out={tmp_path / 'out'}")
     done = run_command(capfd, "label", str(tmp_path / "a.mp4"), *given)
     assert done.code == 0, done.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import xml.etree.ElementTree as ET
 
@@ -81,7 +82,7 @@ def test_subtitles(exported):
     assert [(c.start, c.end) for c in vtt.captions] == [
         ("00:00:00.500", "00:00:02.040"), ("00:00:01.000", "00:00:03.200"), ("00:00:03.000", "00:00:03.500"),
     ]  # fmt: skip
-    assert vtt.captions[0].text == NAME and vtt.captions[0].raw_text.count("-->") == 0
+    assert html.unescape(vtt.captions[0].text) == NAME and vtt.captions[0].raw_text.count("-->") == 0
     chapters = webvtt.read(exported("vtt") / "clip.chapters.vtt")
     assert [(c.start, c.text) for c in chapters.captions] == [("00:00:00.000", "begin")]
     subtitles = pysrt.open(str(exported("srt") / "clip.srt"), encoding="utf-8")
