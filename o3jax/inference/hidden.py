@@ -23,9 +23,8 @@ from o3jax.verify.signals import Observed
 _MARGIN_S = 0.3  # around the evidence that is shown with it
 _MOMENT_S = 0.5  # of a moment without an interval, to each side
 
-Answers = tuple[
-    str | None, str | None
-]  # where only the evidence is shown, where it is hidden; None: not asked
+# What is answered where only the evidence is shown, and where it is hidden; None: not asked.
+Answers = tuple[str | None, str | None]
 
 
 def observe(

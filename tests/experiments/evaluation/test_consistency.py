@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from scipy import stats
 
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import COLORS, SHAPES, make_scene
-from experiments.evaluation import consistency, shifts
+from experiments.evaluation import calibrating, consistency, shifts
 from experiments.evaluation.observing import Line, Part, lines_of
 from experiments.evaluation.scores import Question
-from o3jax.verify.signals import Observed
+from o3jax.errors import UserError
+from o3jax.verify.confidence_model import read_calibration
+from o3jax.verify.signals import Observed, names
 from tests.o3jax.verify.test_signals import SEEN, fitted
 
 
@@ -128,3 +131,50 @@ def test_unseen_shapes_fill_their_boxes(scene):
         side = box[2] - box[0]
         share = {"diamond": 1 / 2, "cross": 5 / 9}[shape]
         assert there.sum() == pytest.approx(share * side**2, rel=0.12)
+
+
+def test_a_calibration_is_written_where_the_model_finds_it(tmp_path, monkeypatch):
+    rng, folder = np.random.default_rng(0), tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    lines = []
+    for n in range(120):
+        right = bool(rng.random() < 0.5)
+        sure = np.clip(0.5 + 0.3 * right + 0.2 * rng.normal(), 0.01, 0.99)
+        estimate = dataclasses.replace(SEEN.estimates[0], confidence=float(sure))
+        lines.append(line(n, right, (right,), estimates=(estimate,), kept=SEEN.kept if right else ""))
+    monkeypatch.setattr(consistency, "collect", lambda *args: lines)
+    monkeypatch.setattr(calibrating, "KINDS", ("logistic",))
+    out = io.StringIO()
+    console = Console(file=out, width=200)
+    found = consistency.run_calibration(
+        lambda: SimpleNamespace(folder=folder), tmp_path / "work", 120, 0, console
+    )
+    fit = read_calibration(folder)
+    assert found["full"]["held_out"]["auroc"] > 0.8 and found["full"]["kind"] == "logistic"
+    # What the command printed of the bounds is what the file promises.
+    assert [dataclasses.asdict(bound) for bound in fit.full.bounds] == found["full"]["bounds"]
+    good, bad = (
+        fit.answer(dataclasses.replace(SEEN, estimates=(estimate,), kept=kept), full=True)
+        for estimate, kept in ((dataclasses.replace(estimate, confidence=0.95), SEEN.kept), (estimate, ""))
+    )
+    assert good > bad
+    rows = {row["signals"]: row for row in found["ablation"]}
+    assert set(rows) == {"all", *calibrating.GROUPS} and rows["decoder's logit"]["alone"]["auroc"] > 0.6
+    assert "only its evidence shown" in out.getvalue()
+
+
+def test_every_signal_is_in_one_group_of_the_ablation():
+    grouped = [name for group in calibrating.GROUPS.values() for name in group]
+    assert sorted(grouped) == sorted(names(full=True))
+
+
+def test_answers_of_another_model_are_not_taken(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, content in ((one, "{}"), (other, "[]")):
+        folder.mkdir()
+        (folder / "config.json").write_text(content)
+    consistency.collect(SimpleNamespace(folder=one), [], tmp_path / "work")
+    consistency.collect(SimpleNamespace(folder=one), [], tmp_path / "work")
+    with pytest.raises(UserError, match="choose another folder"):
+        consistency.collect(SimpleNamespace(folder=other), [], tmp_path / "work")
