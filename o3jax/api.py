@@ -42,6 +42,7 @@ from o3jax.verify.confidence_model import Calibration, read_calibration
 from o3jax.verify.signals import Observed
 from o3jax.verify.verdict import VERIFY, verdict
 from o3jax.video import Clip, OpenVideo, Wanted
+from o3jax.video.sparse import SparseReader
 
 __all__ = ["Answer", "Evidence", "Model", "export_hf", "load", "load_processor"]
 
@@ -66,7 +67,7 @@ class Model:
         folder: where it was loaded from.
         settings: how it wants to be asked.
         eos_ids: the tokens that end a text.
-        open_video: opens a file, as `OpenVideo` does.
+        open_video, open_sparse: open a file, as `OpenVideo` and `SparseReader` do.
         steps: how the parts of an answer are done, where not as `respond` does them.
     """
 
@@ -78,6 +79,7 @@ class Model:
         self.eos_ids, self._pad_id = generation.eos_ids, generation.pad_id
         self._repetition_penalty = generation.repetition_penalty
         self.open_video: Callable[..., OpenVideo] = OpenVideo
+        self.open_sparse: Callable[..., SparseReader] = SparseReader
         self.steps: Steps | None = None
 
     @property

@@ -176,7 +176,7 @@ class Chat:
         fields = reply.answer.to_dict()
         fields["video"]["path"] = medium.name
         fields |= {"id": name, "answer": fields.pop("text"), "report": f"/v1/answers/{name}/report"}
-        fields["searched"] = {name: getattr(job.ask, name) for name in ("start_s", "end_s", "max_frames")}
+        fields["part"] = {name: getattr(job.ask, name) for name in ("start_s", "end_s", "max_frames")}
         return reasoning, content, fields
 
     async def _events(

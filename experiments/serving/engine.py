@@ -32,6 +32,7 @@ from o3jax.models.batch import Batch
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
 from o3jax.prompts import grammar, templates
 from o3jax.report import Answer
+from o3jax.searched import Event
 
 _KEPT_BYTES = 2**30  # of what was made of pixels
 
@@ -103,6 +104,11 @@ class Job:
             raise Cancelled
         if time.monotonic() > self._deadline:
             raise TooLate
+
+    def progress(self, event: Event) -> None:
+        """Tells how far a search is."""
+        self.check()
+        self.tell("progress", event.stage, event.done_s, event.total_s)
 
     def tell(self, *event: Any) -> None:
         """Tells whoever asked, from any thread."""
@@ -197,7 +203,7 @@ class Engine:
 
     def _reply(self, job: Job) -> Reply:
         ask, model = job.ask, copy.copy(self.model)
-        model.open_video = self.videos.open
+        model.open_video, model.open_sparse = self.videos.open, self.videos.open_sparse
         generate = functools.partial(self.decoder.generate, _Texts(job, model))
         model.steps = Steps(functools.partial(self._encode, job), generate)
         if ask.video is None:
@@ -211,6 +217,7 @@ class Engine:
             max_frames=ask.max_frames,
             max_new_tokens=ask.max_tokens,
             verify=ask.verify,
+            progress=job.progress,
         )
         return _reply(job, answer)
 

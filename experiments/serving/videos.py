@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import os
-import queue
+import secrets
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ from PIL import Image
 
 from data_pipelines.reading.guarded import GuardedReader, Limits, read_image
 from experiments.serving.shared import Shared
+from o3jax.notes import Note
 from o3jax.report import Answer, annotate, write_report
 from o3jax.video import PRESENTED_FPS, Clip, OpenVideo, VideoError, VideoInfo, Wanted, probe
+from o3jax.video.sparse import SparseReader, StillFrame
 
 PICTURE = "picture"  # the codec of what is no video
+_SPARSE, _STILLS = 32, 16  # files open at a time, and frames that are read at a time
 
 
 class Videos:
@@ -37,25 +42,27 @@ class Videos:
     def __init__(self, limits: Limits, processes: int = 2, most_bytes: int = 2**30):
         self.shared = Shared(most_bytes)
         self._all = [GuardedReader(limits) for _ in range(processes)]
-        self._free: queue.SimpleQueue[GuardedReader] = queue.SimpleQueue()
-        for reader in self._all:
-            self._free.put(reader)
+        self._turns = itertools.cycle(self._all)
 
     def run(self, function: Callable[..., Any], path: Path, *arguments: Any) -> Any:
         """Returns `function(path, *arguments)`, evaluated in a process with limits; VideoError otherwise."""
-        reader = self._free.get()
-        try:
-            return reader.run(function, path, *arguments)
-        finally:
-            self._free.put(reader)
+        return self.reader().run(function, path, *arguments)
+
+    def reader(self) -> GuardedReader:
+        """Returns one of the processes, each in its turn."""
+        return next(self._turns)
 
     def info(self, path: Path) -> VideoInfo:
         """Returns what a file says about itself; VideoError if it is neither a video nor a picture."""
         return self.shared.get(("info", _key(path)), lambda: self.run(_info, path), lambda _: 0)
 
-    def open(self, path: Path, threads: Any = 1, keep_bytes: int = 0) -> GuardedVideo:
+    def open(self, path: Path, threads: Any = 1, keep_bytes: int = 0, measure: bool = True) -> GuardedVideo:
         """Returns what has the methods of an `OpenVideo`."""
         return GuardedVideo(self, Path(path))
+
+    def open_sparse(self, path: Path) -> GuardedSparse:
+        """Returns a `SparseReader` that reads in a process with limits."""
+        return GuardedSparse(self.reader(), Path(path))
 
     def report(self, path: Path, answer: Answer, out: Path) -> None:
         """Writes the report page of an answer about a file."""
@@ -99,6 +106,37 @@ class GuardedVideo:
         return self.videos.shared.get(
             key, lambda: self.videos.run(_frames_at, self.path, times_s), lambda found: found[0].nbytes
         )
+
+
+class GuardedSparse(SparseReader):
+    """A `SparseReader` whose file is open in a process with limits."""
+
+    def __init__(self, reader: GuardedReader, path: Path):
+        self._ask = functools.partial(reader.run, _sparse, path, secrets.token_hex(8))
+        self.cues, self.duration_s, self.size = self._tell("open")
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(VideoError):
+            self._ask("close")
+
+    @property
+    def decoded(self) -> int:
+        """How many frames went through the decoder."""
+        return self._so_far
+
+    def notes(self) -> tuple[Note, ...]:
+        """Returns what a user should know about what was read so far."""
+        return self._tell("notes")
+
+    def frames(self, times_s: Iterable[float], size: tuple[int, int]) -> Iterator[StillFrame]:
+        """Yields a frame near each of some times."""
+        self._tell("frames", list(times_s), size)
+        while some := self._tell("next"):
+            yield from some
+
+    def _tell(self, what: str, *arguments: Any) -> Any:
+        found, self.lost, self._so_far, self.forward = self._ask(what, *arguments)
+        return found
 
 
 def _key(path: Path) -> tuple[str, int, int]:
@@ -157,6 +195,30 @@ def _frames_at(path: Path, times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         return np.repeat(read_image(path)[None], len(times_s), axis=0), times_s
     with OpenVideo(path, "auto") as video:
         return video.frames_at(times_s)
+
+
+_sparse_files: dict[str, tuple[SparseReader, Iterator[StillFrame]]] = {}
+
+
+def _sparse(path: Path, token: str, what: str, *arguments: Any) -> tuple[Any, list, int, Note | None]:
+    """Returns what an open file says, and the state that it is in."""
+    found: Any = None
+    if what == "open":
+        for old in list(_sparse_files)[:-_SPARSE]:  # whose owner has gone without a word
+            _sparse_files.pop(old)[0].__exit__()
+        reader = SparseReader(path)
+        _sparse_files[token] = reader, iter(())
+        found = reader.cues, reader.duration_s, reader.size
+    reader, frames = _sparse_files[token]
+    if what == "frames":
+        _sparse_files[token] = reader, reader.frames(*arguments)
+    elif what == "next":
+        found = list(itertools.islice(frames, _STILLS))
+    elif what == "notes":
+        found = reader.notes()
+    elif what == "close":
+        _sparse_files.pop(token)[0].__exit__()
+    return found, reader.lost, reader.decoded, reader.forward
 
 
 def _report(path: Path, answer: Answer, out: Path) -> None:

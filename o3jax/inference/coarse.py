@@ -53,6 +53,8 @@ class Loaded(Protocol):
     folder: Path
     processor: Processor
     settings: Settings
+    open_video: Callable[..., OpenVideo]
+    open_sparse: Callable[..., SparseReader]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +115,7 @@ def coarse_features(
     store = coarse_cache.Entry(model, video, most_decoded, cache)
     if kept := store.read():
         return CoarseFeatures(**kept, cached=True)
-    with SparseReader(video) as reader:
+    with model.open_sparse(video) as reader:
         made = _from_afar(model, reader, most_decoded, progress)
         made = dataclasses.replace(made, notes=reader.notes(), forward=reader.forward is not None)
     store.write(made)

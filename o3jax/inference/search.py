@@ -73,7 +73,7 @@ def search(
     """
     if budget is not None and not 0 < budget <= 1:
         raise UserError(f"budget must be a share of the video's frames above 0, at most 1, not {budget:g}")
-    with SparseReader(video) as reader:
+    with model.open_sparse(video) as reader:
         rate, frames = reader.cues.rate or 1.0, reader.cues.frames
         seen = coarse_features(model, video, progress=progress).within(part)
         spent = sum(one.decoded for one in seen.passes)

@@ -18,8 +18,7 @@ from o3jax.inputs.image import resize_video
 from o3jax.notes import Note
 from o3jax.prompts.clock import Clock
 from o3jax.searched import Event, Pass, Progress, Search
-from o3jax.video import Clip, OpenVideo, VideoError, Wanted
-from o3jax.video.sparse import SparseReader
+from o3jax.video import Clip, VideoError, Wanted
 
 _UNIFORM = 64  # frames of a uniform reading, at most
 
@@ -154,7 +153,7 @@ def _window(
         VideoError: if nothing of it can be decoded.
     """
     pair, factor = model.processor.video_config.temporal_patch_size, model.processor.video_config.factor
-    with OpenVideo(video, "auto", keep_bytes=keep_bytes, measure=False) as file:
+    with model.open_video(video, "auto", keep_bytes=keep_bytes, measure=False) as file:
         dense = dense_wanted(file.info(), model.backbone.config.evidence, factor)
         seconds = np.arange(window[0], window[1] - 1e-6, pace / dense.fps)
         clip, small = file.read(Wanted(times_s=times), dataclasses.replace(dense, times_s=seconds))
@@ -174,7 +173,7 @@ def _stills(
     count = len(model.processor.sample_indices(max(1, int(model.settings.clip_s * rate)), rate))
     count = min(count, most or _UNIFORM, _UNIFORM)
     chosen = np.linspace(0, len(seen.times_s) - 1, count).round().astype(int)
-    with SparseReader(video) as reader:
+    with model.open_sparse(video) as reader:
         stills = list(reader.frames(seen.times_s[np.unique(chosen)], reader.size))
         if not stills:
             raise VideoError(f"{video}: no frame could be decoded; it is damaged.")

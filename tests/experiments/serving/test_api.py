@@ -87,7 +87,7 @@ def test_time_is_explicit(client, uploaded, clip):
     """The part that is shown; times stay those of the whole video, frames are counted at the rate asked."""
     part = {"fps": 10, "start_s": 2.0, "end_s": 4.0, "max_frames": 4}
     (choice,) = ask(client, uploaded, WHEN, extra_body=part).choices
-    assert choice.o3["video"]["fps"] == 10 and choice.o3["searched"]["start_s"] == 2.0
+    assert choice.o3["video"]["fps"] == 10 and choice.o3["part"]["start_s"] == 2.0
     times = [time for time, _ in choice.o3["relevance"]]
     assert 2.0 <= min(times) and max(times) < 4.0
     for item in choice.o3["evidence"]:

@@ -88,7 +88,7 @@ def in_engine(scenario, **changes):
     """Runs a coroutine function of an engine with one worker and two places in the queue."""
     model = Waiting()
     model.processor = SimpleNamespace(decode=str)
-    videos = SimpleNamespace(open=None)
+    videos = SimpleNamespace(open=None, open_sparse=None)
     engine = Engine(model, videos, **{"slots": 1, "max_tokens": 9, "queue": 2, "seconds": 60} | changes)
     try:
         asyncio.run(scenario(engine, model))
