@@ -29,7 +29,7 @@ from o3jax.models.attention import group_attention
 from o3jax.models.batch import Batch, take
 from o3jax.models.layers import rms_norm
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
-from o3jax.sharding import place_rows, shard
+from o3jax.sharding import everywhere, place_rows, shard
 
 _WINDOW = 32  # steps after which the host looks at most: stop strings are found then
 _COLUMNS = 64  # of the responses' caches at first; each number of columns is a program of its own
@@ -124,7 +124,7 @@ def sample_groups(
             state = decode_window(decoder, key, state, _WINDOW, leave, **static)
         if stop is not None:
             state = _stopped(state, running, stop)
-        done = np.array(state.done()).all(-1)
+        done = everywhere(state.done()).all(-1)
         if any(done[slot] for slot in running):
             groups = groups_so_far(state, pad_id)
         for slot in [slot for slot in running if done[slot]]:
@@ -181,7 +181,7 @@ def empty_slots(model: Qwen3VL, slots: int, samples: int, size: int, limit: int)
 
 def _age(slots: Slots, running: Iterable[int]) -> int:
     """Returns for how many steps the oldest running group has run."""
-    return int(slots.clock) - int(np.array(slots.start)[list(running)].min())
+    return int(slots.clock) - int(everywhere(slots.start)[list(running)].min())
 
 
 def with_columns(slots: Slots, need: int) -> Slots:
@@ -343,12 +343,12 @@ def ended(tokens: Int[Array, "B G"], eos_ids: tuple[int, ...]) -> Bool[Array, "B
 
 def groups_so_far(slots: Slots, pad_id: int) -> Rollouts:
     """Returns what the slots hold so far, each group's first token in front. (Copies: slots are donated.)"""
-    start, length, finished = (np.array(x) for x in (slots.start, slots.length, slots.finished))
+    start, length, finished = (np.array(everywhere(x)) for x in (slots.start, slots.length, slots.finished))
     limit = slots.tokens.shape[-1]
     column = (start[:, None, None] + np.arange(limit)) % limit
     there = np.arange(limit) < length[..., None]
     tokens, logprobs = (
-        np.where(there, np.take_along_axis(np.array(x), column, axis=2), nothing)
+        np.where(there, np.take_along_axis(everywhere(x), column, axis=2), nothing)
         for x, nothing in ((slots.tokens, np.int32(pad_id)), (slots.logprobs, np.float32(0)))
     )
     return Rollouts(tokens, logprobs, length, finished)
