@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import re
 import threading
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ from o3jax.inference.respond import Steps, encode_visuals
 from o3jax.models.batch import Batch
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
 from o3jax.prompts import grammar, templates
+from o3jax.prompts.clock import Clock
 from o3jax.report import Answer
 from o3jax.searched import Event
 
@@ -204,8 +206,17 @@ class Engine:
     def _reply(self, job: Job) -> Reply:
         ask, model = job.ask, copy.copy(self.model)
         model.open_video, model.open_sparse = self.videos.open, self.videos.open_sparse
-        generate = functools.partial(self.decoder.generate, _Texts(job, model))
+        texts = _Texts(job, model)
+        generate = functools.partial(self.decoder.generate, texts)
         model.steps = Steps(functools.partial(self._encode, job), generate)
+        read = model.request
+
+        def request(*given: Any, **options: Any) -> Any:
+            found = read(*given, **options)
+            texts.clock = found[0].clock
+            return found
+
+        model.request = request
         if ask.video is None:
             return self._text_alone(job, model)
         answer = model.answer(
@@ -248,6 +259,7 @@ class _Texts:
 
     def __init__(self, job: Job, model: Model):
         self.job, self.model, self.first = job, model, True
+        self.clock: Clock | None = None  # of the model, where that is not the video's
         self.stop = StopStrings(job.ask.stop, model.processor.decode)
 
     def __call__(self, prompt: np.ndarray) -> Text:
@@ -266,8 +278,11 @@ class _Texts:
         text = self.model.processor.decode(tokens)
         if cut is not None:
             text = text[: min(at for stop in self.stop.strings if (at := text.find(stop)) >= 0)]
-        job.text, job.tokens = grammar.whole(text, self.begun), len(tokens)
         job.ended = cut is not None or int(tokens[-1]) in self.model.eos_ids
+        if self.clock is not None:  # the model's times become the video's; a number may go on
+            open_number = not job.ended and len(tokens) < job.ask.max_tokens
+            text = self.clock.said(re.sub(r"[\d.]+$", "", text) if open_number else text)[0]
+        job.text, job.tokens = grammar.whole(text, self.begun), len(tokens)
         job.tell("text", job.text)
         return cut
 

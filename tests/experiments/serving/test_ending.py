@@ -71,7 +71,7 @@ def test_what_was_accepted_is_answered_before_the_end(keyed, clip):
 class Waiting:
     """A model whose answers wait to be let go."""
 
-    folder = Path("waiting")
+    folder, request = Path("waiting"), None
 
     def __init__(self):
         self.go, self.asked = threading.Event(), []
