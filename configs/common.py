@@ -15,6 +15,17 @@ def mesh(**sizes: int) -> ConfigDict:
     return ConfigDict({axis: sizes.get(axis, 1) for axis in MESH_AXES})
 
 
+def with_whole_frames(config: ConfigDict) -> ConfigDict:
+    """Returns a config whose rows have so many frame pairs that all devices of `mesh.context` have as many.
+
+    What is added is padding. Else what is made of frames would be gathered whole on each of them.
+    """
+    config = config.copy_and_resolve_references()
+    for section, name in ((config, "row_frame_pairs"), (config.evidence_shape, "frame_pairs")):
+        section[name] += -section[name] % config.mesh.context
+    return config
+
+
 def sharding() -> ConfigDict:
     """Returns where logical axes lie on the mesh, see ShardingRules: `fsdp,context` or `` for nowhere.
 

@@ -138,6 +138,12 @@ def _ordered(shape: Sequence[int], devices: list[jax.Device]) -> np.ndarray:
         return np.asarray(devices).reshape(shape)
 
 
+def reshaped(mesh: Mesh, **sizes: int) -> Mesh:
+    """Returns the devices of a mesh, in the same order, with axes of other sizes; 1 where none is named."""
+    shape = [sizes.get(axis, 1) for axis in MESH_AXES]
+    return Mesh(mesh.devices.reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh, rules: ShardingRules | None = None) -> Iterator[None]:
     """Makes `shard()` place activations on `mesh` by `rules` (inside jitted functions traced within)."""

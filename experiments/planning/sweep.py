@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.checks import check_fields, check_kernel
+from configs.common import with_whole_frames
 from experiments.planning.compiled import Plan, compile_step
 from experiments.planning.kinds import STEPS, make_step
 from experiments.planning.machines import Machine
@@ -33,6 +34,7 @@ def plan_of(config: ConfigDict, changes: Mapping[str, str], kind: str, machine: 
     config = changed(config, changes)
     check_fields(config)
     check_kernel(config)
+    config = with_whole_frames(config)
     sizes, count = dict(config.mesh), len(machine.devices)
     if (product := _product(sizes)) != count:
         sizes |= {"fsdp": count * sizes["fsdp"] // product if count * sizes["fsdp"] % product == 0 else 0}

@@ -19,6 +19,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from configs.common import with_whole_frames
 from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.frames import FramesConfig
 from data_pipelines.rows.pipeline import Pipeline
@@ -119,6 +120,7 @@ def build_gspo(
     Args:
         optimizer: in place of the config's.
     """
+    config = with_whole_frames(config)
     sampling = Sampling(**config.sampling)
     source = model_folder(config.sft_model_path)
     architecture = architecture_of(config, config_from_hf(source))

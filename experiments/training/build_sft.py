@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs.checks import check_text_alone, choose_modules
+from configs.common import with_whole_frames
 from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.evidence import OpenCandidates
 from data_pipelines.rows.frames import FramesConfig
@@ -85,6 +86,7 @@ class SftRun:
 
 def build_sft(config: ConfigDict, workdir: Workdir) -> SftRun:
     """Returns all that a run is made of; `config` has passed `configs.checks.check_sft`."""
+    config = with_whole_frames(config)
     source = model_folder(config.model_name_or_path)
     architecture = architecture_of(config, config_from_hf(source))
     processor = open_processor(source, config)

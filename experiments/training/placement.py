@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from o3jax.errors import UserError
 from o3jax.generate.spread import Spread
 from o3jax.models.config import TextConfig
-from o3jax.sharding import Placement, ShardingRules, make_mesh
+from o3jax.sharding import Placement, ShardingRules, reshaped
 
 
 def open_spread(
@@ -49,6 +49,6 @@ def open_spread(
     decode = ShardingRules.of(config.decode_sharding, embed=(), sequence=())
     return Spread(
         Placement(mesh, rules),
-        Placement(make_mesh(mesh.devices.reshape(-1), **sizes), decode),
+        Placement(reshaped(mesh, **sizes), decode),
         config.kernel,
     )

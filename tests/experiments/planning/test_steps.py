@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from configs import gspo_article, sft_article
+from configs.common import with_whole_frames
 from experiments.planning.kinds import make_step
 from experiments.planning.steps import shapes_of, sizes
 from o3jax.errors import UserError
@@ -35,6 +36,16 @@ def test_the_update_of_gspo_has_prompts_and_responses():
     assert batch.response_ids.shape == (1, 8, 3, c.max_completion_length)
     assert batch.inputs.features is not None  # of the tower, which is frozen
     assert all(hasattr(a, "sharding") for a in jax.tree.leaves(step.arguments))
+
+
+def test_frames_that_the_devices_of_a_row_cannot_share_are_padded():
+    c = sft_article.get_config()
+    c.model_name_or_path, c.mesh.context, c.mesh.fsdp = "Qwen3-VL-8B", 8, 1
+    c.row_frame_pairs, c.evidence_shape.frame_pairs = 30, 75
+    padded = with_whole_frames(c)
+    assert (padded.row_frame_pairs, padded.evidence_shape.frame_pairs, c.row_frame_pairs) == (32, 80, 30)
+    batch = make_step(padded, "sft", make_mesh(context=8), ShardingRules()).arguments[1]
+    assert batch.inputs.patches.values.shape[2] == 32 and batch.inputs.dense.times.shape[2] == 80
 
 
 def test_rollouts_are_spread_over_eight_devices():
