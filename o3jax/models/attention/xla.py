@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from o3jax.models.attention.mask import Mask
 from o3jax.models.attention.softmax import HIDDEN, bias, dot, weigh
@@ -62,9 +62,7 @@ def _forward(q: Array, k: Array, v: Array, ids: tuple, causal: bool) -> tuple[Ar
         if count == 1:
             parts.append(block(start, size, keys))
         else:
-            many = jax.lax.map(
-                functools.partial(block, size=size, keys=keys), start + size * jnp.arange(count)
-            )
+            many = jax.lax.map(functools.partial(block, size=size, keys=keys), _starts(q, start, count, size))
             parts.append([rearrange(x, "n b k g s h -> b k g (n s) h") for x in many])
     highest, total, out = (jnp.concatenate(part, axis=3) for part in zip(*parts, strict=True))
     kept = (highest, total, out.astype(v.dtype))
@@ -100,7 +98,7 @@ def _backward(causal: bool, residuals: tuple, grad: Array) -> tuple[Array, Array
             sums, part = block(sums, start, size, keys)
         else:
             run = functools.partial(block, size=size, keys=keys)
-            sums, parts = jax.lax.scan(run, sums, start + size * jnp.arange(count))
+            sums, parts = jax.lax.scan(run, sums, _starts(q, start, count, size))
             part = rearrange(parts, "n b k h g s -> b k h g (n s)")
         dq.append(part)
     dq = rearrange(jnp.concatenate(dq, axis=4), "b k h g s -> b k g s h")
@@ -126,6 +124,15 @@ def _spans(queries: int, keys: int, causal: bool, whole: bool = False) -> Iterat
             yield start, full, _BLOCK, read
         if start + full * _BLOCK < stop:
             yield start + full * _BLOCK, 1, stop - start - full * _BLOCK, read
+
+
+def _starts(q: Array, start: int, count: int, size: int) -> Int[Array, " count"]:
+    """Returns the first query of each block.
+
+    Bound to the queries: the masks of all blocks, which depend on no activation, would else be made before
+    the loop where it is run again for a gradient (`jax.checkpoint`), and stand there as [S, T].
+    """
+    return jax.lax.optimization_barrier((start + size * jnp.arange(count), q[0, 0, 0, 0, 0]))[0]
 
 
 def _hide(scores: Array, allowed: Bool[Array, "*dims"], causal: bool) -> Array:

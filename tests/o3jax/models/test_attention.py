@@ -152,11 +152,15 @@ def test_kernels_of_gpus_refuse_what_they_cannot_read():
         attention(q, k, k, packed(), "flash")
 
 
+@pytest.mark.parametrize("remat", [False, True], ids=["kept", "made again"])
 @pytest.mark.parametrize("causal", [True, False])
-def test_the_program_does_not_grow_with_the_sequence_nor_hold_its_scores(causal):
+def test_the_program_does_not_grow_with_the_sequence_nor_hold_its_scores(causal, remat):
     def program(size):
         def loss(q, k, v, segments):
-            return attention(q, k, v, Mask(segments, segments, causal=causal)).sum()
+            def layer(q, _):
+                return attention(q, k, v, Mask(segments, segments, causal=causal)), None
+
+            return jax.lax.scan(jax.checkpoint(layer) if remat else layer, q, None, 2)[0].sum()
 
         q, k = (jax.ShapeDtypeStruct((1, size, heads, H), jnp.float32) for heads in (N, K))
         ids = jax.ShapeDtypeStruct((1, size), jnp.int32)
