@@ -123,12 +123,15 @@ _PRINTED = {
     "en": (
         *("Answer: {}", "Evidence:", "Evidence: none", "- time ", "  the text says: time "),
         *("{:.1f} s (frame {})", ", box {}", "Confidence: {} ({})", " needs review", "Check: {}", "; "),
-        *("Because: {}", "Of answers as sure, at most {:.0%} are wrong (with {:.0%} certainty)"),
+        *(
+            "Because: {}",
+            "Of answers as sure ({:.0%} of all) at most {:.0%} are wrong, with {:.0%} certainty",
+        ),
     ),
     "zh": (
         *("答案:{}", "证据:", "证据:无", "- 时间戳:", "  文本所述:"),
         *("{:.1f}秒(对应第{}帧)", ",边界框:{}", "置信度:{}({})", " 需人工核实", "核实原因:{}", ";"),
-        *("依据:{}", "同样把握的答案中,至多{:.0%}是错的({:.0%}的把握)"),
+        *("依据:{}", "同样把握的答案(占全部的{:.0%})中至多{:.0%}是错的,此结论有{:.0%}的把握"),
     ),
 }
 
@@ -161,7 +164,8 @@ def format_answer(answer: Answer) -> str:
     if answer.reasons:
         lines.append((check if answer.needs_review else because).format(joint.join(answer.reasons)))
     if answer.bound and not answer.needs_review:
-        lines.append(promise.format(answer.bound.rate, answer.bound.certainty))
+        bound = answer.bound
+        lines.append(promise.format(bound.coverage, bound.rate, bound.certainty))
     return "\n".join(lines)
 
 

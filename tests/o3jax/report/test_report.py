@@ -17,6 +17,7 @@ from o3jax.report import (
     question_language,
 )
 from o3jax.report.answer import Segment, plain_text, segments
+from o3jax.verify.risk import Bound
 from tests.support.answers import BOX, TEXT_BOX, make_evidence
 
 CAR = make_evidence("红色汽车", 12.3, (0.25, 0.2, 0.35, 0.3), (320, 200, 450, 280), 0.93)
@@ -61,6 +62,35 @@ def test_printed_form_with_reasons_to_check() -> None:
         answer = dataclasses.replace(whole, reasons=("no end", "twice"))
         assert format_answer(answer).splitlines()[-2:] == last
         assert answer.to_dict()["reasons"] == ["no end", "twice"] and answer.needs_review
+
+
+def test_printed_form_of_a_calibrated_confidence() -> None:
+    """Its reasons explain it, and do not decide: below 0.6 they say what to check."""
+    bound = Bound(0.1, 0.95, 0.8, 0.625)
+    for whole, because, promise, check in (
+        (
+            ENGLISH,
+            "Because: agree; stays",
+            "Of answers as sure (62% of all) at most 10% are wrong, with 95% certainty",
+            "Check: agree; stays",
+        ),
+        (
+            CHINESE,
+            "依据:agree;stays",
+            "同样把握的答案(占全部的62%)中至多10%是错的,此结论有95%的把握",
+            "核实原因:agree;stays",
+        ),
+    ):
+        answer = dataclasses.replace(
+            whole, reasons=("agree", "stays"), confidence_kind="calibrated", bound=bound
+        )
+        assert format_answer(answer).splitlines()[-2:] == [because, promise]
+        assert not answer.needs_review and answer.label == "high" and answer.calibrated
+        found = answer.to_dict()
+        assert found["bound"] == {"rate": 0.1, "certainty": 0.95, "threshold": 0.8, "coverage": 0.625}
+        assert found["calibrated"] and not whole.to_dict()["calibrated"] and whole.to_dict()["bound"] is None
+        doubtful = dataclasses.replace(answer, confidence=0.4)
+        assert format_answer(doubtful).splitlines()[-1] == check and doubtful.needs_review
 
 
 def test_printed_form_of_two_estimates() -> None:
