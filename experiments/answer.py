@@ -51,6 +51,8 @@ _BUDGET = flags.DEFINE_float(
 _JSON = flags.DEFINE_string("json", None, "Also write the answer as JSON to this file.")
 _REPORT = flags.DEFINE_string("report", None, "Also write one HTML page with the video and its evidence.")
 _ANNOTATED = flags.DEFINE_string("annotated", None, "Also write an mp4 with the evidence drawn in.")
+for _place in (_JSON, _REPORT, _ANNOTATED):
+    shell.takes_store(_place)
 
 
 def main(argv: Sequence[str]) -> None:

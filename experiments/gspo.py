@@ -22,7 +22,9 @@ from experiments.training.workdir import Workdir
 
 _CONFIG = shell.define_config("configs/gspo_tiny.py")
 _DISTRIBUTED = define_distributed()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
+_WORKDIR = shell.takes_store(
+    flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
+)
 
 
 def main(argv: Sequence[str]) -> None:

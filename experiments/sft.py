@@ -20,7 +20,9 @@ from o3jax.sharding import use_mesh
 
 _CONFIG = shell.define_config("configs/sft_tiny.py")
 _DISTRIBUTED = define_distributed()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
+_WORKDIR = shell.takes_store(
+    flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
+)
 
 
 def main(argv: Sequence[str]) -> None:

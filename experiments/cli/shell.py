@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -20,7 +20,7 @@ import configs
 from experiments.cli import terminal
 from experiments.cli.verbs import VERBS
 from o3jax.errors import UserError
-from o3jax.files import is_remote, refusal, refused
+from o3jax.files import is_remote, local_path, refusal, refused
 from o3jax.printing import shortened
 
 
@@ -98,9 +98,41 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             raise TypeError("get_config returns no ConfigDict")
     except Exception as error:
         _fail_for_flags(error)
-    if "config" in flags.FLAGS:
-        _check_warmup(flags.FLAGS["config"].value)
+    config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+    try:
+        _check_places(config)
+    except UserError as error:
+        _fail(str(error))
+    if config is not None:
+        _check_warmup(config)
     return rest
+
+
+_IN_STORES: set[str] = set()  # names of flags
+
+
+def takes_store(flag: flags.FlagHolder) -> flags.FlagHolder:
+    """Returns a flag whose value may name a place in a store, such as gs://bucket/run.
+
+    Any other flag or field of a config that names one is refused: as a path it would be a folder "gs:" here.
+    """
+    _IN_STORES.add(flag.name)
+    return flag
+
+
+def _check_places(config: ConfigDict | None) -> None:
+    """Refuses places in stores where a disk is needed."""
+    given = [(f"--{name}", flags.FLAGS[name].value) for name in flags.FLAGS if flags.FLAGS[name].present]
+    given = [(name, value) for name, value in given if name[2:] not in _IN_STORES]
+    fields: list[tuple[str, Any]] = []
+    if config is not None:
+        from configs.checks import leaves
+
+        fields = [(f"config.{name}", value) for name, value in leaves(config)]
+    for name, value in given + fields:
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, str) and is_remote(one):
+                local_path(one, f"what {name} names")
 
 
 def _check_warmup(config: ConfigDict) -> None:

@@ -148,3 +148,26 @@ def test_a_compilation_cache_that_cannot_be_written_costs_one_line():
         done = run(code, env={"JAX_COMPILATION_CACHE_DIR": f"{disk}/cache"})
     assert done.returncode == 0 and done.stdout == "False\n"
     assert done.stderr.count("\n") == 1 and "cannot be written (No space left on device)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("evaluate", "--out=gs://bucket/report.json"),
+        ("evaluate", "--data_root=s3://bucket/data"),
+        ("convert", "--target=gs://bucket/model"),
+        ("bench_gpu", "--out=gs://bucket/bench"),
+        ("sft", "--config.model_name_or_path=gs://bucket/model"),
+        ("sft", "--config.data_path=gs://bucket/data"),
+        ("sft", "--config.frame_cache=gs://bucket/cache"),
+        ("gspo", "--config.rl_data_path=gs://bucket/data"),
+    ],
+)
+def test_a_place_in_a_store_is_refused_where_a_disk_is_needed(tmp_path, monkeypatch, capfd, command, flag):
+    needed = {"convert": ["--source=o3-tiny"], "evaluate": ["--benchmark=synthetic"]}.get(command, [])
+    needed += [f"--workdir={tmp_path / 'run'}"] if command in ("sft", "gspo") else []
+    done = run_command(capfd, command, *needed, flag)
+    name = flag.partition("=")[0]
+    assert done.code == 2 and done.err.count("\n") == 1, done.err
+    assert f"what {name} names must be on a disk" in done.err and "bucket" in done.err
+    assert not (ROOT / "gs:").exists() and not (ROOT / "s3:").exists() and not (tmp_path / "run").exists()
