@@ -78,9 +78,8 @@ def every_half_second(model: Any, video: Path, *, progress: Any = None) -> Any:
     """Returns the features of a video read uniformly, decoded from start to end."""
     from o3jax.inference.coarse import look
     from o3jax.notes import Note
-    from o3jax.video.sparse import SparseReader
 
-    with SparseReader(video) as reader:
+    with model.open_sparse(video) as reader:
         reader.forward = Note("key frames", 1)
         return look(model, reader, np.arange(0, reader.duration_s, _UNIFORM_S), "uniform", _UNIFORM_S)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from o3jax.models.evidence import DenseFeatures
 from o3jax.models.qwen3_vl import Qwen3VL
 from o3jax.notes import Note
 from o3jax.searched import Event, Pass, Progress
+from o3jax.video import OpenVideo
 from o3jax.video.sparse import SparseReader
 
 EVERY_S = 5.0  # between the frames of the first pass
@@ -229,8 +230,8 @@ def pointed_at(reader: SparseReader, seen: Float[np.ndarray, " n"], most_decoded
         if ((seen >= start) & (seen < end)).any():
             continue
         at = start + min(_LOOK_S, (end - start) / 2)
-        if spent + reader.cost(at) <= most_decoded:
-            spent += reader.cost(at)
+        if spent + reader.cues.cost(at) <= most_decoded:
+            spent += reader.cues.cost(at)
             found.append(at)
     return found
 

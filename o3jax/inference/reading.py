@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +18,7 @@ from o3jax.inference.windows import read_found
 from o3jax.inputs.dense import dense_wanted
 from o3jax.models.config import Config
 from o3jax.searched import Progress
-from o3jax.video import Clip, OpenVideo, Wanted
+from o3jax.video import Clip, Wanted
 
 SQUEEZED = 4.0  # times as fast as it is, what a search found is shown at most to a model of another clock
 _KEEP_BYTES = 128 * 2**20  # decoded frames of a video that boxes may be read from
@@ -29,7 +28,6 @@ class Reader(Loaded, Protocol):
     """What is needed of an `o3jax.Model`."""
 
     config: Config
-    open_video: Callable[..., OpenVideo]
 
 
 @dataclasses.dataclass(frozen=True)

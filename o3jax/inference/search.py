@@ -33,6 +33,7 @@ STEPS_S = (1.0, 0.5)  # between frames where it is uncertain what is relevant
 REFINE_SHARE = 0.4  # of what is left after the first passes, for these
 MARGIN_S = 1.4  # that a window shows before and after what is relevant
 NAMED_S = 3.0  # and around a time that the question names
+AROUND_S = 15.0  # of such a time it is refined what is relevant, and nowhere else
 WINDOWS = 8  # that are read, at most
 RELEVANT = 0.5  # probability
 _SURE = 0.2  # two frames tell of what is between them, if their probabilities differ by less
@@ -85,8 +86,9 @@ def search(
                     f"a budget of {may:.0f} of {frames} frames does not cover a look at every key frame of "
                     f"{video} and 2 s of it: raise the budget to {math.ceil(1000 * least / frames) / 1000:g}"
                 )
-            if not _named(question, part):
-                seen = _refined(model, reader, seen, question, REFINE_SHARE * (may - spent), progress)
+            seen = _refined(
+                model, reader, seen, question, _named(question, part), REFINE_SHARE * (may - spent), progress
+            )
         found = relevance(model, seen, question)
         left = may - sum(one.decoded for one in seen.passes)
         return _chosen(reader, seen, question, found, part, most_s, max(left, 2 * rate), int(may))
@@ -97,16 +99,19 @@ def _refined(
     reader: SparseReader,
     seen: CoarseFeatures,
     question: str,
+    named: Sequence[float],
     most_decoded: float,
     progress: Progress | None,
 ) -> CoarseFeatures:
-    """Returns the features with more of where it is uncertain what is relevant."""
+    """Returns the features with more of where it is uncertain what is relevant; near named times, if any."""
     for step in STEPS_S:
         before, times = reader.decoded, _uncertain(seen.times_s, relevance(model, seen, question), step)
         chosen, over, spent = [], [], 0.0
         for gap in times:
+            if named and min(abs(t - near) for t in gap for near in named) > AROUND_S:
+                continue
             # Frames that no other needs are not decoded: of most encoders that is every other.
-            cost = sum(reader.cost(key_last) / 2 for key_last in _last_of_each(reader, gap))
+            cost = sum(reader.cues.cost(key_last) / 2 for key_last in _last_of_each(reader, gap))
             if spent + cost <= most_decoded:
                 spent += cost
                 chosen += gap
@@ -137,7 +142,7 @@ def _named(question: str, part: Interval) -> list[float]:
 
 def _last_of_each(reader: SparseReader, times: Sequence[float]) -> list[float]:
     """Returns the last of the times behind each key frame: up to it all is decoded."""
-    return list({reader.keyframe(t): t for t in times}.values())
+    return list({reader.cues.keyframe(t): t for t in times}.values())
 
 
 def _chosen(
@@ -153,21 +158,27 @@ def _chosen(
     """Returns the windows: around times that the question names, then what is most relevant."""
     times, rate = seen.times_s, reader.cues.rate or 1.0
     named = _named(question, part)
-    ranked = [(t - NAMED_S, t, t + NAMED_S) for t in named]
     relevant = []
     for start, end in candidate_intervals(found, times, high=RELEVANT, smooth_s=0.0, min_s=0.0):
         inside = (times >= start) & (times <= end)
         peak = times[inside][found[inside].argmax()] if inside.any() else (start + end) / 2
-        relevant.append((found[inside].max(initial=0.0), (start - MARGIN_S, float(peak), end + MARGIN_S)))
+        relevant.append((found[inside].max(initial=0.0), start - MARGIN_S, float(peak), end + MARGIN_S))
+    relevant.sort(key=lambda one: -one[0])
+    # At a named time what is relevant then, as far as it goes, and at least what is around it.
+    at = [[(a, b) for _, a, _, b in relevant if a <= t <= b] for t in named]
+    ranked = [
+        (min([t - NAMED_S, *(a for a, _ in near)]), t, max([t + NAMED_S, *(b for _, b in near)]))
+        for t, near in zip(named, at, strict=True)
+    ]
     if not named:
-        ranked += [window for _, window in sorted(relevant, key=lambda one: -one[0])]
+        ranked = [(start, peak, end) for _, start, peak, end in relevant]
     windows: list[Interval] = []
     seconds, frames = most_s, most_decoded
     for start, peak, end in ranked[:WINDOWS]:
         start, end = max(start, part[0]), min(end, part[1])
-        lead = 0.0 if reader.forward else (start - reader.keyframe(start)) * rate
+        lead = 0.0 if reader.forward else (start - reader.cues.keyframe(start)) * rate
         room = min(seconds, (frames - lead) / rate)
-        if room < min(2.0, end - start):
+        if room < min(2.0, end - start) or (windows and room < end - start):
             continue
         if end - start > room:  # as much of it as there is room for, around its most relevant frame
             start = min(max(peak - room / 2, start), end - room)

@@ -20,6 +20,7 @@ from o3jax.video.decoder import VideoFile
 from o3jax.video.files import demux, open_container
 from o3jax.video.timeline import is_avi
 
+NEAR_S = 0.3  # a key frame this close to a time is as good, and so is a frame that others need
 _RHYTHM = 0.05  # by which share distances of key frames in rhythm may differ
 _STRONG = 4.0  # deviations above the usual rate of bytes, from which a stretch is called busy
 _LONGEST_S = 1e6  # that packets are believed to say
@@ -52,6 +53,16 @@ class Cues:
     def longest_gap_s(self) -> float:
         """The most seconds that one must decode to reach a frame."""
         return float(np.diff(self.keyframes, append=self.duration_s).max()) if len(self.keyframes) else np.inf
+
+    def keyframe(self, time_s: float) -> float:
+        """Returns the last key frame before or just after a time; the first where none is before."""
+        index = np.searchsorted(self.keyframes, time_s + NEAR_S, side="right") - 1
+        return float(self.keyframes[max(index, 0)])
+
+    def cost(self, time_s: float) -> float:
+        """Returns about how many frames must be decoded to see that of a time: 1 at a key frame."""
+        before = self.keyframe(time_s)
+        return 1.0 if time_s - before <= NEAR_S else 1.0 + (time_s - before) * self.rate
 
     def cuts(self) -> Float64[np.ndarray, " c"]:
         """Returns the key frames that break the rhythm of the others: there the encoder saw a new scene."""

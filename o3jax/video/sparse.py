@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from o3jax.notes import Note
-from o3jax.video.cues import read_cues
+from o3jax.video.cues import NEAR_S, read_cues
 from o3jax.video.decoder import Shown, VideoFile
 from o3jax.video.files import demux
 from o3jax.video.timeline import MAX_TICKS
@@ -25,7 +25,6 @@ from o3jax.video.timeline import MAX_TICKS
 # Containers in which a seek by timestamps lands where it should.
 _SEEKABLE = ("mov", "matroska", "mpegts", "flv")
 _WORTH_S = 60.0  # a file whose key frames are further apart is read through at once
-_NEAR_S = 0.3  # a key frame this close to a time is as good, and so is a frame that others need
 _ASTRAY = 0.6  # share of seeks that may miss before the index is not believed any more
 _TRIED = 8  # seeks before that is judged
 _BACK_S = (0.0, 2.0, 8.0)  # a seek that lands past its target is taken further back
@@ -79,16 +78,6 @@ class SparseReader:
             said = (*said, Note("left out", len(self.lost), min(self.lost)))
         return (*said, self.forward) if self.forward else said
 
-    def cost(self, time_s: float) -> float:
-        """Returns about how many frames must be decoded to see that of a time: 1 at a key frame."""
-        before = self.keyframe(time_s)
-        return 1.0 if time_s - before <= _NEAR_S else 1.0 + (time_s - before) * self.cues.rate
-
-    def keyframe(self, time_s: float) -> float:
-        """Returns the time of the last key frame at or just after a time; the first where none is before."""
-        index = np.searchsorted(self.cues.keyframes, time_s + _NEAR_S, side="right") - 1
-        return float(self.cues.keyframes[max(index, 0)])
-
     def frames(self, times_s: Iterable[float], size: tuple[int, int]) -> Iterator[StillFrame]:
         """Yields a frame near each of some times, in order unless the index lies; none where it is damaged.
 
@@ -99,7 +88,7 @@ class SparseReader:
         if self.forward is None:
             groups: dict[float, list[float]] = {}
             for t in waiting:
-                groups.setdefault(self.keyframe(t), []).append(t)
+                groups.setdefault(self.cues.keyframe(t), []).append(t)
             waiting = []
             for start, group in groups.items():
                 if self.forward is not None:
@@ -152,8 +141,8 @@ class SparseReader:
         except (av.FFmpegError, EOFError):
             damaged = True
         self._seeks += 1
-        self._missed += not damaged and (first is None or abs(first - start) > _NEAR_S)
-        reach = _NEAR_S + 2 / (self.cues.rate or 1)  # those between are skipped
+        self._missed += not damaged and (first is None or abs(first - start) > NEAR_S)
+        reach = NEAR_S + 2 / (self.cues.rate or 1)  # those between are skipped
         far = [
             one is None or abs(one.start - zero - t) > reach for one, t in zip(nearest, wanted, strict=True)
         ]
@@ -163,10 +152,10 @@ class SparseReader:
         """Yields frames from the key frame at `start` to about `last`, without those that no other needs."""
         file, base, zero = self._file, self._file.stream.time_base, self._file.timeline.zero
         codec = file.stream.codec_context
-        codec.skip_frame = "NONKEY" if last - start <= _NEAR_S else "NONREF"
+        codec.skip_frame = "NONKEY" if last - start <= NEAR_S else "NONREF"
         try:
             for back in _BACK_S:
-                ticks = int((start + zero + _NEAR_S - back) / base)
+                ticks = int((start + zero + NEAR_S - back) / base)
                 file.container.seek(min(ticks, MAX_TICKS), stream=file.stream)
                 begun = False
                 for packet in demux(file.container, file.stream):
@@ -175,10 +164,10 @@ class SparseReader:
                         break
                     at = float(stamp * base) - zero
                     # A seek may land on an earlier key frame: that one is not wanted.
-                    begun = begun or (packet.is_keyframe and abs(at - start) <= _NEAR_S)
+                    begun = begun or (packet.is_keyframe and abs(at - start) <= NEAR_S)
                     if begun:
                         yield from file.stream.decode(packet)
-                    if begun and at >= last or not begun and at > start + _NEAR_S:
+                    if begun and at >= last or not begun and at > start + NEAR_S:
                         break
                 if begun:
                     yield from file.stream.decode(None)  # those that the decoder holds back

@@ -12,7 +12,7 @@ import pytest
 
 import o3jax
 from o3jax.errors import UserError
-from o3jax.inference import coarse, coarse_cache, search, windows
+from o3jax.inference import coarse_cache, search, windows
 from o3jax.inference.coarse import coarse_features
 from o3jax.models.qwen3_vl import with_evidence
 from tests.support.numbered import read_number, write_video
@@ -120,7 +120,7 @@ def test_a_model_of_another_clock(model, film, monkeypatch):
 def test_the_second_question_decodes_nothing_of_the_first_passes(model, film, tmp_path, monkeypatch):
     monkeypatch.setenv(coarse_cache.VARIABLE, str(tmp_path))
     first = coarse_features(model, film)
-    monkeypatch.setattr(coarse, "SparseReader", lambda *a: pytest.fail("was read"))
+    monkeypatch.setattr(model, "open_sparse", lambda *a: pytest.fail("was read"))
     again = coarse_features(model, film)
     assert again.cached and not first.cached and again.passes == first.passes
     np.testing.assert_array_equal(again.features, first.features)
@@ -176,3 +176,13 @@ def test_a_model_without_evidence_modules_does_not_search(video_model, film):
     assert plain.request(film, "When?")[0].search is None
     with pytest.raises(UserError, match="no evidence modules"):
         coarse_features(plain, film)
+
+
+def test_what_is_a_window_already_is_not_searched(model, film, monkeypatch):
+    settings = dataclasses.replace(model.settings, clock="window", clip_s=6.0, whole_s=8.0)
+    monkeypatch.setattr(model, "settings", settings)
+    request, clip = model.request(film, "Where is it?", start_s=40.0, end_s=60.0)
+    assert request.search.intervals == ((40.0, 60.0),) and "short enough" in request.search.why
+    assert request.search.decoded < 50 + 20 * FPS + 60 and clip.times_s.min() == 40.0
+    own = request.as_read(model.processor.tokenizer.quoted)
+    assert 0 == own.dense_times.min() and own.dense_times.max() < 6
