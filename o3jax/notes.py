@@ -80,6 +80,10 @@ _SENTENCES = {
         "{} stretches seemed relevant",
         "有{}处似乎相关",
     ),
+    "searched short": (
+        "the video is short enough to be read whole",
+        "视频较短,已全部读取",
+    ),
     "searched named": (
         "the question names the time",
         "问题给出了时刻",

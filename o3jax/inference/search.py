@@ -25,6 +25,7 @@ from o3jax.inference.matching import candidate_intervals, join
 from o3jax.notes import Note
 from o3jax.prompts.clock import named_times
 from o3jax.searched import Pass, Progress
+from o3jax.video.cues import Cues
 from o3jax.video.sparse import SparseReader
 
 SHARE = 0.05  # of a video's frames that may be decoded
@@ -50,6 +51,7 @@ class Found:
     relevance: Float[np.ndarray, " n"]  # of each, a probability
     part: Interval  # in which it was searched
     budget: int  # frames that may be decoded in all
+    left: float = math.inf  # of them, for reading closely
 
 
 def search(
@@ -75,6 +77,9 @@ def search(
     if budget is not None and not 0 < budget <= 1:
         raise UserError(f"budget must be a share of the video's frames above 0, at most 1, not {budget:g}")
     with model.open_sparse(video) as reader:
+        if part[1] - part[0] <= most_s:  # all of it is one window
+            seen = dataclasses.replace(look(model, reader, [], "coarse", 0.0), passes=())
+            return Found((part,), Note("searched short"), seen, np.zeros(0), part, reader.cues.frames)
         rate, frames = reader.cues.rate or 1.0, reader.cues.frames
         seen = coarse_features(model, video, progress=progress).within(part)
         spent = sum(one.decoded for one in seen.passes)
@@ -111,7 +116,7 @@ def _refined(
             if named and min(abs(t - near) for t in gap for near in named) > AROUND_S:
                 continue
             # Frames that no other needs are not decoded: of most encoders that is every other.
-            cost = sum(reader.cues.cost(key_last) / 2 for key_last in _last_of_each(reader, gap))
+            cost = decoding(reader.cues, gap) / 2
             if spent + cost <= most_decoded:
                 spent += cost
                 chosen += gap
@@ -140,9 +145,10 @@ def _named(question: str, part: Interval) -> list[float]:
     return [t for t in named_times(question) if part[0] <= t <= part[1]]
 
 
-def _last_of_each(reader: SparseReader, times: Sequence[float]) -> list[float]:
-    """Returns the last of the times behind each key frame: up to it all is decoded."""
-    return list({reader.cues.keyframe(t): t for t in times}.values())
+def decoding(cues: Cues, times: Sequence[float] | np.ndarray) -> float:
+    """Returns about how many frames must be decoded to see those of some times, in order."""
+    # Behind each key frame all is decoded up to the last of them.
+    return sum(cues.cost(last) for last in {cues.keyframe(t): t for t in times}.values())
 
 
 def _chosen(
@@ -187,8 +193,8 @@ def _chosen(
         windows.append((start, end))
         seconds -= end - start
         frames -= lead + (end - start) * rate
-    why = Note("searched named") if named else Note("searched", len(ranked)) if windows else Note("uniform")
-    return Found(tuple(join(windows)), why, seen, found, part, budget)
+    why = Note("searched named") if named else Note("searched", len(relevant)) if windows else Note("uniform")
+    return Found(tuple(join(windows)), why, seen, found, part, budget, most_decoded)
 
 
 def passes_of(found: Found) -> tuple[Pass, ...]:

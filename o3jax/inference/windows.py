@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from o3jax.grounding import Interval
 from o3jax.inference.coarse import Loaded
 from o3jax.inference.respond import Request
-from o3jax.inference.search import Found, passes_of
+from o3jax.inference.search import Found, decoding, passes_of
 from o3jax.inputs.dense import FramesAt, dense_size, dense_wanted
 from o3jax.inputs.image import resize_video
 from o3jax.notes import Note
@@ -171,10 +171,14 @@ def _stills(
     """
     seen, video_config = found.features, model.processor.video_config
     count = len(model.processor.sample_indices(max(1, int(model.settings.clip_s * rate)), rate))
-    count = min(count, most or _UNIFORM, _UNIFORM)
-    chosen = np.linspace(0, len(seen.times_s) - 1, count).round().astype(int)
+    count, (start, end) = min(count, most or _UNIFORM, _UNIFORM), found.part
+    # Evenly, if that is paid for; else those that were looked at from afar.
+    times = start + (end - start) * (np.arange(count) + 0.5) / count
+    chosen = np.linspace(0, len(seen.times_s) - 1, min(count, len(seen.times_s))).round().astype(int)
     with model.open_sparse(video) as reader:
-        stills = list(reader.frames(seen.times_s[np.unique(chosen)], reader.size))
+        if not reader.forward and decoding(reader.cues, times) > found.left:
+            times = seen.times_s[chosen]
+        stills = list(reader.frames(times, reader.size))
         if not stills:
             raise VideoError(f"{video}: no frame could be decoded; it is damaged.")
         frames, times = np.stack([s.picture for s in stills]), np.array([s.time_s for s in stills])
