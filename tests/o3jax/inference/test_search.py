@@ -87,7 +87,9 @@ def test_nothing_relevant_is_read_uniformly(model, film, monkeypatch):
     request, clip = model.request(film, "When?")
     assert request.search.uniform and "nothing seemed relevant" in request.search.why
     assert request.search.text("zh") != request.search.text("en")
-    assert clip.times_s.min() < 15 and clip.times_s.max() > LENGTH_S - 15
+    assert (
+        clip.times_s.min() <= 20 and clip.times_s.max() >= LENGTH_S - 20
+    )  # six frames: the middles of sixths
     assert [read_number(frame) for frame in clip.frames] == np.round(clip.times_s * FPS).astype(int).tolist()
     assert len(np.unique(np.diff(request.dense_times)[::2])) == 1  # each frame is a pair with itself
 
