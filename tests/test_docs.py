@@ -167,6 +167,11 @@ EXECUTED = {
     "make demo": "make demo",
     "source .venv/bin/activate": "make demo",
     "o3jax ask demo/ask/clip.mp4": "tests/test_wheel.py::test_asks_a_video",
+    "o3jax serve": "tests/experiments/serving/test_api.py::test_a_question_is_answered_as_by_the_library",
+    "o3jax watch": "tests/experiments/library/test_watch.py::test_o3_tiny_watches",
+    "o3jax label": "tests/experiments/library/test_label.py::test_tags_become_chapters_in_all_formats",
+    "o3jax find": "tests/experiments/library/test_find.py::"
+    "test_the_right_moment_is_first_and_the_index_is_made_once",
     "pip install -U huggingface_hub": "network",
     "hf download": "network",
     "o3jax ask clip.mp4": "tests/experiments/test_answer_command.py::"
