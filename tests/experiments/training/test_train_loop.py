@@ -32,31 +32,11 @@ from o3jax.sft.text import text_loss, token_counts
 from o3jax.train.optimizer import learning_rate, make_optimizer
 from o3jax.train.state import TrainState, init_state, make_train_step
 from tests.support.commands import run_command
+from tests.support.configs import CONFIG
 from tests.support.paths import ROOT
 from tests.support.streams import Named
 
 STEPS = 10
-
-CONFIG = """
-from configs import common, sft_tiny
-
-def get_config():
-    c = sft_tiny.get_config("evidence")
-    c.model_name_or_path = {model!r}
-    c.questions_per_row, c.row_length, c.row_frame_pairs, c.row_patches = 1, 192, 3, 16
-    c.evidence = common.evidence(
-        hidden_size=16, num_heads=2, dense_pixels=32 * 32, window_s=0.5,
-        temporal_layers=1, decoder_layers=1, question_layers=1, proposals=1,
-    )
-    c.evidence_shape = common.evidence_shape(
-        frame_pairs=75, patches=4, question_length=40, mentions=2, boxes=1, intervals=1
-    )
-    c.lr_multipliers.vision = c.lr_multipliers.text = 1.0
-    c.per_device_train_batch_size, c.gradient_accumulation_steps = 1, 2
-    c.optimizer, c.max_steps, c.warmup_steps, c.learning_rate = "adamw", {steps}, 2, 1e-2
-    c.log_every, c.save_every = 1, 4
-    return c
-"""
 
 # `python -m experiments.sft`, with a signal to itself when a step has been logged but not yet saved, and the
 # checkpoint before it is complete ...

@@ -160,3 +160,21 @@ def test_nothing_found_is_a_valid_file_too(name, numbered, tmp_path):
     for n, videos in enumerate(([], [empty])):
         export(name, videos, tmp_path / str(n))
         assert (tmp_path / str(n)).is_dir()
+
+
+def test_cvat_is_read_by_its_maker_s_library(exported):
+    dataset = pytest.importorskip("datumaro", reason="datumaro wants an older numpy: install it elsewhere")
+    read = dataset.Dataset.import_from(str(exported("cvat") / "clip.xml"), "cvat")
+    found = {item.id: [a.points for a in item.annotations] for item in read}
+    assert [40.0, 24.0, 80.0, 72.0] in found["frame_000010"]
+
+
+def test_label_studio_s_own_checks_pass(exported):
+    reason = "label-studio-sdk wants an older numpy: install it elsewhere"
+    sdk = pytest.importorskip("label_studio_sdk.label_interface", reason=reason)
+    folder = exported("label_studio")
+    interface = sdk.LabelInterface((folder / "config.xml").read_text(encoding="utf-8"))
+    interface.validate()
+    for task in json.loads((folder / "tasks.json").read_text(encoding="utf-8")):
+        assert interface.validate_task({"data": task["data"]})
+        assert not [interface.validate_prediction(p, return_errors=True) for p in task["predictions"]][0]
