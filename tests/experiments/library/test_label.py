@@ -7,6 +7,7 @@ import pytest
 import webvtt
 
 from experiments.library import chapters
+from experiments.library.asking import Question, moments
 from o3jax.report.answer import Answer, Evidence
 from o3jax.report.moments import Moment, claimed, joined, moments_of
 from tests.support import library
@@ -86,3 +87,12 @@ def test_what_is_near_is_one_moment():
     assert found[0].key.box == box and not found[0].needs_review and len(found[0].evidence) == 2
     answer = Answer(question="q", text="t", confidence=0.7, evidence=(seen(2, (1, 3)), seen(5)))
     assert [(m.label, m.start_s, m.end_s) for m in claimed(answer)] == [("cat", 1, 3), ("cat", 4.5, 5.5)]
+
+
+def test_an_event_may_say_what_its_evidence_must_name():
+    answer = Answer(question="q", text="t", confidence=0.7, evidence=(seen(2.0),), intervals=((1.0, 3.0),))
+    for wanted, least, count in (("", 0.0, 1), ("Cat", 0.0, 1), ("dog", 0.0, 0), ("", 0.8, 0)):
+        question = Question("n", "q", object=wanted, min_confidence=least)
+        assert len(moments(question, answer, 10.0)) == count
+    assert moments(Question("n", "q"), answer, 10.0)[0].start_s == 11.0
+    assert moments(Question("n", "q"), None, 10.0) == []
