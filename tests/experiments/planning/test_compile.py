@@ -69,10 +69,40 @@ def test_sft_compiles_for_a_tpu(tmp_path, video_model, kernel):
 @pytest.mark.skipif(
     not can_compile("a100:8"), reason="jax-cuda12-plugin, the compiler of GPUs, is not installed"
 )
-def test_sft_and_the_update_compile_for_a_gpu(tmp_path, video_model):
+def test_sft_compiles_for_a_gpu(tmp_path, video_model):
     check(planned(tmp_path, video_model, "a100:8")[0])
+
+
+@pytest.mark.parametrize(
+    "topology",
+    [
+        pytest.param(
+            "a100:8",
+            marks=[
+                pytest.mark.gpu_compile,
+                pytest.mark.skipif(not can_compile("a100:8"), reason="jax-cuda12-plugin is not installed"),
+            ],
+        ),
+        pytest.param(
+            "v5e:2x4",
+            marks=[
+                pytest.mark.tpu_compile,
+                pytest.mark.skipif(not can_compile("v5e:2x4"), reason="libtpu is not installed"),
+            ],
+        ),
+    ],
+)
+def test_an_iteration_of_gspo_compiles(tmp_path, video_model, topology):
     more = "c.max_completion_length, c.prompts_per_iteration, c.minibatches_per_rollout = 32, 8, 1"
-    check(planned(tmp_path, video_model, "a100:8", stage="gspo", more=more)[0])
+    for step in ("update", "prefill", "rollout"):
+        plan, _ = planned(tmp_path, video_model, topology, f"--step={step}", stage="gspo", more=more)
+        assert plan["fits"] and plan["flops"] > 0 and plan["hbm_gb"] > 0, step
+        if step == "update":
+            check(plan)
+        else:  # the state stays on the chips, the caches lie on one of them each
+            assert plan["memory"]["beside_gib"] > 0
+        if step == "rollout":
+            assert plan["analytic"]["caches_of_all_gib"] == pytest.approx(8 * plan["analytic"]["caches_gib"])
 
 
 @pytest.mark.parametrize(

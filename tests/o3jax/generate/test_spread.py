@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from o3jax.generate import group
+from o3jax.generate.cache import prefill
 from o3jax.generate.group import sample_groups
 from o3jax.generate.spread import Spread
 from o3jax.inputs.collate import collate
-from o3jax.models.batch import Batch, Features
+from o3jax.models.batch import Batch, Features, map_arrays
 from o3jax.models.qwen3_vl import visual_features
 from o3jax.models.text import for_decoding
-from o3jax.sharding import Placement, ShardingRules, make_mesh, parameter_shardings
+from o3jax.sharding import Placement, ShardingRules, make_mesh, parameter_shardings, place_rows
 from tests.support.tiny import make_inputs
 
 ROWS = [
@@ -48,6 +49,20 @@ def alone(tiny):
         return made[kind]
 
     return get
+
+
+def test_a_device_reads_one_of_eight_prompts(alone):
+    """Floating-point operations of the compiled program of a device, against those of one that reads all."""
+    model, batch, _ = alone("dense")
+    rows = map_arrays(lambda a: np.concatenate([a, a[:2]]), batch["features"])
+    found = []
+    for mesh in (make_mesh(jax.devices()[:1]), make_mesh(fsdp=8)):
+        at = Placement(mesh, ShardingRules())
+        policy = jax.device_put(model, parameter_shardings(model, mesh))
+        with at.use():
+            compiled = prefill.lower(policy, place_rows(rows, mesh), new_tokens=0).compile()
+        found.append(compiled.cost_analysis()["flops"])
+    assert found[1] * 8 == pytest.approx(found[0], rel=0.05)
 
 
 @pytest.mark.parametrize(
