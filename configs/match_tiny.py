@@ -16,11 +16,11 @@ def get_config() -> ConfigDict:
     c.row_patches = 36  # of a dense frame
     c.questions_per_row = 12
     c.question_length = 48  # tokens
-    c.keep = 3.0  # weight of how far the queries of proposals move
+    c.keep = 3.0  # weight of how far features and the queries of proposals move
     c.train_batch_size = 8  # rows
 
     c.mesh = common.mesh()
-    c.max_steps = 400
+    c.max_steps = 600
     c.optimizer = "muon"
     c.learning_rate = 1e-3
     c.lr_scheduler_type = "cosine"
