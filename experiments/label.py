@@ -1,4 +1,4 @@
-"""`o3jax label PATHS --out DIR`: chapters and tags of videos, with times and boxes.
+"""`o3jax label PATHS [--out DIR]`: chapters and tags of videos, with times and boxes.
 
 PATHS are videos and folders of them. With --tags=tags.yaml each tag's question is asked, and chapters begin
 and end where tags come and go. Without it every part of a video is described: its answer is a chapter, and
@@ -22,7 +22,7 @@ _TAGS = flags.DEFINE_string("tags", None, "A YAML file of tags: a name and a que
 _QUESTION = flags.DEFINE_string(
     "question", "What happens in the video, and when?", "What describes a part of a video, without --tags."
 )
-_COMMON = command.define(("json", "vtt", "srt", "csv"))
+_COMMON = command.define("label", ("json", "vtt", "srt", "csv"))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""`o3jax watch PATHS --events events.yaml --out DIR`: alerts when what the events ask about is seen.
+"""`o3jax watch PATHS --events events.yaml [--out DIR]`: alerts when what the events ask about is seen.
 
 PATHS are videos and folders of them. events.yaml names each event and the question that finds it. A run that
 was stopped goes on with the same command. With --follow files that are still written are watched until they
@@ -19,7 +19,7 @@ from experiments.library.session import Extras, Follow, Job
 from o3jax.errors import UserError
 
 _EVENTS = flags.DEFINE_string("events", None, "The YAML file of events: a name and a question each.")
-_COMMON = command.define()
+_COMMON = command.define("watch")
 _CAMERA = flags.DEFINE_string("camera", None, "The camera's name; None: the name of a video's folder.")
 _STARTS_AT = flags.DEFINE_string(
     "starts_at",
@@ -39,14 +39,12 @@ _ALLOW_URL = flags.DEFINE_list("allow_url", [], "Hosts whose rtsp:// addresses m
 def main(argv: Sequence[str]) -> None:
     if not _EVENTS.value:
         raise UserError("--events is missing: name the YAML file that says what to look for")
-    if not _COMMON.out.value:
-        raise UserError("--out is missing: name the folder of this run")
     questions = events.read_questions(_EVENTS.value, "events")
     urls = [path for path in argv[1:] if "://" in path]
     begun = datetime.now().astimezone() if urls and len(urls) == len(argv) - 1 else None
     extras = Extras(_CLIPS.value, _CAMERA.value, _start(_STARTS_AT.value) or begun)
     paths = [path for path in argv[1:] if "://" not in path]
-    with streams.recorded(urls, _ALLOW_URL.value, Path(_COMMON.out.value)) as files:
+    with streams.recorded(urls, _ALLOW_URL.value, Path(_COMMON.out.value or ".")) as files:
         follow = Follow(_IDLE.value) if _FOLLOW.value or files else None
         command.run(
             "watch",

@@ -50,10 +50,12 @@ class Flags(NamedTuple):
     beam_option: flags.FlagHolder
 
 
-def define(exports: Sequence[str] = ()) -> Flags:
+def define(command: str, exports: Sequence[str] = ()) -> Flags:
     """Returns the flags, which are the calling command's."""
     return Flags(
-        flags.DEFINE_string("out", None, "The folder of the run; the same one goes on where it stopped."),
+        flags.DEFINE_string(
+            "out", f"o3jax-{command}", "The folder of the run; the same one goes on where it stopped."
+        ),
         flags.DEFINE_string("model_path", "o3-tiny", "A model folder, or the embedded o3-tiny."),
         flags.DEFINE_string("shard", "0/1", "Which share of the videos this process takes: 0/4, 1/4, ..."),
         flags.DEFINE_integer("readers", 2, "Processes that read ahead.", lower_bound=1, upper_bound=256),
@@ -105,7 +107,7 @@ def run(
         UserError: if something is wrong with the flags, or no video could be read; records stay.
     """
     if not given.out.value:
-        raise UserError("--out is missing: name the folder of this run")
+        raise UserError("--out is empty: name the folder of this run")
     formats = wanted_exports(given.export.value)
     shard = Shard.parse(given.shard.value)
     videos = shard.of(list_videos(paths))

@@ -190,7 +190,7 @@ def test_what_is_wrong_in_the_events_is_said_with_its_line(watch, tmp_path, text
         (("{tmp}/videos", "--starts_at=noon"), "--starts_at=noon is no time"),
         (("rtsp://camera/1",), "allow its host with --allow_url=camera"),
         (("http://camera/1", "--allow_url=camera"), "is no rtsp:// address"),
-        (("{tmp}/videos", "--out="), "--out is missing"),
+        (("{tmp}/videos", "--out="), "--out is empty"),
         (("{tmp}/videos", "--out={tmp}/events.yaml"), "events.yaml"),
         (("{tmp}/videos", "--out=/proc/none"), "/proc/none"),
     ],
