@@ -6,6 +6,7 @@ import dataclasses
 import json
 from fractions import Fraction
 
+import av
 import jax
 import numpy as np
 import pytest
@@ -188,3 +189,27 @@ def test_what_is_a_window_already_is_not_searched(model, film, monkeypatch):
     assert request.search.decoded < 50 + 20 * FPS + 60 and clip.times_s.min() == 40.0
     own = request.as_read(model.processor.tokenizer.quoted)
     assert 0 == own.dense_times.min() and own.dense_times.max() < 6
+
+
+def test_a_middle_that_cannot_be_decoded_is_said_and_searched_around(model, film, tmp_path, monkeypatch):
+    shown(monkeypatch, (178.0, 183.0), (110.0, 115.0))
+    data = bytearray(film.read_bytes())
+    with av.open(str(film)) as container:
+        for packet in container.demux(video=0):
+            if packet.size and 95 < packet.pts * packet.time_base < 135:
+                data[packet.pos + 5 : packet.pos + packet.size] = bytes(packet.size - 5)
+    path = tmp_path / "torn.mp4"
+    path.write_bytes(data)
+    request, clip = model.request(path, "When?")
+    assert covers(request.search.intervals, 178, 183) and not covers(request.search.intervals, 110, 115)
+    assert {100.0, 110.0, 120.0, 130.0} <= set(request.search.lost) and clip.status == "partial"
+    assert any(note.startswith("damaged") for note in clip.notes)
+
+
+def test_without_key_frames_one_pass_is_made_and_said(model, tmp_path, monkeypatch):
+    shown(monkeypatch, (61.0, 73.0))
+    path = write_video(tmp_path / "one.mp4", range(100 * FPS), Fraction(1, FPS), gop=10_000).path
+    request, clip = model.request(path, "When?", budget=0.01)  # which cannot hold here
+    assert covers(request.search.intervals, 61, 73) and request.search.passes[0].decoded >= 90 * FPS
+    assert any("start to end" in note for note in clip.notes)
+    assert [read_number(frame) for frame in clip.frames] == np.round(clip.times_s * FPS).astype(int).tolist()
