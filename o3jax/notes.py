@@ -77,8 +77,8 @@ _SENTENCES = {
         "搜索:解码{}帧,共{}帧({:g}%)",
     ),
     "searched": (
-        "{} stretches seemed relevant",
-        "有{}处似乎相关",
+        "relevant stretches: {}",
+        "相关片段:{}处",
     ),
     "searched short": (
         "the video is short enough to be read whole",
