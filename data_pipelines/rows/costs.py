@@ -57,7 +57,7 @@ def cost_of(s: RowSettings, clip: Clip, written: Written) -> RowCost:
         DoesNotFitError: if it has more of something than an empty row has room for.
     """
     check_row(s, [clip], [written])
-    cost = RowCost(written.length, written.frame_pairs, len(clip.samples))
+    cost = RowCost(written.length, written.frame_pairs, len(clip.samples), patches=written.frames.patches)
     if s.evidence is None:
         return cost
     pairs, grid = _dense(s, clip)

@@ -11,6 +11,7 @@ import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ class RowCost:
     questions: int = 1
     dense_pairs: int = 0
     alike: tuple[int, ...] = ()  # clips of a row must agree in this: the grid of their dense frames
+    patches: int = 0  # of the largest of these pairs of the language stream
 
     def counts(self) -> tuple[int, ...]:
         return self.tokens, self.frame_pairs, self.questions, self.dense_pairs, 1
@@ -138,10 +140,16 @@ def plan_rows(
     mixture: Mapping[str, float],
     epochs: float = 0.0,
     least: int = 0,
+    groups: Sequence[int] = (),
+    frame_pairs: Sequence[int] = (),
 ) -> list[list[int]]:
     """Returns the rows of a run: of so many epochs, or at least `least` of them.
 
     An epoch is as many clips as there are; it is packed for itself, and its rows are shuffled.
+
+    Args:
+        groups: of each clip the number of its group, if only clips of one group share rows.
+        frame_pairs: of the rows of each group, in place of the capacity's.
     """
     size = len(cost)
     count = round(epochs * size) if epochs else least * capacity.clips + size
@@ -149,9 +157,13 @@ def plan_rows(
     rows: list[list[int]] = []
     for epoch, start in enumerate(range(0, count, size)):
         taken = order[start : start + size]
-        packed = first_fit([cost[number] for number in taken], capacity)
+        packed = []
+        for group, room in enumerate(frame_pairs or (capacity.frame_pairs,)):
+            own = [number for number in taken if not groups or groups[number] == group]
+            fitted = first_fit([cost[number] for number in own], replace(capacity, frame_pairs=room))
+            packed += [[int(own[i]) for i in row] for row in fitted]
         shuffled = np.random.default_rng((seed, epoch)).permutation(len(packed))
-        rows += [[int(taken[i]) for i in packed[row]] for row in shuffled]
+        rows += [packed[row] for row in shuffled]
         if not epochs and len(rows) >= least:
             break
     return rows

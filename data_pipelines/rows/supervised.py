@@ -23,6 +23,7 @@ from data_pipelines.rows.evidence import interval_of, pointed_times, questions_o
 from data_pipelines.rows.packing import RowCost
 from data_pipelines.rows.pixels import Read, add_pointed, blank_clip, read_clip, reason, streams
 from data_pipelines.rows.settings import RowSettings
+from data_pipelines.rows.sizes import RowSize, size_of
 from data_pipelines.rows.text import IGNORE, Written, supervised_text, write_prompts
 from o3jax.errors import UserError
 from o3jax.grounding import Grounding
@@ -39,6 +40,7 @@ class MakeRow(RowSettings, grain.transforms.Map):
     full_text: bool = False  # labels on the prompt too
     features: FeatureCache | None = None
     several_questions: bool = True  # of one clip, which are then continuations: not all kernels read them
+    sizes: tuple[RowSize, ...] = ()  # of the frames of rows, where clips are unlike; see `rows.sizes`
 
     def write(self, clip: Clip) -> Written:
         """Returns the tokens of a clip, without decoding."""
@@ -75,6 +77,18 @@ class MakeRow(RowSettings, grain.transforms.Map):
         """
         clips = (clips,) if isinstance(clips, Clip) else clips
         written = [self.write(clip) for clip in clips]
+        return self._sized(written[0])._row(clips, written)
+
+    def _sized(self, written: Written) -> MakeRow:
+        """Returns what makes the row of a clip, whose frames have a size that all clips of the row share."""
+        if not self.sizes:
+            return self
+        cost = RowCost(0, written.frame_pairs, patches=written.frames.patches)
+        size = self.sizes[size_of(cost, self.sizes)]
+        shape = dataclasses.replace(self.shape, frame_pairs=size.frame_pairs, patches=size.patches)
+        return dataclasses.replace(self, shape=shape, sizes=())
+
+    def _row(self, clips: Sequence[Clip], written: Sequence[Written]) -> SupervisedBatch:
         check_row(self, clips, written)
         read = [self._read(clip, one) for clip, one in zip(clips, written, strict=True)]
         errors = [one.error for one in read]

@@ -1,6 +1,7 @@
 """`python -m experiments.bench.memory`: peak memory of frames of unlike sizes, and the time of attention.
 
-Each mixture runs in a process of its own, whose peak is that of the mixture.
+Each mixture runs in a process of its own, whose peak is that of the mixture. Training rows are measured by
+the gradient of a batch of them, as large as the largest clip makes them and as large as their own.
 """
 
 from __future__ import annotations
@@ -53,6 +54,39 @@ def mixture(name: str) -> None:
     print(f"{name:56} {patches:7,} patches  {peak:5.1f} GB  {spent:5.1f} s", flush=True)
 
 
+# Of a batch of four training rows: frame pairs and patches that each is padded to. Clips have 4 pairs of 64
+# patches, and one of the data set has 16 of 1,024 (`tests/data_pipelines/rows/test_sizes.py`).
+ROWS = {"rows of 16 x 1024, as the largest clip": (16, 1024), "rows of 4 x 64, their own size": (4, 64)}
+
+
+def training_rows(name: str) -> None:
+    """Prints what the gradient of the text's loss takes of this process, on four rows of one size."""
+    import jax
+
+    import o3jax
+    from o3jax.inputs.collate import empty_patches
+    from o3jax.models.batch import Batch, SupervisedBatch, TextRow, stack
+    from o3jax.sft.text import text_loss, token_counts
+
+    model, (pairs, patches), length = o3jax.load("o3-tiny"), ROWS[name], 384
+    shown = empty_patches((pairs, patches), model.config.vision, np.uint8)
+    shown.length[:4] = 64
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), (3, length))
+    index = np.full(length, -1, np.int32)
+    index[:64] = np.arange(4).repeat(16) * (patches // 4) + np.tile(np.arange(16), 4)
+    ids, ones = np.full(length, 9, np.int32), np.ones(length, np.int32)
+    text = TextRow(ids, ones, positions, index, continuation_ids=0 * ones)
+    batch = stack([SupervisedBatch(Batch(text, patches=shown), ids)] * 4)
+    run = jax.jit(jax.value_and_grad(text_loss, has_aux=True))
+    given = model.backbone, batch, token_counts(batch)
+    room = run.lower(*given).compile().memory_analysis().temp_size_in_bytes / 1e9
+    (loss, _), _ = jax.block_until_ready(run(*given))
+    spent = timed(lambda: jax.block_until_ready(run(*given)))[1]
+    print(
+        f"{name:40} {4 * pairs * patches:7,} patches  {room:5.2f} GB  {spent[1]:5.1f} CPU s  loss {loss:.6f}"
+    )
+
+
 def attention_times() -> None:
     """Prints the CPU milliseconds of attention and of its gradient, and how long they compile."""
     import jax
@@ -81,8 +115,8 @@ def attention_times() -> None:
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
-        return mixture(argv[1])
-    for name in MIXTURES:
+        return (mixture if argv[1] in MIXTURES else training_rows)(argv[1])
+    for name in (*MIXTURES, *ROWS):
         subprocess.run([sys.executable, "-m", "experiments.bench.memory", name], check=True)
     attention_times()
 

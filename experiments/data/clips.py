@@ -26,6 +26,7 @@ from data_pipelines.reading.guarded import GuardedReader
 from data_pipelines.rows.clips import Clip, FolderClips
 from data_pipelines.rows.costs import DoesNotFitError, Overrun
 from data_pipelines.rows.packing import PlannedRows, RowCost, fingerprint, padding, plan_rows
+from data_pipelines.rows.sizes import RowSize, padded_patches, patches_of, plan_sized_rows
 from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.clips import SyntheticClips
 from data_pipelines.synthetic.grounding import FramePairs
@@ -141,9 +142,9 @@ def _fit_of(clips: Sequence[Clip], judged: Sequence[Sequence[Sequence[Any]]]) ->
                 overruns = tuple(Overrun(*one) for one in overruns)
                 fit.lost.extend(Lost(sample, reason, overruns) for sample in part.samples)
             else:
-                *counts, alike = cost
+                *counts, alike, patches = cost
                 fit.clips.append(dataclasses.replace(part, number=len(fit.clips)))
-                fit.costs.append(RowCost(*counts, alike=tuple(alike)))
+                fit.costs.append(RowCost(*counts, tuple(alike), patches))
     return fit
 
 
@@ -173,6 +174,7 @@ class Plan(NamedTuple):
     steps: int
     clips: Sequence[Clip]
     note: str = ""
+    sizes: tuple[RowSize, ...] = ()  # of the frames of rows, see `MakeRow.sizes`
 
 
 def plan(
@@ -200,26 +202,37 @@ def plan(
     capacity = rows.capacity()
     if rows.supervised:
         note = f"{note}  {check_evidence(config[field], clips.index, fit)}"
-    planned = plan_rows(
-        fit.costs,
-        [clip.samples[0].source for clip in fit.clips],
-        capacity,
-        seed=config.seed,
-        mixture=dict(config.mixture),
-        epochs=config.num_train_epochs,
-        least=config.max_steps * batch_size,
-    )
+    sources = [clip.samples[0].source for clip in fit.clips]
+    options = {
+        "seed": config.seed,
+        "mixture": dict(config.mixture),
+        "epochs": config.num_train_epochs,
+        "least": config.max_steps * batch_size,
+    }
+    sizes: tuple[RowSize, ...] = ()
+    if rows.supervised:
+        most = rows.shape.patches
+        planned, sizes = plan_sized_rows(fit.costs, sources, capacity, most, batch_size, **options)
+    else:
+        planned = plan_rows(fit.costs, sources, capacity, **options)
     clips_each = sum(map(len, planned)) / len(planned)
     shares = padding(planned, fit.costs, capacity)
+    if sizes:
+        del shares["frame pairs"]
     waste = ", ".join(f"{share:.1%} of the {name}" for name, share in shares.items())
     print(f"{len(planned)} rows of {clips_each:.1f} clips; padding is {waste}", flush=True)
+    if sizes:
+        share = 1 - patches_of(planned, fit.costs) / padded_patches(planned, fit.costs, sizes)
+        named = ", ".join(f"{size.frame_pairs} x {size.patches}" for size in sizes)
+        print(f"frames are unlike: batches of {named} patches, padding is {share:.1%} of these", flush=True)
     asked = [[sample.id for sample in clip.samples] for clip in fit.clips]
     data_fingerprint["data"] = fingerprint(asked, [dataclasses.astuple(one) for one in fit.costs])
-    data_fingerprint["rows"] = fingerprint(capacity.counts(), dict(config.mixture))
+    shapes = [[dataclasses.astuple(size) for size in sizes], batch_size] if sizes else []
+    data_fingerprint["rows"] = fingerprint(capacity.counts(), dict(config.mixture), *shapes)
     steps = config.max_steps or math.ceil(len(planned) / batch_size)
     if not config.max_steps and (short := warmup_note(config, steps)):
         print(f"note: {short}", flush=True)
-    return Plan(PlannedRows(fit.clips, planned), data_fingerprint, steps, fit.clips, note)
+    return Plan(PlannedRows(fit.clips, planned), data_fingerprint, steps, fit.clips, note, sizes)
 
 
 def report_rejects(

@@ -99,7 +99,8 @@ def build_sft(config: ConfigDict, workdir: Workdir) -> SftRun:
 
     model = load_model(source, architecture, mesh, rules, config.seed, base_dtype(config))
     features = open_features(config, model)
-    transforms = make_rows(config, processor, architecture, features)
+    maker, *others = make_rows(config, processor, architecture, features)
+    transforms = [dataclasses.replace(maker, sizes=planned.sizes), *others]
     pipeline = Pipeline(
         planned.rows,
         transforms,

@@ -25,7 +25,7 @@ from o3jax.inference.locate import (
     proposals,
 )
 from o3jax.inference.matching import Searched, asked, match
-from o3jax.inputs.collate import bucket, coarse, collate
+from o3jax.inputs.collate import alike, bucket, coarse, collate
 from o3jax.inputs.dense import FramesAt, SingleFrames, dense_stream, visual_places
 from o3jax.inputs.processor import Processor
 from o3jax.models.batch import Batch, stack
@@ -157,6 +157,9 @@ def respond(
 ) -> list[Response]:
     """Returns the greedy response to each request; sizes are padded, so that few programs serve all.
 
+    Videos of like size are batches; others run one batch after the other, so that a small one takes no more
+    memory beside a large one.
+
     Args:
         box_step: grid of the boxes in proposals that the language model reads, see `coords.per_mille`.
         repetition_penalty: of every token that stands before.
@@ -165,7 +168,35 @@ def respond(
     Raises:
         UserError: if a request does not fit the largest program.
     """
-    steps = steps or Steps()
+    options = {"max_new_tokens": max_new_tokens, "eos_ids": eos_ids, "pad_id": pad_id, "box_step": box_step}
+    options |= {"repetition_penalty": repetition_penalty, "steps": steps or Steps()}
+    responses: dict[int, Response] = {}
+    for numbers in alike([_size(request) for request in requests]):
+        some = sorted(numbers)
+        said = _respond(model, processor, [requests[number] for number in some], **options)
+        responses |= zip(some, said, strict=True)
+    return [responses[number] for number in range(len(requests))]
+
+
+def _size(request: Request) -> list[tuple[int, int]]:
+    """Returns how many frames each stream of a request has, and of how many pixels."""
+    streams = [request.frames] + ([] if request.dense_frames is None else [request.dense_frames])
+    return [(len(frames), frames.shape[1] * frames.shape[2]) for frames in streams]
+
+
+def _respond(
+    model: Qwen3VL,
+    processor: Processor,
+    requests: Sequence[Request],
+    *,
+    max_new_tokens: int,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+    box_step: int,
+    repetition_penalty: float,
+    steps: Steps,
+) -> list[Response]:
+    """Returns the response to each request, all as one batch."""
     videos, metadata = [r.frames for r in requests], [r.metadata for r in requests]
     texts = [r.prompt for r in requests]
     inputs = processor(text=texts, videos=videos, video_metadata=metadata, padding_side="right")

@@ -22,7 +22,7 @@ from o3jax.models.config import Config, VisionConfig
 BUCKETS = tuple(sorted(base << n for base in (2, 3) for n in range(0, 18)))
 
 _PART = 16384  # patches that the tower reads at a time, where it reads parts
-_SPARE = 1.15  # times its patches that a part of unlike pairs may have room for
+_SPARE = 1.15  # times its patches that a group of unlike things may have room for
 
 
 def bucket(size: int, buckets: Sequence[int] = BUCKETS) -> int:
@@ -167,7 +167,7 @@ def pairs_by_size(
     unit, pairs = config.vision.merge_unit, [pair for mine in owners for pair in mine]
     sizes = [pair.height * pair.width for pair in pairs]
     shapes, first, at = [], np.zeros(len(pairs), int), 0  # the first token of each pair, of all parts
-    for numbers in _alike(sizes):
+    for numbers in alike([[(1, size)] for size in sizes]):
         largest = max(sizes[number] for number in numbers)
         most = _PART // largest if largest <= _PART // 8 else 1
         count = few_sizes(-(-len(numbers) // -(-len(numbers) // most)))
@@ -200,17 +200,27 @@ def few_sizes(count: int) -> int:
     return -(-count // step) * step
 
 
-def _alike(sizes: Sequence[int]) -> list[list[int]]:
-    """Returns the numbers of the pairs in groups, in which room for the largest wastes little."""
+def alike(shapes: Sequence[Sequence[tuple[int, int]]]) -> list[list[int]]:
+    """Returns the numbers of things in groups, in which room for the largest in each way wastes little.
+
+    Args:
+        shapes: of each thing (how many, how large) of each of its parts.
+    """
+
+    def area(shape: Sequence[tuple[int, int]]) -> int:
+        return sum(count * size for count, size in shape)
+
     groups: list[list[int]] = []
-    room, used = 0, 0
-    for number in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
-        if groups and room * (len(groups[-1]) + 1) <= _SPARE * (used + sizes[number]):
+    room, used = [], 0
+    for number in sorted(range(len(shapes)), key=lambda n: -area(shapes[n])):
+        shape = shapes[number]
+        both = [tuple(map(max, *parts)) for parts in zip(room, shape, strict=False)]
+        if groups and area(both) * (len(groups[-1]) + 1) <= _SPARE * (used + area(shape)):
             groups[-1].append(number)
-            used += sizes[number]
+            room, used = both, used + area(shape)
         else:
             groups.append([number])
-            room = used = sizes[number]
+            room, used = shape, area(shape)
     return groups
 
 

@@ -10,6 +10,7 @@ import math
 import av
 
 JUMP_FRAMES = 16  # a clock that goes back further starts anew; reordering explains less
+_LEAP = 1000  # steps: a longer one is no step of this video, but a gap or a faulty timestamp
 _NEVER = -(2**63)
 
 
@@ -75,7 +76,9 @@ class FrameClock:
             self._part = duration = (self._part or min(step, duration or step)) / 2
             start = last + duration
         elif start > last > -math.inf:
-            self._step = step = start - last + self._part
+            gap = start - last + self._part
+            if not step or gap <= _LEAP * step:
+                self._step = step = gap
             self._part = 0.0
         self.last = start
         # AVI's ticks may be shorter than its frames.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from fractions import Fraction
 from pathlib import Path
 
 from data_pipelines.reading.guarded import GuardedReader, Limits
-from experiments.hostility.media import make_media
+from experiments.hostility.media import make_media, remux
 from o3jax.errors import UserError
-from o3jax.video import probe, read_video
+from o3jax.video import OpenVideo, probe, read_video
+from tests.support.numbered import read_number, write_video
 
 
 def contents(path: Path) -> str:
@@ -44,3 +46,18 @@ def test_hostile_files_are_read_or_refused_in_one_sentence(tmp_path):
                 assert len(sentence) < 400 and sentence.endswith("."), sentence
     assert read > 60 and reader.replaced == 0
     reader.close()
+
+
+def test_a_time_far_in_the_future_is_told_and_loses_no_frame(tmp_path):
+    """What follows comes back to the clock from before: each number is read where its frame is said to be."""
+    write_video(tmp_path / "good.mkv", range(0, 1600, 40), Fraction(1, 1000), gop=1)
+
+    def far(number, packet):
+        packet.pts += 2**40 if number == 20 else 0
+
+    path = remux(tmp_path / "good.mkv", tmp_path / "far.mkv", far)
+    with OpenVideo(path) as video:
+        times, notes = list(video.frame_times()), video.notes()
+    assert len(times) == 40 and any("clock jumps back 1 times" in str(note) for note in notes)
+    clip = read_video(path, times_s=[time + 0.01 for time in times])
+    assert [read_number(frame) for frame in clip.frames] == list(range(40))

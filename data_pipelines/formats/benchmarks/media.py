@@ -1,22 +1,33 @@
-"""Where the videos and subtitles of a benchmark are: in folders, or in zip files as they were downloaded."""
+"""Where the videos and subtitles of a benchmark are: in folders, or in archives as they were downloaded.
+
+A member of a zip file is found at once; a `.tar.gz` is read from its beginning for each of its videos, which
+is slow where it is large.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
+import tarfile
 import tempfile
 import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from o3jax.errors import UserError
 
 VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".mpg", ".flv")
 _SUBTITLES = (".srt", ".jsonl", ".json", ".vtt", ".txt")
-_INSIDE = "::"  # between a zip file and what is in it
+_INSIDE = "::"  # between an archive and what is in it
+_TARS = (".tar", ".tar.gz", ".tgz")
+_DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, zlib.error),
+    *(KeyError, NotImplementedError, RuntimeError),
+)
 
 
 class Media:
@@ -25,25 +36,24 @@ class Media:
     def __init__(self, root: Path):
         self.root = root
         self._by_name: dict[str, list[str]] = defaultdict(list)
-        self.packed: list[Path] = []  # archives that are not read where they are
+        self.packed: list[Path] = []  # parts of archives, which are not read where they are
         for folder, folders, names in os.walk(root, followlinks=True):
             folders.sort()
             for name in sorted(names):
                 path = Path(folder, name)
-                if path.suffix == ".zip":
-                    self._add_zip(path)
-                elif name.endswith((".tar", ".tar.gz", ".tgz")) or ".zip.part" in name:
+                if name.endswith((".zip", *_TARS)):
+                    self._add_archive(path)
+                elif any(f"{ending}.part" in name for ending in (".zip", *_TARS)):
                     self.packed.append(path)
                 else:
                     self._add(path.relative_to(root).as_posix(), str(path))
 
-    def _add_zip(self, path: Path) -> None:
+    def _add_archive(self, path: Path) -> None:
         try:
-            with zipfile.ZipFile(path) as archive:
-                for name in archive.namelist():
-                    self._add(name, f"{path}{_INSIDE}{name}")
-        except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(f"{path} is no whole zip file ({error}): download it again") from None
+            for name in _members(path):
+                self._add(name, f"{path}{_INSIDE}{name}")
+        except _DAMAGED as error:
+            raise UserError(f"{path} is no whole archive ({error}): download it again") from None
 
     def _add(self, name: str, location: str) -> None:
         pure = PurePosixPath(name)
@@ -89,6 +99,28 @@ def _agreement(place: str, folders: list[str]) -> int:
     return count
 
 
+def _members(path: Path) -> list[str]:
+    """Returns the names of what is in an archive."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    with tarfile.open(path, "r|*") as archive:
+        return [member.name for member in archive if member.isfile()]
+
+
+def _unpack(path: Path, name: str, target: IO[bytes]) -> None:
+    """Writes a member of an archive into a file."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive, archive.open(name) as source:
+            shutil.copyfileobj(source, target)
+        return
+    with tarfile.open(path, "r|*") as archive:
+        member = next((one for one in archive if one.isfile() and one.name == name), None)
+        if member is None:
+            raise KeyError(name)
+        shutil.copyfileobj(archive.extractfile(member), target)
+
+
 def exists(location: str) -> bool:
     """Returns whether what `Media` found is there."""
     return _INSIDE in location or Path(location).is_file()
@@ -96,10 +128,10 @@ def exists(location: str) -> bool:
 
 @contextlib.contextmanager
 def local(location: str) -> Iterator[Path]:
-    """Yields a path that can be opened; what is in a zip file is unpacked for as long.
+    """Yields a path that can be opened; what is in an archive is unpacked for as long.
 
     Raises:
-        UserError: if it is not there, or damaged in its zip file.
+        UserError: if it is not there, or damaged in its archive.
     """
     archive, inside, member = location.partition(_INSIDE)
     if not inside:
@@ -110,15 +142,8 @@ def local(location: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="o3jax-") as folder:
         path = Path(folder) / PurePosixPath(member).name
         try:
-            with zipfile.ZipFile(archive) as opened, opened.open(member) as source, path.open("wb") as target:
-                shutil.copyfileobj(source, target)
-        except (
-            zipfile.BadZipFile,
-            OSError,
-            KeyError,
-            NotImplementedError,
-            RuntimeError,
-            zlib.error,
-        ) as error:
+            with path.open("wb") as target:
+                _unpack(Path(archive), member, target)
+        except _DAMAGED as error:
             raise UserError(f"{archive}: {member} cannot be unpacked ({error}): download it again") from None
         yield path

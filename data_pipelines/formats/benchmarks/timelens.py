@@ -13,7 +13,7 @@ from data_pipelines.formats.benchmarks.media import Media
 from data_pipelines.formats.benchmarks.tables import At, find, read_rows
 
 SETS = ("charades", "activitynet", "qvhighlights")
-LAYOUT = "{set}-timelens.json and videos/{set}/{id}.mp4 (unpack video_shards/*.tar.gz there)"
+LAYOUT = "{set}-timelens.json and videos/{set}/{id}.mp4 (or video_shards/*.tar.gz)"
 
 
 def load_set(name: str) -> Callable[[Path], list[Item]]:

@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import shutil
+import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,6 +72,14 @@ def write_zip(path: Path, facts: Sequence[Fact], name: Callable[[Fact], str]) ->
     with zipfile.ZipFile(path, "w") as archive:
         for inside, fact in {name(fact): fact for fact in facts}.items():
             archive.write(fact.clip, inside)
+
+
+def write_tar(path: Path, facts: Sequence[Fact], name: Callable[[Fact], str]) -> None:
+    """Writes a tar of clips, packed where its name ends so, under the names that they are given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+        for inside, fact in {name(fact): fact for fact in facts}.items():
+            archive.add(fact.clip, inside)
 
 
 def write_jsonl(path: Path, rows: Sequence[Any]) -> None:

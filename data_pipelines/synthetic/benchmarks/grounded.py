@@ -13,6 +13,7 @@ from data_pipelines.synthetic.benchmarks.files import (
     write_jsonl,
     write_parquet,
     write_table,
+    write_tar,
     write_zip,
 )
 from o3jax.files import write_json, write_text
@@ -156,6 +157,11 @@ def timelens(name: str) -> Callable[[Path, Sequence[Fact]], None]:
             write_parquet(root / "qvhighlights-00000-of-00001.parquet", rows)
         else:
             write_json(root / f"{name}-timelens.json", _by_video(facts, "queries", "spans"))
+        if name == "activitynet":  # as it is downloaded
+            for part in (0, 1):
+                shard = root / "video_shards" / f"activitynet_{part}.tar.gz"
+                write_tar(shard, facts[part::2], lambda fact: f"activitynet/{fact.scene.id}.mp4")
+            return
         for fact in facts:
             place(fact, root / "videos" / name / f"{fact.scene.id}.mp4")
 

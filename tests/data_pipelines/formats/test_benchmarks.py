@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import random
 import shutil
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -238,13 +241,37 @@ def test_a_member_that_is_damaged_is_named(copy):
         pass
 
 
+@pytest.mark.parametrize("kind", ["w", "w:gz"])
+def test_videos_in_a_tar_file(tmp_path, kind):
+    clips = {f"shard/{name}.mp4": random.randbytes(50_000) for name in ("one", "two", "three")}
+    path = tmp_path / ("videos.tar.gz" if kind == "w:gz" else "videos.tar")
+    with tarfile.open(path, kind) as archive:
+        archive.addfile(tarfile.TarInfo("shard"))  # a name without a file's ending is nobody's
+        for name, data in clips.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    found = media.Media(tmp_path)
+    for name, data in clips.items():
+        location = found.video(name)
+        assert media.exists(location)
+        with media.local(location) as unpacked:
+            assert unpacked.read_bytes() == data and unpacked.suffix == ".mp4"
+    for data in (path.read_bytes()[:60_000], b"", b"x" * 999):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"videos\.tar.* download it again"):
+            media.Media(tmp_path)
+        with pytest.raises(UserError, match="cannot be unpacked"), media.local(f"{path}::shard/three.mp4"):
+            pass
+
+
 def test_missing_videos_are_counted_and_their_place_is_named(copy, capfd):
     root = copy("tvgbench")
     items = registry.load("tvgbench", root)
     Path(items[0].video).unlink()
     missing = registry.missing_videos(registry.load("tvgbench", root))
     assert [item.id for item in missing] == [items[0].id, items[1].id] and missing[0].video == items[0].video
-    (root / "videos.tar.gz").write_bytes(b"")
+    (root / "videos.tar.gz.part-aa").write_bytes(b"")
     done = run_command(capfd, "data", "check", str(root), "--benchmark=tvgbench")
     assert done.code == 0 and "not unpacked" in done.out and items[0].video in done.out.replace("\n", "")
     assert run_command(capfd, "data", "check", str(root), "--benchmark=vstarr").code == 2

@@ -190,3 +190,25 @@ def test_one_program_serves_all_clips_of_a_bucket(model, monkeypatch):
         )
         model.respond([short], max_new_tokens=2)
     assert len(compiled) <= 1
+
+
+def test_videos_of_like_size_run_together_and_others_apart(monkeypatch):
+    """Frames and pixels that a batch is padded to, against those that are there; answers in their order."""
+    shapes = [(12, 64, 64), (4, 480, 640), (11, 64, 64), (12, 72, 64), (150, 64, 64), (4, 64, 640)]
+    requests = [
+        Request(str(n), "", np.zeros((*shape, 3), np.uint8), {}, np.zeros((9, *shape[1:], 3), np.uint8))
+        for n, shape in enumerate(shapes)
+    ]
+    batches = []
+
+    def respond(model, processor, some, **options):
+        batches.append([int(r.question) for r in some])
+        return [r.question for r in some]
+
+    monkeypatch.setattr(engine, "_respond", respond)
+    assert engine.respond(None, None, requests, max_new_tokens=9, eos_ids=(), pad_id=0) == list("012345")
+    assert sorted(batches) == [[0, 2, 3], [1], [4], [5]]
+    requests[3] = dataclasses.replace(requests[3], dense_frames=np.zeros((90, 72, 64, 3), np.uint8))
+    batches.clear()
+    engine.respond(None, None, requests, max_new_tokens=9, eos_ids=(), pad_id=0)
+    assert sorted(batches) == [[0, 2], [1], [3], [4], [5]]
