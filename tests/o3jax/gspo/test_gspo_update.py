@@ -93,8 +93,13 @@ def test_a_prompt_for_each_response_is_the_same(setting, repeated_logprobs):
     np.testing.assert_allclose(repeated_logprobs, setting.repeated.by_sequence(wanted), atol=1e-5)
 
 
-def test_log_probabilities_equal_transformers(setting, logprobs):
-    logits = torch.from_numpy(setting.reference.logits(setting.inputs))
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_log_probabilities_equal_transformers(setting, logprobs, temperature):
+    """Those of what is sampled: of the logits by the temperature."""
+    if temperature != 1:
+        at = functools.partial(response_logprobs, temperature=temperature)
+        logprobs = np.asarray(jax.jit(at)(setting.reference.ours, setting.rows))
+    logits = torch.from_numpy(setting.reference.logits(setting.inputs)) / temperature
     ids = torch.from_numpy(setting.inputs["input_ids"])
     logp = torch.log_softmax(logits[:, :-1], -1).gather(2, ids[:, 1:, None])[..., 0].numpy()
     for number, (row, prompt) in enumerate(zip(logp, np.repeat(range(5), GROUP), strict=True)):
@@ -102,7 +107,7 @@ def test_log_probabilities_equal_transformers(setting, logprobs):
         total = int(setting.inputs["attention_mask"][number].sum())
         where = (setting.rows.sequence == [prompt, number % GROUP]).all(-1)
         theirs = row[total - 1 - len(response) : total - 1]
-        np.testing.assert_allclose(logprobs[where][0, : len(response)], theirs, atol=1e-4)
+        np.testing.assert_allclose(logprobs[where][0, : len(response)], theirs, atol=1e-4 / temperature)
 
 
 # --- the update ---
