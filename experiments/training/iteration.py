@@ -85,7 +85,7 @@ def iteration(
         logp_ref = None if run.reference is None else run.updates.logprobs(run.reference, sampled)
         watch.lap("logprobs")
 
-        gap = sampler_gap(run.updates, sampled, logp_old)
+        gap = sampler_gap(run.updates, policy, sampled, logp_old)
         told = of_all_hosts(item.prompts.number, texts, scored, advantages, sampled, gap)
         samples = [run.clips[n].samples[0] if n >= 0 else None for n in told.number]
         metrics = reward_metrics(samples, told.scored) | _sampling_metrics(told, watch.seconds)
@@ -112,12 +112,11 @@ def iteration(
 def _sampling_metrics(told: Told, seconds: Mapping[str, float]) -> dict[str, float]:
     """Returns what the log says of the completions themselves."""
     tokens = int(told.length.sum())
-    gaps = [gap for gap in told.gap if gap is not None]
     return dict(seconds) | {
         "length": tokens / told.length.size,
         "truncated": float(1 - told.finished.mean()),
         "tokens_per_s": tokens / seconds["seconds/rollout"],
-        **({"sampler_gap": max(gaps)} if gaps else {}),
+        "sampler_gap": max(told.gap),
     }
 
 

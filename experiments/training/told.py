@@ -12,6 +12,7 @@ from experiments.training.hosts import gathered_lists, interleaved
 from experiments.training.rollouts import Updates
 from experiments.training.sampling import Sampled
 from experiments.training.scoring import Scored
+from o3jax.models.qwen3_vl import Qwen3VL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +53,13 @@ def of_all_hosts(
 
 
 def sampler_gap(
-    updates: Updates, sampled: Sampled, logp_old: Float[np.ndarray, "B G T"]
-) -> list[float] | None:
+    updates: Updates, policy: Qwen3VL, sampled: Sampled, logp_old: Float[np.ndarray, "B G T"]
+) -> list[float]:
     """Returns how far the sampler's log-probabilities are from the trainer's, the most of each prompt.
 
-    What another engine would get wrong. None at another temperature than 1, which the sampler's do not know.
+    What another engine would get wrong. The sampler's are the model's own, at temperature 1.
     """
     if updates.temperature != 1:
-        return None
+        logp_old = dataclasses.replace(updates, temperature=1.0).logprobs(policy, sampled)
     counted = updates.counted(sampled)[..., None]  # the others' log-probabilities are masked
     return np.where(counted, np.abs(logp_old - sampled.logprobs), 0).max((1, 2)).tolist()
