@@ -41,4 +41,4 @@ def test_nothing_makes_the_server_fail(server):
     for operation in (result.ok() for result in schema.get_all_operations()):
         given = hypothesis.given(case=operation.as_strategy(), known=hypothesis.strategies.booleans())
         settings(given(send))()
-    assert len(asked) == 13 and asked["POST /v1/chat/completions"] >= EXAMPLES
+    assert len(asked) == 12 and asked["POST /v1/chat/completions"] > EXAMPLES / 2
