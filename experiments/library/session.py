@@ -133,10 +133,13 @@ class Session(RunFolder):
         asked: dict[str, int] = {}
         waiting = list(videos)
         while waiting:
+            looked = 0.0
             for path in list(waiting):
                 ended = follow is None or not _grows(path, grown, follow.idle_s)
+                begun = time.monotonic()
                 try:
                     facts = self.readers.run(read_facts, path)
+                    looked += time.monotonic() - begun
                 except UserError as error:
                     if ended:
                         waiting.remove(path)
@@ -154,7 +157,8 @@ class Session(RunFolder):
                     yield Task(path, facts)
             if follow and waiting:
                 yield None
-                time.sleep(follow.poll_s)
+                # A long file takes a while to be looked at: twice as long it is left alone.
+                time.sleep(max(follow.poll_s, 2 * looked))
 
     def _read(self, model: Model, task: Task) -> tuple[Request, Clip] | None:
         if task.piece is None:
