@@ -15,6 +15,7 @@ from absl import flags
 
 from experiments.cli import shell
 from o3jax.errors import UserError
+from o3jax.files import try_to_write
 
 _MODEL = flags.DEFINE_string("model_path", "o3-tiny", "A model folder, or the embedded o3-tiny.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Where to listen; --api_key is needed beyond this machine.")
@@ -58,6 +59,12 @@ def main(argv: Sequence[str]) -> None:
     root = Path(_ROOT.value) if _ROOT.value is not None else None
     if root is not None and not root.is_dir():
         raise UserError(f"--media_root={root} is no folder: name one that holds videos")
+    folder = Path(_FOLDER.value)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try_to_write(folder / "probe")
+    except OSError as error:
+        raise UserError(f"--workdir={folder} cannot be written ({error.strerror}): name another") from None
     with listen(_HOST.value, _PORT.value) as socket:
         # After the flags are checked: starting JAX takes seconds.
         import o3jax
@@ -75,7 +82,6 @@ def main(argv: Sequence[str]) -> None:
         limits = dataclasses.replace(
             Limits(), max_duration_s=_DURATION.value, max_pixels=_PIXELS.value, max_bytes=most_bytes
         )
-        folder = Path(_FOLDER.value)
         videos = Videos(limits)
         files = Files(
             folder / "files",
