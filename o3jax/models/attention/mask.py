@@ -24,6 +24,7 @@ class Mask:
     q_continuations: Int[Array, "B S"] | None = None
     kv_continuations: Int[Array, "B T"] | None = None
     causal: bool = dataclasses.field(default=False, metadata={"static": True})
+    offset: Int[Array, ""] | None = None  # the key at which the first query stands; None: the first
 
     def dense(self) -> Bool[Array, "B S T"]:
         """Returns the mask as booleans; True may be read."""
@@ -40,5 +41,6 @@ class Mask:
             continuations = self.kv_continuations[:, None, :keys]
             allowed &= (continuations == 0) | (continuations == queries(self.q_continuations))
         if self.causal:
-            allowed &= start + jnp.arange(size)[:, None] >= jnp.arange(keys)[None, :]
+            first = start if self.offset is None else start + self.offset
+            allowed &= first + jnp.arange(size)[:, None] >= jnp.arange(keys)[None, :]
         return allowed

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from o3jax.models.attention.mask import Mask
 from o3jax.models.attention.softmax import HIDDEN, bias, dot, weigh
+from o3jax.sharding import divides, mesh_axes
 
 # Queries of one block. Its scores stay in the cache of a CPU core, and are all that is ever held of them.
 _BLOCK = 128
@@ -29,10 +31,38 @@ def xla(
     axes: tuple[str, str | None],
 ) -> Float[Array, "B S N H"]:
     """Returns what `o3jax.models.attention.attention` does, on any backend."""
+    ids = mask.q_segments, mask.kv_segments, mask.q_continuations, mask.kv_continuations
+    where = mesh_axes(axes[0]), mesh_axes(axes[1]), mesh_axes("kv_heads")
+    rows, sequence, heads = where
+    if not sequence or not divides((*q.shape[:2], k.shape[1], k.shape[2]), (rows, sequence, sequence, heads)):
+        return _attend(q, k, v, (*ids, None), mask.causal)
+    # A row over several devices: each gathers the keys once, and goes through its own queries. Left to the
+    # compiler, the keys would be gathered for each block.
+    arrays, places = PartitionSpec(*where), PartitionSpec(rows, sequence)
+
+    def part(q: Array, k: Array, v: Array, *ids: Array | None) -> Array:
+        offset = jax.lax.axis_index(sequence) * q.shape[1]
+        q_segments, kv_segments, ours, theirs = ids
+        k, v, kv_segments, theirs = (
+            x if x is None else jax.lax.all_gather(x, sequence, axis=1, tiled=True)
+            for x in (k, v, kv_segments, theirs)
+        )
+        return _attend(q, k, v, (q_segments, kv_segments, ours, theirs, offset), mask.causal)
+
+    return jax.shard_map(
+        part,
+        in_specs=(arrays, arrays, arrays, *[None if x is None else places for x in ids]),
+        out_specs=arrays,
+        axis_names={*rows, *sequence, *heads},
+        check_vma=False,
+    )(q, k, v, *[x if x is None else jnp.asarray(x) for x in ids])
+
+
+def _attend(q: Array, k: Array, v: Array, ids: tuple, causal: bool) -> Float[Array, "B S N H"]:
+    """Returns the attention of what is here; `ids` are the arrays of a Mask."""
     q = rearrange(q * q.shape[-1] ** -0.5, "b s (k g) h -> b k g s h", k=k.shape[2])
     k, v = rearrange(k, "b t k h -> b k t h"), rearrange(v, "b t k h -> b k t h")
-    ids = mask.q_segments, mask.kv_segments, mask.q_continuations, mask.kv_continuations
-    return rearrange(_in_blocks(q, k, v, ids, mask.causal), "b k g s h -> b s (k g) h")
+    return rearrange(_in_blocks(q, k, v, ids, causal), "b k g s h -> b s (k g) h")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -48,7 +78,8 @@ def _in_blocks(
 
 
 def _forward(q: Array, k: Array, v: Array, ids: tuple, causal: bool) -> tuple[Array, tuple]:
-    mask = Mask(*ids, causal=causal)
+    mask = Mask(*ids[:4], causal=causal, offset=ids[4])
+    ahead = causal and ids[4] is None  # else it is not known which keys a query reads at most
 
     def block(at: Array | int, size: int, keys: int) -> tuple[Array, Array, Array]:
         some = jax.lax.dynamic_slice_in_dim(q, at, size, 3)
@@ -58,7 +89,7 @@ def _forward(q: Array, k: Array, v: Array, ids: tuple, causal: bool) -> tuple[Ar
         return highest, total, dot("bkgst,bkth->bkgsh", weights, v[:, :, :keys]) / total
 
     parts = []
-    for start, count, size, keys in _spans(q.shape[3], k.shape[2], causal, whole=not causal):
+    for start, count, size, keys in _spans(q.shape[3], k.shape[2], ahead, whole=not causal):
         if count == 1:
             parts.append(block(start, size, keys))
         else:
@@ -72,7 +103,7 @@ def _forward(q: Array, k: Array, v: Array, ids: tuple, causal: bool) -> tuple[Ar
 
 def _backward(causal: bool, residuals: tuple, grad: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, ids, highest, total, out = residuals
-    mask = Mask(*ids, causal=causal)
+    mask = Mask(*ids[:4], causal=causal, offset=ids[4])
     # Weights are not divided by their sum here either, but what they are multiplied with.
     grad = grad / total
     highest, mean = (rearrange(x, "b k g s -> b k 1 g s") for x in (highest[..., 0], jnp.sum(grad * out, -1)))
@@ -93,7 +124,7 @@ def _backward(causal: bool, residuals: tuple, grad: Array) -> tuple[Array, Array
         return (dk, dv), dot("bkht,bktgs->bkhgs", columns[..., :keys], dscores)
 
     sums = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    for start, count, size, keys in _spans(q.shape[3], k.shape[2], causal):
+    for start, count, size, keys in _spans(q.shape[3], k.shape[2], causal and ids[4] is None):
         if count == 1:
             sums, part = block(sums, start, size, keys)
         else:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from o3jax.models.attention import Mask, attention
 from o3jax.models.layers import layer_norm, linear
@@ -137,6 +138,29 @@ def test_splash_has_the_numbers_of_a_float64_reference(monkeypatch, kind, mesh, 
         got = results(lambda *x: attention(*x, mask, "splash"), (q, k, v), weights)
     assert_close([got[0][there]], [expected[0][there]], 1e-5)
     assert_close(got[1:], expected[1:], 1e-5)
+
+
+@pytest.mark.parametrize("mask", [long(True), long(False)], ids=["causal", "all"])
+def test_the_plain_kernel_gathers_the_keys_of_a_row_once(mask):
+    """A row over four devices has the numbers of one; its loops over blocks hold no transfer."""
+    rng = np.random.default_rng(0)
+    shapes = (B, 2400, N, H), (B, 2400, K, H), (B, 2400, K, H)
+    arguments = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+    allowed = np.asarray(mask.dense())
+    weights = jnp.asarray(rng.standard_normal(shapes[0]) * allowed.any(-1)[..., None, None], jnp.float32)
+
+    def gradients(*arguments):
+        out, back = jax.vjp(lambda *x: attention(*x, mask), *arguments)
+        return out, *back(weights)
+
+    expected = jax.jit(gradients)(*arguments)
+    with use_mesh(make_mesh(fsdp=2, context=4)):
+        where = NamedSharding(make_mesh(fsdp=2, context=4), PartitionSpec("fsdp", "context"))
+        compiled = jax.jit(gradients).lower(*[jax.device_put(x, where) for x in arguments]).compile()
+        got = compiled(*[jax.device_put(x, where) for x in arguments])
+    assert_close(got, expected, 1e-5)
+    gathers = re.findall(r"= \S+ (all-gather|all-reduce|reduce-scatter)(?:-start)?\(", compiled.as_text())
+    assert 0 < len(gathers) <= 12, gathers
 
 
 def test_kernels_of_gpus_refuse_what_they_cannot_read():
