@@ -21,7 +21,7 @@ from o3jax.errors import UserError
 from o3jax.grounding import Interval
 from o3jax.inference import coarse_cache
 from o3jax.inference.matching import asked, match_features
-from o3jax.inputs.collate import bucket, coarse
+from o3jax.inputs.collate import bucket
 from o3jax.inputs.dense import cell_centres, dense_size, still_stream
 from o3jax.inputs.processor import Processor
 from o3jax.models.batch import DenseStream
@@ -35,7 +35,8 @@ from o3jax.video.sparse import SparseReader
 EVERY_S = 5.0  # between the frames of the first pass
 CUES_SHARE = 0.4  # of the frames that may be decoded, for what the packets point at
 _LOOK_S = 2.0  # a busy stretch is looked at this long after its start, or in its middle
-_ROW = coarse(16, 64)  # frames that are encoded at a time
+_ROW = (16, 64)  # frames that are encoded at a time
+_ROWS = (64, 512)  # frames whose relevance is found at a time
 _KEPT = np.float16
 
 
@@ -128,19 +129,18 @@ def relevance(model: Loaded, features: CoarseFeatures, question: str) -> Float[n
 
     Its uncertainty is that of the probability: greatest at 0.5. Float64, so that sure ones still differ.
     """
-    n, size = len(features.times_s), bucket(len(features.times_s))
-    padded = np.zeros((1, size, *features.features.shape[1:]), np.float32)
-    padded[0, :n] = features.features
-    times = np.pad(features.times_s, (0, size - n)).astype(np.float32)
-    there = DenseFeatures(
-        padded,
-        times[None],
-        np.arange(size)[None] < n,
-        features.cells[None],
-        np.ones((1, len(features.cells)), bool),
-    )
-    logits = match_features(model.backbone, asked(model.processor, [question]), there)
-    return 1 / (1 + np.exp(-np.asarray(logits, np.float64)[0, :n].clip(-500, 30)))
+    asking, found = asked(model.processor, [question]), [np.zeros(0)]
+    for begin in range(0, len(features.times_s), _ROWS[-1]):  # so that few programs serve all lengths
+        times, values = (x[begin : begin + _ROWS[-1]] for x in (features.times_s, features.features))
+        n, size = len(times), bucket(len(times), _ROWS)
+        padded = np.zeros((1, size, *values.shape[1:]), np.float32)
+        padded[0, :n] = values
+        seconds = np.pad(times, (0, size - n)).astype(np.float32)
+        valid, cells = np.arange(size)[None] < n, features.cells[None]
+        there = DenseFeatures(padded, seconds[None], valid, cells, np.ones(cells.shape[:2], bool))
+        logits = np.asarray(match_features(model.backbone, asking, there), np.float64)[0, :n]
+        found.append(1 / (1 + np.exp(-logits.clip(-500, 30))))
+    return np.concatenate(found)
 
 
 def look(

@@ -108,7 +108,11 @@ class Entry:
             )
         except (OSError, UserError) as error:
             why = refusal(error) or error
-            logging.warning("features of %s cannot be kept in %s (%s)", made, self.path.parent, why)
+            logging.warning(
+                "what is seen of a video cannot be kept in %s (%s): the next question reads it again",
+                self.path.parent,
+                why,
+            )
 
 
 @functools.cache
