@@ -116,6 +116,13 @@ _SHARD = flags.DEFINE_string(
     "shard", "0/1", "Which share of the videos this process takes: 0/4, 1/4, 2/4, 3/4."
 )
 _RUNNER, _BEAM = beam.define()
+_VIDEOS_TOGETHER = flags.DEFINE_integer(
+    "videos_together",
+    1,
+    "Videos of a benchmark that are a batch, where they are of like size: faster on an accelerator.",
+    lower_bound=1,
+    upper_bound=1024,
+)
 _TIME_LIMIT = flags.DEFINE_float(
     "time_limit_s", None, "Seconds for an item, after which it counts as failed."
 )
@@ -195,6 +202,7 @@ def _benchmarks(names: Sequence[str], console: Console) -> list[dict[str, Any]]:
             runner=_RUNNER.value,
             beam_options=tuple(_BEAM.value),
             text_only=_TEXT_ONLY.value,
+            videos_together=_VIDEOS_TOGETHER.value,
             decoding=Decoding(_MAX_NEW_TOKENS.value, _TIME_LIMIT.value),
             scoring=_scoring(),
         ),

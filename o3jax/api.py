@@ -255,8 +255,8 @@ class Model:
         return self._said(functools.partial(respond, steps=self.steps), requests, max_new_tokens)
 
     def respond_together(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[Response]:
-        """Returns what `respond` does, without estimates, where all requests are about the frames of the
-        first: these are encoded once, and prompts that begin alike are prefilled once.
+        """Returns what `respond` does, without estimates: what is about the same frames (one array) is
+        encoded once, and prompts about them that begin alike are prefilled once.
 
         Raises:
             UserError: as `respond`.

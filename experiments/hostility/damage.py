@@ -188,7 +188,10 @@ WRONG_FLAGS: dict[str, list[str]] = {
     "sft": _STAGE,
     "gspo": [
         *_STAGE,
-        *(f"--workdir=WORK --config.{f}" for f in ("group_size=1", "reward=none", "stop=(", "clip_low=nan")),
+        *(
+            f"--workdir=WORK --config.{f}"
+            for f in ("group_size=1", "reward=none", "stop=(1,)", "clip_low=nan")
+        ),
     ],
     "ground": _STAGE[:8],
     "answer": [f"--video_path=CLIP --question=When? {flag}" for flag in _ASKS],

@@ -30,6 +30,7 @@ def greedy_continuations(
     ends: Int[Array, "B G"],
     positions: Int[Array, "B G"],
     visuals: VisualFeatures,
+    videos: Int[Array, " B"],
     *,
     prefix: int,
     max_new_tokens: int,
@@ -44,13 +45,14 @@ def greedy_continuations(
             padded on the right. `continuation_ids` are 0 in the prefix and 1 to G behind it.
         ends: the slot of each continuation's last token; any slot for one that is padding.
         positions: where the first generated token of each stands, on all three axes.
-        visuals: of the one video that all rows are about.
+        visuals: of the videos that the rows are about.
+        videos: the number of each row's video.
         penalty: as `repetition_penalty` of `greedy`; of what stands in the prefix and the continuation.
     """
     text, row = model.text, batch.text
     rows, count = ends.shape
-    tokens, taps = (jnp.repeat(x, rows, axis) for x, axis in ((visuals.tokens, 0), (visuals.taps, 1)))
-    hidden, cache = prefill(model, batch, 0, VisualFeatures(tokens, taps, None, None), ends)
+    seen = VisualFeatures(visuals.tokens[videos], visuals.taps[:, videos], None, None)
+    hidden, cache = prefill(model, batch, 0, seen, ends)
     filled = row.segment_ids > 0
     prompt = rearrange(filled[:, prefix:], "b (g w) -> b g w", g=count)
     width = prompt.shape[-1]

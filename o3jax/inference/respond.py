@@ -171,14 +171,14 @@ def respond(
     options = {"max_new_tokens": max_new_tokens, "eos_ids": eos_ids, "pad_id": pad_id, "box_step": box_step}
     options |= {"repetition_penalty": repetition_penalty, "steps": steps or Steps()}
     responses: dict[int, Response] = {}
-    for numbers in alike([_size(request) for request in requests]):
+    for numbers in alike([size_of(request) for request in requests]):
         some = sorted(numbers)
         said = _respond(model, processor, [requests[number] for number in some], **options)
         responses |= zip(some, said, strict=True)
     return [responses[number] for number in range(len(requests))]
 
 
-def _size(request: Request) -> list[tuple[int, int]]:
+def size_of(request: Request) -> list[tuple[int, int]]:
     """Returns how many frames each stream of a request has, and of how many pixels."""
     streams = [request.frames] + ([] if request.dense_frames is None else [request.dense_frames])
     return [(len(frames), frames.shape[1] * frames.shape[2]) for frames in streams]

@@ -20,7 +20,7 @@ from o3jax.video.decoder import Shown, VideoFile
 from o3jax.video.files import MAX_PIXELS, VideoError
 from o3jax.video.timeline import PRESENTED_FPS
 
-MAX_FPS = 1000
+MIN_FPS, MAX_FPS = 1e-4, 1000
 MAX_CLIP_BYTES = 8 * 2**30  # the largest clip that is put into memory
 
 
@@ -102,6 +102,8 @@ class Wanted:
         fps, start_s, end_s, size = self.fps, self.start_s, self.end_s, self.size
         if not (_is_number(fps) and 0 < fps <= MAX_FPS):
             raise VideoError(f"fps must be a positive number, at most {MAX_FPS}, not {fps!r}.")
+        if fps < MIN_FPS:
+            raise VideoError(f"fps must be at least {MIN_FPS}, not {fps!r}.")
         if not (_is_number(start_s) and 0 <= start_s < math.inf):
             raise VideoError(f"start_s must be zero or a positive number of seconds, not {start_s!r}.")
         if end_s is not None and not (_is_number(end_s) and end_s > start_s):

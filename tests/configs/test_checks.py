@@ -73,6 +73,8 @@ def test_no_number_is_without_limits(name, argument):
         ("sft", "lora.rank", -1, "0 or more"),
         ("sft", "loss.box_l1", -1.0, "0 or more"),
         ("gspo", "eval_every", -1, "0 or more"),
+        ("gspo", "stop", (1,), "write strings that are not empty"),
+        ("gspo", "stop", ("a", ""), "write strings that are not empty"),
         ("gspo", "clip_low", -1e-4, "0 or more"),
         ("gspo", "kl_coef", -0.1, "0 or more"),
         ("sft", "adam_b2", 1.0, "0 or more, but less than 1"),

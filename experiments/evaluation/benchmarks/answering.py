@@ -1,4 +1,5 @@
-"""What a model says about one video's items: it is read and encoded once for all prompts of like frames."""
+"""What a model says about the items of one video or a few: each is read and encoded once for all prompts of
+like frames."""
 
 from __future__ import annotations
 
@@ -51,13 +52,16 @@ class Asked(NamedTuple):
 
 
 def answer_video(model: Model, asked: Sequence[Asked], decoding: Decoding) -> list[Record]:
-    """Returns a record for each item about one video; where something fails, each item is tried alone."""
+    """Returns a record for each item about one video or a few; where something fails, each video is tried
+    alone, and then each item."""
     try:
         with _time_limit(decoding.time_limit_s, len(asked)):
             return _answer(model, asked, decoding)
     except (UserError, TimeoutError, MemoryError, jax.errors.JaxRuntimeError) as error:
         if len(asked) > 1:
-            return [record for one in asked for record in answer_video(model, [one], decoding)]
+            parts = list(_by_video(asked).values())
+            parts = parts if len(parts) > 1 else [[one] for one in asked]
+            return [record for part in parts for record in answer_video(model, part, decoding)]
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         return [{"id": asked[0].item.id, "error": reason}]
 
@@ -82,7 +86,6 @@ def _time_limit(seconds: float | None, items: int) -> Iterator[None]:
 
 
 def _answer(model: Model, asked: Sequence[Asked], decoding: Decoding) -> list[Record]:
-    wanted = [(number, prompt) for number, one in enumerate(asked) for prompt in one.prompts]
     ends = read_generation(model.folder).eos_ids
     records: list[Record] = [{"id": one.item.id, "texts": {}, "decoded": {}} for one in asked]
 
@@ -98,35 +101,68 @@ def _answer(model: Model, asked: Sequence[Asked], decoding: Decoding) -> list[Re
         }
 
     if decoding.blind:
-        for number, prompt in wanted:
-            note(number, prompt, _blind(model, prompt, decoding.limit(prompt)))
+        for number, one in enumerate(asked):
+            for prompt in one.prompts:
+                note(number, prompt, _blind(model, prompt, decoding.limit(prompt)))
         return records
-    with local(asked[0].item.video) as path:
-        base, clip = model.request(path, asked[0].item.question, search=False)
-        for frames, some in _by_frames(wanted):
-            seen = _with_frames(model, base, clip, path, *frames)
-            seconds = [round(i / seen.metadata["fps"], 3) for i in seen.metadata["frames_indices"]]
-            for begin in range(0, len(some), _TOGETHER):
-                part = some[begin : begin + _TOGETHER]
-                requests = [asked_for(model, seen, asked[n].item, prompt, clip) for n, prompt in part]
-                limit = max(decoding.limit(prompt) for _, prompt in part)
-                responses = model.respond_together(requests, max_new_tokens=limit)
-                for (number, prompt), response in zip(part, responses, strict=True):
-                    note(number, prompt, response)
-                    if frames == ((), None):
-                        records[number]["frames_s"] = seconds
-                    else:
-                        records[number].setdefault("other_frames_s", {})[prompt.part] = seconds
+    videos = _by_video(asked)
+    with contextlib.ExitStack() as opened:
+        parts: list[list[tuple[int, Prompt, Request]]] = []
+        for location, some in videos.items():
+            path = opened.enter_context(local(location))
+            parts += _parts(model, path, {id(one): n for n, one in enumerate(asked)}, some, records)
+        for begin in range(0, len(parts), len(videos)):
+            part = [one for some in parts[begin : begin + len(videos)] for one in some]
+            limit = max(decoding.limit(prompt) for _, prompt, _ in part)
+            requests = [request for *_, request in part]
+            responses = model.respond_together(requests, max_new_tokens=limit)
+            for (number, prompt, _), response in zip(part, responses, strict=True):
+                note(number, prompt, response)
+    return records
+
+
+def _by_video(asked: Sequence[Asked]) -> dict[str, list[Asked]]:
+    videos: dict[str, list[Asked]] = {}
+    for one in asked:
+        videos.setdefault(one.item.video, []).append(one)
+    return videos
+
+
+def _parts(
+    model: Model, path: Path, numbers: dict[int, int], asked: Sequence[Asked], records: list[Record]
+) -> list[list[tuple[int, Prompt, Request]]]:
+    """Returns what is asked about one video, in parts that are generated at a time; notes its frames.
+
+    Args:
+        numbers: of the items in the records, by what is asked of each.
+    """
+    base, clip = model.request(path, asked[0].item.question, search=False)
     height, width = clip.size
     about = {"size": [width, height], "duration_s": round(clip.duration_s, 3), "status": clip.status}
-    return [record | {"video": about} for record in records]
+    wanted = [(one, prompt) for one in asked for prompt in one.prompts]
+    parts = []
+    for frames, some in _by_frames(wanted):
+        seen = _with_frames(model, base, clip, path, *frames)
+        seconds = [round(i / seen.metadata["fps"], 3) for i in seen.metadata["frames_indices"]]
+        for begin in range(0, len(some), _TOGETHER):
+            parts.append([])
+            for one, prompt in some[begin : begin + _TOGETHER]:
+                number = numbers[id(one)]
+                parts[-1].append((number, prompt, asked_for(model, seen, one.item, prompt, clip)))
+                if frames == ((), None):
+                    records[number]["frames_s"] = seconds
+                else:
+                    records[number].setdefault("other_frames_s", {})[prompt.part] = seconds
+    for one in asked:
+        records[numbers[id(one)]]["video"] = about
+    return parts
 
 
-def _by_frames(wanted: Sequence[tuple[int, Prompt]]) -> list[tuple[tuple, list[tuple[int, Prompt]]]]:
+def _by_frames(wanted: Sequence[tuple[Asked, Prompt]]) -> list[tuple[tuple, list[tuple[Asked, Prompt]]]]:
     """Returns the prompts by what they must see beside the usual frames: (key times, picture)."""
-    groups: dict[tuple, list[tuple[int, Prompt]]] = {}
-    for number, prompt in wanted:
-        groups.setdefault((prompt.key_times, prompt.image), []).append((number, prompt))
+    groups: dict[tuple, list[tuple[Asked, Prompt]]] = {}
+    for one, prompt in wanted:
+        groups.setdefault((prompt.key_times, prompt.image), []).append((one, prompt))
     return list(groups.items())
 
 

@@ -47,6 +47,7 @@ class Settings:
     runner: str | None = None  # of Apache Beam
     beam_options: tuple[str, ...] = ()
     text_only: bool = False
+    videos_together: int = 1  # that are a batch
     decoding: Decoding = Decoding()
     scoring: Scoring = Scoring()
 
@@ -72,6 +73,8 @@ def run_benchmarks(
             raise UserError(f"{name} has no prompts '{settings.harness}': there is {', '.join(one.prompts)}")
     sources = {name: registry.folder_of(name, settings.data_root, several) for name in names}
     chosen = {name: _chosen(name, sources[name], settings) for name in names}
+    if settings.runner and settings.videos_together > 1:
+        raise UserError("--runner gives each worker one video at a time: leave --videos_together=1")
     model = load_model()
     _limit_frames(model, settings.frames)
     for name, items in chosen.items():
@@ -147,14 +150,16 @@ def _ask(
     settings: Settings,
     source: Path,
 ) -> None:
-    """Asks what is not answered yet of this process' share, a video at a time."""
+    """Asks what is not answered yet of this process' share, so many videos at a time."""
     answered = {item_id for item_id, record in run.records().items() if "error" not in record}
     videos: dict[str, list[Item]] = {}
     for item in items:
         videos.setdefault(item.video, []).append(item)
-    mine = settings.shard.of(list(videos.values()))
-    # A video's items are asked together again unless all are answered, so that a run that was stopped gives
-    # the very texts of one that was not.
+    few = settings.videos_together
+    groups = [[item for group in some for item in group] for some in _batched(list(videos.values()), few)]
+    mine = settings.shard.of(groups)
+    # What is asked together is asked together again unless all of it is answered, so that a run that was
+    # stopped gives the very texts of one that was not.
     waiting = [group for group in mine if any(item.id not in answered for item in group)]
     if settings.runner:
         plain = dataclasses.replace(settings, scoring=Scoring())  # a judge cannot be sent to a worker
@@ -173,6 +178,10 @@ def _ask(
         for group in waiting:
             run.add(answer_group(model, group, build, decoding))
             progress.advance(bar, len(group))
+
+
+def _batched(videos: Sequence[list[Item]], count: int) -> list[Sequence[list[Item]]]:
+    return [videos[at : at + count] for at in range(0, len(videos), count)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,10 +212,12 @@ class AskWork:
 def answer_group(
     model: Model, group: Sequence[Item], build: PromptBuilder, decoding: Decoding
 ) -> list[dict[str, Any]]:
-    """Returns the records of the items about one video."""
-    if not media.exists(group[0].video) and not decoding.blind:
-        return [{"id": item.id, "error": f"{group[0].video} is missing"} for item in group]
-    return answer_video(model, [Asked(item, prompts_of(build, item, model)) for item in group], decoding)
+    """Returns the records of the items about one video or a few."""
+    there = [item for item in group if decoding.blind or media.exists(item.video)]
+    lost = [item for item in group if item not in there]
+    asked = [Asked(item, prompts_of(build, item, model)) for item in there]
+    records = answer_video(model, asked, decoding) if asked else []
+    return records + [{"id": item.id, "error": f"{item.video} is missing"} for item in lost]
 
 
 def _made_with(name: str, model: Model, settings: Settings, decoding: Decoding) -> dict[str, Any]:
@@ -218,6 +229,7 @@ def _made_with(name: str, model: Model, settings: Settings, decoding: Decoding) 
         "data_root": str(settings.data_root),
         "limit": settings.limit,
         "ids": list(settings.ids),
+        **({"videos_together": few} if (few := settings.videos_together) > 1 else {}),
         "decoding": {
             "kind": "greedy",
             "repetition_penalty": read_generation(model.folder).repetition_penalty,

@@ -103,6 +103,24 @@ def test_five_generations_are_those_of_each_alone(model, made):
     assert cut["texts"]["temporal"] == record["texts"]["temporal"]
 
 
+def test_several_videos_are_answered_as_each_alone(model, made, tmp_path):
+    """One of them has more prompts than are generated at a time with the others; a torn one fails alone."""
+    several = [asked(model, made, "vstar", 1), *(asked(model, made, "tvgbench", number) for number in (0, 4))]
+
+    def answers(some):
+        """What is said, without probabilities, whose last digits depend on the batch."""
+        records = answer_video(model, some, Decoding(max_new_tokens=8))
+        return [{key: value for key, value in record.items() if key != "decoded"} for record in records]
+
+    alone = [record for one in several for record in answers([one])]
+    assert answers(several) == alone
+    path = tmp_path / "torn.mp4"
+    path.write_bytes(Path(several[1].item.video).read_bytes()[:300])
+    torn = Asked(dataclasses.replace(several[1].item, video=str(path)), several[1].prompts)
+    records = answers([several[0], torn, several[2]])
+    assert records[0] == alone[0] and "torn.mp4" in records[1]["error"] and records[2] == alone[2]
+
+
 def test_without_its_video(model, made, monkeypatch):
     one = asked(model, made, "videomme", 0)
     monkeypatch.setattr(model, "request", None)

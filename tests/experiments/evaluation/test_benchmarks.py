@@ -14,7 +14,7 @@ import pytest
 
 from data_pipelines.formats.benchmarks import registry
 from data_pipelines.synthetic.benchmarks.make import make_benchmarks
-from experiments.evaluation.benchmarks import answering
+from experiments.evaluation.benchmarks import answering, command
 from experiments.evaluation.benchmarks.suite import SUITE
 from experiments.library import records
 from o3jax import api
@@ -203,6 +203,22 @@ def test_questions_about_one_video_are_asked_together(evaluate, monkeypatch, tmp
     assert videos == sorted(videos, key=videos.index) and len(set(videos)) == 5
 
 
+def test_several_videos_are_asked_together(evaluate, monkeypatch, tmp_path):
+    """The result is that of one after the other, also of two processes; another number is refused."""
+    scripted(monkeypatch)
+    assert evaluate("charades_sta", workdir="one").code == 0
+    scripted(monkeypatch)
+    ask, groups = command.answer_video, []
+    monkeypatch.setattr(command, "answer_video", lambda m, a, d: groups.append(a) or ask(m, a, d))
+    for shard in ("--shard=0/2", "--shard=1/2"):
+        assert evaluate("charades_sta", "--videos_together=3", shard, workdir="three").code == 0
+    assert [len({one.item.video for one in group}) for group in groups] == [3, 2]
+    one, three = (result_of(tmp_path, "charades_sta", name) for name in ("one", "three"))
+    assert one["rows"] == three["rows"] and one["metrics"] == three["metrics"]
+    done = evaluate("charades_sta", "--videos_together=2", workdir="three")
+    assert done.code == 2 and "another videos_together" in done.err
+
+
 def test_limit_and_ids(evaluate, monkeypatch, tmp_path):
     asked = scripted(monkeypatch)
     assert evaluate("videomme", "--limit=3", workdir="a").code == 0 and len(asked) == 3
@@ -300,7 +316,7 @@ def test_an_item_that_takes_too_long_fails_alone(monkeypatch):
     monkeypatch.setattr(answering, "_answer", slow)
 
     class Named(str):
-        id = property(str.__str__)
+        id, video = property(str.__str__), "v.mp4"
 
     asked = [answering.Asked(Named(name), ()) for name in ("quick", "slow")]
     records = answering.answer_video(None, asked, answering.Decoding(time_limit_s=0.05))
@@ -310,7 +326,7 @@ def test_an_item_that_takes_too_long_fails_alone(monkeypatch):
 
 def test_a_prompt_that_does_not_fit_fails_its_item_alone(monkeypatch):
     class Named(str):
-        id = property(str.__str__)
+        id, video = property(str.__str__), "v.mp4"
 
     def refuse(model, asked, decoding):
         if any(one.item == "long" for one in asked):

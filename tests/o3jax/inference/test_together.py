@@ -33,8 +33,14 @@ def plain(video_model):
 
 
 def requests_of(model, questions=QUESTIONS):
-    clip = SyntheticClips("train", 1, questions=1)[0]
-    return [prompt_of(model, clip, question) for question in questions]
+    return about(model, 0, questions)
+
+
+def about(model, number, questions):
+    """Requests about the frames of one clip."""
+    clip = SyntheticClips("train", 1, questions=1)[number]
+    first, *others = [prompt_of(model, clip, question) for question in questions]
+    return [first, *(dataclasses.replace(one, frames=first.frames) for one in others)]
 
 
 def chat(model, *content):
@@ -57,6 +63,30 @@ def test_texts_are_those_of_each_question_alone(plain, feedback, penalty):
     for one, other in zip(found, alone, strict=True):
         np.testing.assert_array_equal(one.tokens, other.tokens)
         np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=2e-4, atol=1e-6)
+
+
+def test_several_videos_are_encoded_and_continued_together(plain, monkeypatch):
+    """Their texts are those of each video alone, whatever the order of the requests."""
+    rules = dataclasses.replace(EVIDENCE, feedback="prompt")
+    model = o3jax.load(plain.folder)
+    model._repetition_penalty = 1.3
+    model.backbone = with_evidence(model.backbone, rules, jax.random.key(1))
+    one, other = (about(model, number, QUESTIONS[:2]) for number in (0, 1))
+    apart = [response for some in (one, other) for response in ask(model, some)]
+    encoded, continued = [], []
+    encode, generate = together.encode_visuals, together.greedy_continuations
+    monkeypatch.setattr(together, "encode_visuals", lambda *given: encoded.append(given) or encode(*given))
+    monkeypatch.setattr(
+        together, "greedy_continuations", lambda *given, **o: continued.append(given) or generate(*given, **o)
+    )
+    found = ask(model, [one[0], other[0], one[1], other[1]])
+    for response, alone in zip([found[at] for at in (0, 2, 1, 3)], apart, strict=True):
+        assert response.text == alone.text
+        np.testing.assert_allclose(response.probabilities, alone.probabilities, rtol=2e-4, atol=1e-6)
+    # Each text has read its own video.
+    assert np.abs(apart[0].probabilities - apart[2].probabilities).max() > 1e-3
+    assert len(encoded) == 1 and len(continued) == 1
+    assert encoded[0][1].patches.values.shape[0] == 2 and continued[0][5].tolist() == [0, 1]
 
 
 def test_a_video_in_the_middle_of_its_prompt(plain, monkeypatch):

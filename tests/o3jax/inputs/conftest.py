@@ -20,5 +20,5 @@ def tiny_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_folder):
+def small(tiny_folder):
     return load_processor(tiny_folder)

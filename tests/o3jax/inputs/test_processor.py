@@ -172,10 +172,10 @@ def test_presampled_frames_equal_transformers(pair):
         assert got["video_grid_thw"].tolist() == want["video_grid_thw"].tolist() == [[3, 4, 4]]
 
 
-def test_times_are_pair_means_printed_half_even(tiny):
-    clip = tiny.read_video(_clip(5, 32, 32), {"fps": 2.0, "frames_indices": [0, 1, 2, 3, 10]})
+def test_times_are_pair_means_printed_half_even(small):
+    clip = small.read_video(_clip(5, 32, 32), {"fps": 2.0, "frames_indices": [0, 1, 2, 3, 10]})
     assert clip.times_s == (0.25, 1.25, 5.0)
-    [text] = tiny.expand(["<|vision_start|><|video_pad|><|vision_end|>?"], videos=[clip])
+    [text] = small.expand(["<|vision_start|><|video_pad|><|vision_end|>?"], videos=[clip])
     pads = "<|vision_start|><|video_pad|><|vision_end|>"
     assert text == f"<0.2 seconds>{pads}<1.2 seconds>{pads}<5.0 seconds>{pads}?"
     # Five frames count as round(2.5) * 2 = 4, which are 4096 pixels: just enough not to be enlarged.
@@ -249,16 +249,16 @@ def test_sampling_by_the_published_rule(tiny_rule, total, fps):
 
 
 @pytest.fixture(scope="module")
-def tiny_rule(tiny):
-    return tiny.sample_indices
+def tiny_rule(small):
+    return small.sample_indices
 
 
-def test_sampling_by_hand(tiny):
-    assert tiny.sample_indices(250, 25.0).tolist()[:4] == [0, 13, 26, 39]  # 20 frames, 249 / 19 apart
-    assert tiny.sample_indices(6, 30.0).tolist() == [0, 2, 3, 5]  # at least four; 1.67, 3.33
-    assert tiny.sample_indices(3, 30.0).tolist() == [0, 1, 2]
-    assert tiny.sample_indices(11, 10.0).tolist() == [0, 3, 7, 10]
-    assert len(tiny.sample_indices(100_000, 1.0)) == 768
+def test_sampling_by_hand(small):
+    assert small.sample_indices(250, 25.0).tolist()[:4] == [0, 13, 26, 39]  # 20 frames, 249 / 19 apart
+    assert small.sample_indices(6, 30.0).tolist() == [0, 2, 3, 5]  # at least four; 1.67, 3.33
+    assert small.sample_indices(3, 30.0).tolist() == [0, 1, 2]
+    assert small.sample_indices(11, 10.0).tolist() == [0, 3, 7, 10]
+    assert len(small.sample_indices(100_000, 1.0)) == 768
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
@@ -402,14 +402,14 @@ META = {"fps": 4.0}
         "padding_side": dict(text="a", padding_side="middle"),
     }.items(),
 )
-def test_mistakes_are_named(tiny, message, arguments):
+def test_mistakes_are_named(small, message, arguments):
     with pytest.raises(UserError, match=message):
-        tiny(**arguments)
+        small(**arguments)
 
 
-def test_missing_fps_is_said(tiny):
+def test_missing_fps_is_said(small):
     with pytest.warns(UserWarning, match="24 frames per second"):
-        tiny(VIDEO_TEXT, videos=[CLIP])
+        small(VIDEO_TEXT, videos=[CLIP])
 
 
 def test_broken_folders_are_named(tiny_folder, tmp_path):

@@ -24,8 +24,8 @@ def _user(*kinds: str, text: str = "When does the red circle appear? 红色") ->
     return [{"role": "user", "content": [*({"type": k} for k in kinds), {"type": "text", "text": text}]}]
 
 
-def test_every_usual_number_is_one_token(tiny):
-    tokenizer = tiny.tokenizer
+def test_every_usual_number_is_one_token(small):
+    tokenizer = small.tokenizer
     assert len(set(NUMBERS)) == 401
     for number in NUMBERS:
         assert len(tokenizer(number)["input_ids"]) == 1
@@ -38,12 +38,12 @@ def test_every_usual_number_is_one_token(tiny):
     assert all(float(tokenizer.decode([i])) == value for i, value in integers.items())
 
 
-def test_tags_and_special_tokens_are_one_token(tiny):
+def test_tags_and_special_tokens_are_one_token(small):
     for token in (*TAG_TOKENS, *SPECIAL_TOKENS):
-        [ident] = tiny.tokenizer(token)["input_ids"]
+        [ident] = small.tokenizer(token)["input_ids"]
         kept = "" if token in SPECIAL_TOKENS else token
-        assert tiny.decode([ident]) == kept
-    words = tiny.tokenizer(" red 红色")["input_ids"]
+        assert small.decode([ident]) == kept
+    words = small.tokenizer(" red 红色")["input_ids"]
     assert len(words) == 4  # the word with its space, a space, two characters
 
 
@@ -54,18 +54,18 @@ def test_decode_gives_back_the_text(tiny_text, text):
 
 
 @pytest.fixture(scope="module")
-def tiny_text(tiny):
-    return lambda text: tiny.decode(tiny.tokenizer(text)["input_ids"], skip_special_tokens=False)
+def tiny_text(small):
+    return lambda text: small.decode(small.tokenizer(text)["input_ids"], skip_special_tokens=False)
 
 
-def test_the_same_tokens_inside_a_model_folder(tiny, tmp_path):
+def test_the_same_tokens_inside_a_model_folder(small, tmp_path):
     from tokenizers import Tokenizer
 
-    tiny.save(tmp_path)
+    small.save(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"}))
     text = "".join(CORPUS) + " 12.3, 120 and 7777 or 1234567 <|im_start|> don't  stop\n\n é"
     want = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
-    assert load_processor(tmp_path).tokenizer(text)["input_ids"] == want == tiny.tokenizer(text)["input_ids"]
+    assert load_processor(tmp_path).tokenizer(text)["input_ids"] == want == small.tokenizer(text)["input_ids"]
 
 
 def test_tokenizer_is_reproducible_and_bounded(tiny_folder, tmp_path):
@@ -90,16 +90,16 @@ def test_published_prompts_are_verbatim():
         assert prompts == published
 
 
-def test_chat_text_by_hand(tiny):
+def test_chat_text_by_hand(small):
     system = {"role": "system", "content": "Be brief."}
-    assert tiny.apply_chat_template([system, *_user("video", text="When?")]) == (
+    assert small.apply_chat_template([system, *_user("video", text="When?")]) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>When?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
 
 
-def test_tiny_chat_template_prints_what_the_published_one_does(tiny, tiny_folder):
+def test_tiny_chat_template_prints_what_the_published_one_does(small, tiny_folder):
     if not REAL_TOKENIZER.is_dir():
         pytest.skip("the published chat template is not on this machine")
     from transformers import AutoTokenizer
@@ -118,7 +118,7 @@ def test_tiny_chat_template_prints_what_the_published_one_does(tiny, tiny_folder
             want = theirs.apply_chat_template(
                 messages, chat_template=published, tokenize=False, add_generation_prompt=more
             )
-            assert tiny.apply_chat_template(messages, add_generation_prompt=more) == want
+            assert small.apply_chat_template(messages, add_generation_prompt=more) == want
 
 
 def test_messages():

@@ -300,7 +300,7 @@ def test_huge_frames_inside_the_stream_take_no_memory(tmp_path):
 @pytest.mark.parametrize(
     "request_, parameter",
     [
-        *[({"fps": fps}, "fps") for fps in (0, -1, math.nan, math.inf, 1e9, "25", None, True)],
+        *[({"fps": fps}, "fps") for fps in (0, -1, math.nan, math.inf, 1e9, 1e-300, "25", None, True)],
         *[
             ({"times_s": times}, "times_s")
             for times in ([], [-0.1], [math.nan], [math.inf], [[1.0]], ["x"], 5)
