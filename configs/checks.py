@@ -146,6 +146,9 @@ def check_fields(config: ConfigDict) -> None:
             raise UserError(
                 f"config.{name} is {low:g}, more than config.{most}, which is {high:g}: change one"
             )
+    stop = config.get("stop", ())
+    if not all(isinstance(text, str) and text for text in stop):
+        raise UserError(f"config.stop is {repr(tuple(stop))[:80]}; write strings that are not empty")
 
 
 def _check_number(name: str, value: Any, low: float, high: float) -> None:
@@ -230,8 +233,6 @@ def check_gspo(config: ConfigDict) -> None:
             "config.sampling.temperature is 0, at which the completions of a group are all the same: write a "
             "positive number"
         )
-    if not all(isinstance(text, str) and text for text in config.stop):
-        raise UserError(f"config.stop is {tuple(config.stop)!r:.80}; write strings that are not empty")
     if config.eval_every and kind != "synthetic":
         raise UserError("config.eval_every is for synthetic clips: set it to 0, and use experiments.evaluate")
     if config.eval_every and config.eval_prompts < 1:

@@ -73,8 +73,6 @@ def test_no_number_is_without_limits(name, argument):
         ("sft", "lora.rank", -1, "0 or more"),
         ("sft", "loss.box_l1", -1.0, "0 or more"),
         ("gspo", "eval_every", -1, "0 or more"),
-        ("gspo", "stop", (1,), "write strings that are not empty"),
-        ("gspo", "stop", ("a", ""), "write strings that are not empty"),
         ("gspo", "clip_low", -1e-4, "0 or more"),
         ("gspo", "kl_coef", -0.1, "0 or more"),
         ("sft", "adam_b2", 1.0, "0 or more, but less than 1"),
@@ -91,6 +89,16 @@ def test_numbers_that_no_run_can_mean_are_refused(stage, field, value, says):
     with pytest.raises(UserError, match=re.escape(f"config.{field} is {value:g}; write ")) as error:
         check_fields(c)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("stop", [(1,), ("a", ""), (None,)])
+def test_what_no_text_can_end_with_is_refused(stop):
+    c = common.gspo()
+    c.stop = ("(", "\n\n")
+    check_fields(c)
+    c.stop = stop
+    with pytest.raises(UserError, match="config.stop is .*; write strings that are not empty"):
+        check_fields(c)
 
 
 # --- fields of earlier revisions ---

@@ -125,6 +125,17 @@ def test_published_summary_figures() -> None:
     assert scores["joint_temp_spat_c2"] == 0.25 and scores["joint_vqa_spat_c2"] == 0.5
 
 
+def test_the_published_means_give_the_published_scores() -> None:
+    """Open-o3-Video-7B: Acc .610, tIoU .245 and .240, vIoU .254 and .060 were published as 33.7 and 46.6."""
+    wide = [{**TRUTH[0], "xmax": 1000}]
+    said = {"answer_temporal": [0, 245], "answer_temporal_2": [0, 240]}
+    said |= {"answer_spatial": {"3": [0, 0, 254, 10]}, "answer_spatial_2": {"3": [0, 0, 60, 10]}}
+    items = [_item(3 * (n < 61), timestamps=[0, 1000], bboxes=wide, **said) for n in range(100)]
+    scores = vstar.score(items)
+    assert (scores["m_tIoU_c2"], scores["m_vIoU_c1"]) == pytest.approx((0.24, 0.254))
+    assert round(100 * scores["mAM"], 1) in (33.7, 33.8) and round(100 * scores["mLGM"], 1) == 46.6
+
+
 def test_logarithm_of_zero_is_none() -> None:
     scores = vstar.score([_item(3, answer_temporal=[10, 15])])
     assert scores["Acc"] == 1 and scores["LGM1"] is None and scores["mLGM"] is None
