@@ -31,6 +31,7 @@ from o3jax.inputs.processor import load_processor
 from o3jax.metrics.boxes import box_iou
 from o3jax.prompts import templates
 from o3jax.prompts.tiny_tokenizer import build_tokenizer
+from o3jax.video import OpenVideo
 from tests.support.paths import ROOT
 
 # Two objects that stand still: red circle at [0.25, 0.5]^2 from 1 to 3 s, blue star at [0.5, 1]^2 from 2
@@ -263,10 +264,12 @@ def test_no_text_raises(text):
 class Oracle:
     """A stand-in for a model: it finds the question in the prompt and prints the truth, with an estimate."""
 
-    settings, config = SimpleNamespace(prompt_style="plain", fps=25.0), SimpleNamespace(evidence=None)
+    settings = SimpleNamespace(prompt_style="plain", fps=25.0, whole_s=60.0)
+    config = SimpleNamespace(evidence=None)
     request = Model.request
 
     def __init__(self, folder: Path, count: int, level: int = 1):
+        self.open_video = OpenVideo
         self.samples = [q.sample for q in unseen(count, level)]
         texts = [f"{s.question} {templates.response(s, 10)}" for s in self.samples]
         self.processor = load_processor(build_tokenizer(texts, folder))
