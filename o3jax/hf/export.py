@@ -87,8 +87,12 @@ def export_weights(
     dtype = np.dtype(dtype or model.text.embed.dtype)
     evidence, read = model.config.evidence, read or layers_of(model)
     shapes = {path: leaf.shape for path, leaf in model_leaves(abstract_model(model.config)).items()}
-    shards = _shards(tensor_table(model.config), shapes, dtype, max_shard_bytes)
-    beside = [(entry, 0) for entry in evidence_table(shapes)]
+    # In the order of the files, on every host.
+    shards = [
+        sorted(shard, key=lambda one: one[0].names[one[1]])
+        for shard in _shards(tensor_table(model.config), shapes, dtype, max_shard_bytes)
+    ]
+    beside = sorted(((entry, 0) for entry in evidence_table(shapes)), key=lambda one: one[0].name)
     if jax.process_index():
         for entry, number in [one for shard in shards for one in shard] + beside:
             read(entry, number)  # the first host waits for it

@@ -144,7 +144,7 @@ def _header(path: Path) -> tuple[int, dict]:
 def write_tensors(
     path: Path, tensors: Mapping[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]], dtype: np.dtype
 ) -> None:
-    """Writes a safetensors file, a tensor at a time.
+    """Writes a safetensors file, a tensor at a time, byte for byte as the library does.
 
     The library's own writer wants all of them at once.
 
@@ -154,10 +154,11 @@ def write_tensors(
     """
     (name,) = (name for name, known in DTYPES.items() if known == dtype)
     header, end = {"__metadata__": {"format": "pt"}}, 0
+    tensors = dict(sorted(tensors.items()))
     for key, (shape, _) in tensors.items():
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         header[key] = {"dtype": name, "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
