@@ -95,7 +95,8 @@ def search(
                 model, reader, seen, question, _named(question, part), REFINE_SHARE * (may - spent), progress
             )
         found = relevance(model, seen, question)
-        left = may - sum(one.decoded for one in seen.passes)
+        is_read = reader.forward is not None or seen.forward  # all of it, whatever may be decoded
+        left = math.inf if is_read else may - sum(one.decoded for one in seen.passes)
         return _chosen(reader, seen, question, found, part, most_s, max(left, 2 * rate), int(may))
 
 
@@ -166,9 +167,12 @@ def _chosen(
     named = _named(question, part)
     relevant = []
     for start, end in candidate_intervals(found, times, high=RELEVANT, smooth_s=0.0, min_s=0.0):
-        inside = (times >= start) & (times <= end)
-        peak = times[inside][found[inside].argmax()] if inside.any() else (start + end) / 2
-        relevant.append((found[inside].max(initial=0.0), start - MARGIN_S, float(peak), end + MARGIN_S))
+        inside = np.flatnonzero((times >= start) & (times <= end))
+        peak = inside[found[inside].argmax()]
+        # It may begin right after the frame before, which may be far where nothing was refined.
+        before, after = times[max(inside[0] - 1, 0)], times[min(inside[-1] + 1, len(times) - 1)]
+        start, end = min(start - MARGIN_S, before), max(end + MARGIN_S, after)
+        relevant.append((found[peak], float(start), float(times[peak]), float(end)))
     relevant.sort(key=lambda one: -one[0])
     # At a named time what is relevant then, as far as it goes, and at least what is around it.
     at = [[(a, b) for _, a, _, b in relevant if a <= t <= b] for t in named]
