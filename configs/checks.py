@@ -75,9 +75,8 @@ NUMBERS: tuple[tuple[float, float, tuple[str, ...]], ...] = (
             *("row_length", "row_frame_pairs", "row_patches", "clips_per_row", "questions_per_row"),
             *("mesh.*", "decode_mesh.*", "evidence_shape.*", "groups_per_row", "prompts_per_iteration"),
             *("minibatches_per_rollout", "max_completion_length", "pairs_per_clip", "vocab_size"),
-            "eval_batches",
-            *("frames.m*", "frames.frame_tokens", "text.*", "vision.*", "evidence.hidden_size"),
-            *("evidence.num_heads", "eval_batches"),
+            *("question_length", "frames.m*", "frames.frame_tokens", "text.*", "vision.*"),
+            *("evidence.hidden_size", "evidence.num_heads", "eval_batches"),
         ),
     ),
     (1, 2**40, ("video.min_*", "video.max_*", "evidence.dense_pixels")),
@@ -87,7 +86,7 @@ NUMBERS: tuple[tuple[float, float, tuple[str, ...]], ...] = (
         (
             *("num_train_epochs", "learning_rate", "lr_multipliers.*", "weight_decay", "loss.*"),
             *("soften_times", "soften_coordinates", "clip_low", "clip_high", "kl_coef", "advantages.eps"),
-            *("sampling.temperature", "frame_cache_gib", "feature_cache_gib"),
+            *("sampling.temperature", "frame_cache_gib", "feature_cache_gib", "keep"),
         ),
     ),
 )

@@ -27,7 +27,7 @@ def test_the_numbers_of_every_config_make_sense(name, argument):
 
 def test_every_number_that_is_checked_is_a_field_of_a_stage():
     names = set()
-    for stage in (common.sft(), common.gspo(), load("ground_tiny")):
+    for stage in (common.sft(), common.gspo(), load("ground_tiny"), load("match_tiny")):
         if "video" in stage:
             stage.video = ConfigDict(dict.fromkeys(stage.video, 1))
         names |= {name for name, _ in leaves(stage)}
