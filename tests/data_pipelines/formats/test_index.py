@@ -353,7 +353,7 @@ def test_a_training_gets_the_good_samples_and_the_note(training, folder, capfd, 
     flags, workdir = training
     given = {}
 
-    def train(state, step, pipeline, prepare, workdir, length, note, names):
+    def train(state, step, pipeline, prepare, workdir, length, note, names, **more):
         given.update(note=note, batch=next(pipeline.open()))
         raise UserError("enough")
 
@@ -368,6 +368,7 @@ def test_a_training_gets_the_good_samples_and_the_note(training, folder, capfd, 
 
 class State(NamedTuple):
     step: jax.Array
+    model: None = None  # nothing is learnt
 
 
 def run(workdir: Workdir, note: str) -> None:

@@ -235,7 +235,7 @@ def test_the_readmes_record_trains_its_evidence(folder, video_model, tmp_path, c
     (folder / "annotations.json").write_text(json.dumps(records))
     seen = {}
 
-    def train(state, step, pipeline, prepare, workdir, length, note, names):
+    def train(state, step, pipeline, prepare, workdir, length, note, names, **more):
         seen.update(note=note, batches=[next(rows) for rows in [pipeline.open()] for _ in range(2)])
         raise UserError("enough")
 
