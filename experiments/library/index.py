@@ -53,6 +53,7 @@ class Library(RunFolder):
         self.model, self.readers = model, readers
         self.length_s, self.overlap_s = model.settings.clip_s, model.settings.clip_s / 3
         self.known: dict[str, Record] = {}
+        self._curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # of the question that is asked
 
     def waiting(self, videos: Sequence[str]) -> list[str]:
         """Returns the videos that are not in the index as they are now."""
@@ -124,17 +125,13 @@ class Library(RunFolder):
             for number in range(self.known.get(path, {}).get("pieces", 0))
         ]
         scores = matches(question, [part.get("text", "") for _, part in parts])
-        curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        if self.model.config.evidence is not None:
-            for path in dict.fromkeys(path for path, _ in parts):
-                features = coarse_features(self.model, path, cache=self.folder / "features")
-                curves[path] = features.times_s, np.asarray(relevance(self.model, features, question))
-        ranked = []
-        for (path, part), score in zip(parts, scores, strict=True):
-            start, end = part["span"]
-            times, curve = curves.get(path, (np.zeros(0), np.zeros(0)))
-            inside = curve[(times >= start) & (times <= end)]
-            ranked.append((score + (float(inside.max()) if len(inside) else 0.0), path, (start, end)))
+        ranked: list[tuple[float, str, Interval]] = []
+        self._curves.clear()
+        for score, (path, part) in sorted(zip(scores, parts, strict=True), key=lambda one: -one[0]):
+            # Relevance adds at most 1: what cannot reach the likeliest any more is not looked at.
+            if len(ranked) >= confirm and score + 1 <= sorted(one[0] for one in ranked)[-confirm]:
+                break
+            ranked.append((score + self._relevance(path, part["span"], question), path, tuple(part["span"])))
         ranked.sort(key=lambda one: (-one[0], one[1], one[2]))
         found = []
         for score, path, piece in ranked[:confirm]:
@@ -145,6 +142,18 @@ class Library(RunFolder):
             for moment in moments(Question(question, question), answer, piece[0]):
                 found.append(Found(path, moment, score + named, self.known[path]))
         return sorted(found, key=lambda one: (-one.score, -one.moment.confidence, one.file))
+
+    def _relevance(self, path: str, span: Interval, question: str) -> float:
+        """Returns the greatest relevance that a part of a video has for a question; 0 where none is known."""
+        if self.model.config.evidence is None:
+            return 0.0
+        if path not in self._curves:
+            features = coarse_features(self.model, path, cache=self.folder / "features")
+            curve = np.asarray(relevance(self.model, features, question))
+            self._curves[path] = features.times_s, curve
+        times, curve = self._curves[path]
+        inside = curve[(times >= span[0]) & (times <= span[1])]
+        return float(inside.max()) if len(inside) else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
