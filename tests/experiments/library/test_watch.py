@@ -139,7 +139,8 @@ def test_a_bad_file_is_a_line_and_the_others_go_on(watch, tmp_path):
     truth = library.films(tmp_path / "videos", 3)
     (tmp_path / "videos" / "bad.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(200))
     done = watch(tmp_path / "videos")
-    assert done.code == 0 and "bad.mp4: not read:" in done.out and "3 videos, 1 not read" in done.out
+    said = " ".join(done.out.split())  # a long folder wraps the table's title
+    assert done.code == 0 and "bad.mp4: not read:" in said and "3 videos, 1 not read" in said
     same_times(alerts_of(tmp_path / "out"), truth)
     alone = watch(tmp_path / "videos" / "bad.mp4", out="alone")
     assert alone.code == 2 and "none of 1 videos could be read" in alone.err
