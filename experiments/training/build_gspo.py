@@ -22,13 +22,12 @@ from ml_collections import ConfigDict
 from configs.common import with_whole_frames
 from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.frames import FramesConfig
-from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.prompts import MakePrompt, Minibatches
 from data_pipelines.rows.settings import EvidenceShape, RowShape
 from data_pipelines.synthetic.clips import SyntheticClips
 from experiments.data.clips import open_clips, open_processor, open_reader, plan
 from experiments.training.build_sft import load_model
-from experiments.training.hosts import open_mesh
+from experiments.training.hosts import open_mesh, open_pipeline
 from experiments.training.loop import RunLength, StepFn
 from experiments.training.placement import open_spread
 from experiments.training.rewarding import Rewarder, open_scorer
@@ -144,16 +143,8 @@ def build_gspo(
         )
     planned = plan(config, clips, rows, each, workdir, "rl_data_path")
     steps = math.ceil(planned.steps / minibatches) * minibatches
-    pipeline = Pipeline(
-        planned.rows,
-        [rows],
-        batch_size=config.prompts_per_iteration,
-        seed=config.seed,
-        num_workers=config.num_workers,
-        process_index=jax.process_index(),
-        process_count=hosts,
-        data_fingerprint=planned.data_fingerprint | base_fingerprint(config, source),
-    )
+    fingerprint = planned.data_fingerprint | base_fingerprint(config, source)
+    pipeline = open_pipeline(config, planned.rows, [rows], config.prompts_per_iteration, fingerprint)
 
     model = load_model(source, architecture, mesh, rules, config.seed, base_dtype(config))
     reference = None

@@ -27,7 +27,7 @@ from data_pipelines.rows.supervised import MakeRow
 from experiments.data.clips import open_clips, open_processor, open_reader, plan
 from experiments.training.features import FeatureMaker, open_features
 from experiments.training.held_out import open_held_out
-from experiments.training.hosts import micro_batches, open_mesh
+from experiments.training.hosts import micro_batches, open_mesh, open_pipeline
 from experiments.training.loop import HeldOut, RunLength, StepFn
 from experiments.training.trainer import (
     Trainer,
@@ -101,16 +101,8 @@ def build_sft(config: ConfigDict, workdir: Workdir) -> SftRun:
     features = open_features(config, model)
     maker, *others = make_rows(config, processor, architecture, features)
     transforms = [dataclasses.replace(maker, sizes=planned.sizes), *others]
-    pipeline = Pipeline(
-        planned.rows,
-        transforms,
-        batch_size=batch_size,
-        seed=config.seed,
-        num_workers=config.num_workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        data_fingerprint=planned.data_fingerprint | base_fingerprint(config, source),
-    )
+    fingerprint = planned.data_fingerprint | base_fingerprint(config, source)
+    pipeline = open_pipeline(config, planned.rows, transforms, batch_size, fingerprint)
     trainer = make_sft_trainer(config, processor, architecture, planned.steps)
     held_out = open_held_out(config, processor, rows, batch_size, trainer, mesh)
     state, step = trainer.start(model, mesh, rules)

@@ -12,9 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines.rows.pipeline import Pipeline
 from experiments.data.clips import open_clips, plan
-from experiments.training.hosts import micro_batches
+from experiments.training.hosts import micro_batches, open_pipeline
 from experiments.training.loop import HeldOut
 from experiments.training.trainer import Trainer
 from o3jax.inputs.processor import Processor
@@ -41,15 +40,7 @@ def open_held_out(
     asked.data_path, asked.split = config.eval_data_path or config.data_path, "val"
     asked.mixture, asked.num_train_epochs, asked.max_steps = ConfigDict(), 0.0, config.eval_batches
     planned = plan(asked, open_clips(asked, processor), transforms[0], batch_size)
-    pipeline = Pipeline(
-        planned.rows,
-        transforms,
-        batch_size=batch_size,
-        seed=config.seed,
-        num_workers=config.num_workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    pipeline = open_pipeline(config, planned.rows, transforms, batch_size)
     evaluation = make_evaluation(trainer.loss, trainer.count, trainer.runtime)
 
     def evaluate(state: TrainState) -> dict[str, float]:

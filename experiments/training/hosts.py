@@ -14,7 +14,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
+from data_pipelines.rows.pipeline import Pipeline
 from o3jax.errors import UserError
 from o3jax.models.batch import Tree
 from o3jax.sharding import batch_sharding, make_mesh
@@ -55,6 +57,26 @@ def interleaved(lists: Sequence[Sequence[Any]]) -> list[Any]:
     nothing = object()
     rows = itertools.zip_longest(*lists, fillvalue=nothing)
     return [one for row in rows for one in row if one is not nothing]
+
+
+def open_pipeline(
+    config: ConfigDict,
+    rows: Sequence[Any],
+    transforms: Sequence[Any],
+    batch_size: int,
+    data_fingerprint: Mapping[str, str | int] | None = None,
+) -> Pipeline:
+    """Returns this host's part of the batches of planned rows, of `batch_size` over all hosts."""
+    return Pipeline(
+        rows,
+        transforms,
+        batch_size=batch_size,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        data_fingerprint=data_fingerprint or {},
+    )
 
 
 def open_mesh(axes: Mapping[str, int]) -> Mesh:

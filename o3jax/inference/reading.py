@@ -45,6 +45,10 @@ class Asked:
     def __post_init__(self) -> None:
         if self.max_frames is not None and self.max_frames < 1:
             raise UserError(f"max_frames must be at least 1, not {self.max_frames}")
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise UserError(
+                f"budget must be a share of the video's frames above 0, at most 1, not {self.budget:g}"
+            )
 
 
 def read_request(model: Reader, video: str | os.PathLike[str], asked: Asked) -> tuple[Request, Clip]:

@@ -72,10 +72,8 @@ def search(
         budget: share of the video's frames that may be decoded; 5 % by default, and at least 3,000 frames.
 
     Raises:
-        UserError: if the budget is no share, or too small for the first pass and two seconds of video.
+        UserError: if the budget is too small for the first pass and two seconds of video.
     """
-    if budget is not None and not 0 < budget <= 1:
-        raise UserError(f"budget must be a share of the video's frames above 0, at most 1, not {budget:g}")
     with model.open_sparse(video) as reader:
         if part[1] - part[0] <= most_s:  # all of it is one window
             seen = dataclasses.replace(look(model, reader, [], "coarse", 0.0), passes=())

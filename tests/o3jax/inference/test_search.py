@@ -149,6 +149,8 @@ def test_budgets(model, film):
     for budget in (0.0, -1, 2.0, float("nan")):
         with pytest.raises(UserError, match="budget must be a share"):
             model.request(film, "When?", budget=budget)
+        with pytest.raises(UserError, match="budget must be a share"):
+            model.request(film, "When?", end_s=5.0, budget=budget)  # too short to be searched
     with pytest.raises(UserError, match="raise the budget to 0.0") as error:
         model.request(film, "When?", budget=0.01)
     enough = float(str(error.value).rpartition(" ")[2])
