@@ -50,20 +50,24 @@ def main(argv: Sequence[str]) -> None:
     import jax
 
     from experiments.planning.compiled import Plan
-    from experiments.planning.machines import open_machine
+    from experiments.planning.machines import read_topology
     from experiments.planning.report import line_of, show
     from experiments.planning.search import changes_to, largest
-    from experiments.planning.sweep import plan_of
+    from experiments.planning.sweep import plan_of, step_of
 
     # A TPU's compiler then takes a quarter of the time; the memory it finds is the same, or a little more.
     for effort in ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort"):
         jax.config.update(effort, -1.0)
     check_outputs({"--out": _OUT.value})
-    machine = open_machine(_TOPOLOGY.value)
+    machine = read_topology(_TOPOLOGY.value)
     kind = _STEP.value or ("sft" if "data_path" in _CONFIG.value else "update")
     config, field, several, records = _CONFIG.value, _SEARCH.value, bool(_SWEEP.value or _SEARCH.value), []
     if _SWEEP.value and field:
         raise UserError("--search looks for one value, --sweep compares some: leave one of them out")
+    # What is wrong is said before a compiler is asked for, of all combinations before the first is compiled.
+    combinations = _combinations(_SWEEP.value)
+    for changes in combinations:
+        step_of(config, changes, kind, machine)
 
     def planned(changes: dict[str, str]) -> Plan:
         plan = plan_of(config, changes, kind, machine)
@@ -77,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
         found = largest(field, config, lambda value: planned(changes_to(config, field, value)))
         print(f"the largest {field} that fits: {found}" if found else f"no {field} was found that fits")
         return
-    for changes in _combinations(_SWEEP.value):
+    for changes in combinations:
         planned(changes)
 
 

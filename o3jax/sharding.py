@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from o3jax.choices import MESH_AXES
 from o3jax.errors import UserError
@@ -90,7 +90,7 @@ _rules = jax.make_user_context(None)
 class Placement:
     """Devices, and where on them each logical axis lives."""
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     rules: ShardingRules
 
     def use(self) -> contextlib.AbstractContextManager[None]:
@@ -138,8 +138,16 @@ def _ordered(shape: Sequence[int], devices: list[jax.Device]) -> np.ndarray:
         return np.asarray(devices).reshape(shape)
 
 
-def reshaped(mesh: Mesh, **sizes: int) -> Mesh:
+def abstract_mesh(**sizes: int) -> AbstractMesh:
+    """Returns a mesh without devices: shapes can be placed on it."""
+    shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
+    return AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def reshaped(mesh: Mesh | AbstractMesh, **sizes: int) -> Mesh | AbstractMesh:
     """Returns the devices of a mesh, in the same order, with axes of other sizes; 1 where none is named."""
+    if isinstance(mesh, AbstractMesh):
+        return abstract_mesh(**sizes)
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
     return Mesh(mesh.devices.reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 

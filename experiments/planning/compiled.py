@@ -64,7 +64,7 @@ def compile_step(step: Step, machine: Machine) -> Plan:
 def _plan(
     step: Step, machine: Machine, mesh: dict[str, int], needed: float, compiled: Any, spent: float
 ) -> Plan:
-    chip, count = machine.chip, len(machine.devices)
+    chip, count = machine.chip, machine.count
     program = read_program(compiled.as_text(), mesh, assumed=step.loops)
     memory = _memory(compiled.memory_analysis(), step.beside_gib, chip.memory_gib)
     links = {"link": 0.0, "network": 0.0}
@@ -124,7 +124,7 @@ def _refused(
     chip = machine.chip.memory_gib
     sentence = next((line for line in error.splitlines() if "xceed" in line or "xhaust" in line), error)
     memory = {"peak_gib": peak if peak != float("inf") else None, "chip_gib": chip}
-    products = needed / len(machine.devices) / machine.chip.flops
+    products = needed / machine.count / machine.chip.flops
     return Plan(
         topology=machine.name,
         mesh=mesh,

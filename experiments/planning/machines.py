@@ -6,6 +6,8 @@ The compilers are those of the real machines: libtpu, and the CUDA plugin of jax
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import os
 import re
 
@@ -32,6 +34,7 @@ class Chip:
     link: float
     network: float
     description: str = ""  # of a GPU, for its compiler
+    cores: int = 1  # of a chip, each of them a device
 
 
 def _gpu(
@@ -67,53 +70,71 @@ CHIPS = {
     "v5e": Chip("tpu", 15.75, 197e12, 0.82e12, 90e9, 6.25e9),
     "v5p": Chip("tpu", 95.0, 459e12, 2.77e12, 180e9, 6.25e9),
     "v6e": Chip("tpu", 31.25, 918e12, 1.64e12, 180e9, 12.5e9),
-    "tpu7x": Chip("tpu", 94.75, 1154e12, 3.69e12, 200e9, 12.5e9),  # a device is one of a chip's two cores
+    "tpu7x": Chip("tpu", 94.75, 1154e12, 3.69e12, 200e9, 12.5e9, cores=2),  # figures of a core
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Chips of one kind, as a topology names them."""
+    """Chips of one kind, as a topology names them; none is there."""
 
     name: str
     chip: Chip
-    devices: tuple[jax.Device, ...]  # to compile for; they run nothing
-    per_node: int  # chips that the fast links connect
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Devices that a program is compiled for."""
+        return math.prod(self.shape) * self.chip.cores
+
+    @property
+    def per_node(self) -> int:
+        """Devices that the fast links connect."""
+        return self.shape[-1] if self.chip.kind == "cuda" else self.count
 
     @property
     def platform(self) -> str:
         return self.chip.kind
 
+    @functools.cached_property
+    def devices(self) -> tuple[jax.Device, ...]:
+        """To compile for; they run nothing.
 
-def open_machine(topology: str) -> Machine:
+        Raises:
+            UserError: if the compiler is not installed, or does not know the shape.
+        """
+        try:
+            if self.platform == "cuda":
+                text = "x".join(str(size) for size in (1, 1, *self.shape)[-3:])
+                found = topologies.get_topology_desc(
+                    "", "cuda", topology=text, target_config=self.chip.description
+                )
+                return tuple(found.devices)
+            # Nobody is asked for the machine that this runs on.
+            os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+            os.environ |= {"TPU_ACCELERATOR_TYPE": "v5p-8", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+            return tuple(topologies.get_topology_desc(self.name, "tpu").devices)
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            raise UserError(_why(self.name, self.platform, str(error))) from error
+
+
+def read_topology(topology: str) -> Machine:
     """Returns the machine of a topology: `CHIP:NODESxGPUS`, `CHIP:GPUS`, or `CHIP:XxYxZ` of a TPU slice.
 
     Raises:
-        UserError: if no chip has this name, the shape is none that its compiler knows, or the compiler is
-            not installed.
+        UserError: if no chip has this name, or this is no shape.
     """
     name, _, shape = topology.partition(":")
     if name not in CHIPS:
         raise UserError(f"--topology={topology} names no known chip: choose one of {', '.join(CHIPS)}")
+    gpus = CHIPS[name].kind == "cuda"
     if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,3}){0,2}", shape):
-        example = "a100:8 or a100:4x8" if CHIPS[name].kind == "cuda" else f"{name}:4x4"
+        example = "a100:8 or a100:4x8" if gpus else f"{name}:4x4"
         raise UserError(f"--topology={topology} has no shape: write for example {example}")
-    chip, sizes = CHIPS[name], [int(size) for size in shape.split("x")]
-    try:
-        if chip.kind == "cuda":
-            if len(sizes) > 2:
-                raise UserError(f"--topology={topology}: GPUs are told as NODESxGPUS, for example {name}:4x8")
-            nodes, gpus = (1, *sizes)[-2:]
-            text = f"1x{nodes}x{gpus}"
-            found = topologies.get_topology_desc("", "cuda", topology=text, target_config=chip.description)
-            return Machine(topology, chip, tuple(found.devices), gpus)
-        # Nobody is asked for the machine that this runs on.
-        os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-        os.environ |= {"TPU_ACCELERATOR_TYPE": "v5p-8", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-        found = topologies.get_topology_desc(topology, "tpu")
-        return Machine(topology, chip, tuple(found.devices), len(found.devices))
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise UserError(_why(topology, chip.kind, str(error))) from error
+    sizes = tuple(int(size) for size in shape.split("x"))
+    if gpus and len(sizes) > 2:
+        raise UserError(f"--topology={topology}: GPUs are told as NODESxGPUS, for example {name}:4x8")
+    return Machine(topology, CHIPS[name], sizes)
 
 
 def _why(topology: str, kind: str, error: str) -> str:

@@ -1,10 +1,12 @@
-"""One plan of a config with some fields changed."""
+"""A config with some fields changed -> its step on a machine, and its plan."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from configs.checks import check_fields, check_kernel
@@ -12,16 +14,30 @@ from configs.common import with_whole_frames
 from experiments.planning.compiled import Plan, compile_step
 from experiments.planning.kinds import STEPS, make_step
 from experiments.planning.machines import Machine
+from experiments.planning.steps import Step
 from o3jax.errors import UserError
-from o3jax.sharding import ShardingRules, make_mesh
+from o3jax.sharding import ShardingRules, abstract_mesh, make_mesh
 
 
 def plan_of(config: ConfigDict, changes: Mapping[str, str], kind: str, machine: Machine) -> Plan:
-    """Returns what a config's step takes of a machine.
+    """Returns what a config's step takes of a machine; raises what `step_of` does."""
+    step_of(config, changes, kind, machine)
+    return compile_step(step_of(config, changes, kind, machine, machine.devices), machine)
+
+
+def step_of(
+    config: ConfigDict,
+    changes: Mapping[str, str],
+    kind: str,
+    machine: Machine,
+    devices: Sequence[jax.Device] = (),
+) -> Step:
+    """Returns a config's step on a machine.
 
     Args:
         changes: fields of the config and their values, as on the command line.
         kind: one of `STEPS`.
+        devices: of the machine; none, and mistakes are found all the same, without a compiler.
 
     Raises:
         UserError: if the config has no such field or is of another stage, or its mesh is not the machine's.
@@ -35,16 +51,15 @@ def plan_of(config: ConfigDict, changes: Mapping[str, str], kind: str, machine: 
     check_fields(config)
     check_kernel(config)
     config = with_whole_frames(config)
-    sizes, count = dict(config.mesh), len(machine.devices)
-    if (product := _product(sizes)) != count:
+    sizes, count = dict(config.mesh), machine.count
+    if (product := math.prod(sizes.values())) != count:
         sizes |= {"fsdp": count * sizes["fsdp"] // product if count * sizes["fsdp"] % product == 0 else 0}
         raise UserError(
             f"config.mesh has {product} devices, {machine.name} has {count}: "
             + (f"write --config.mesh.fsdp={sizes['fsdp']}" if sizes["fsdp"] else "change its axes")
         )
-    mesh = make_mesh(machine.devices, **sizes)
-    step = make_step(config, kind, mesh, ShardingRules.of(config.sharding), machine.per_node)
-    return compile_step(step, machine)
+    mesh = make_mesh(devices, **sizes) if devices else abstract_mesh(**sizes)
+    return make_step(config, kind, mesh, ShardingRules.of(config.sharding), machine.per_node)
 
 
 def changed(config: ConfigDict, changes: Mapping[str, str]) -> ConfigDict:
@@ -62,16 +77,11 @@ def changed(config: ConfigDict, changes: Mapping[str, str]) -> ConfigDict:
 
 
 def _typed(text: str, like: Any, name: str) -> Any:
-    if isinstance(like, bool):
+    if isinstance(like, bool) and text.lower() in ("1", "true", "0", "false"):
         return text.lower() in ("1", "true")
+    if isinstance(like, bool | tuple | list):
+        raise UserError(f"--sweep: {name}={text} is no {type(like).__name__} of one word")
     try:
         return text if like is None or isinstance(like, str) else type(like)(text)
     except ValueError as error:
         raise UserError(f"--sweep: {name}={text} is no {type(like).__name__}") from error
-
-
-def _product(sizes: Mapping[str, int]) -> int:
-    product = 1
-    for size in sizes.values():
-        product *= size
-    return product

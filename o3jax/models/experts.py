@@ -6,8 +6,9 @@ No token is dropped and none meets an expert that it did not choose. With expert
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from o3jax.models.layers import product
+from o3jax.models.layers import LowRankWeight, linear
 from o3jax.sharding import divides, mesh_axes
 
 _BLOCKS = (8, 128)  # the least and the most tokens of a block
@@ -38,56 +39,68 @@ def moe_mlp(p: Experts, x: Float[Array, "B S D"], experts_per_token: int) -> Flo
     rows, sequence, expert = (mesh_axes(name) for name in ("batch", "sequence", "expert"))
     if not divides(x.shape[:2], (rows, sequence)):
         rows, sequence = (), ()
+    weights = p.router[...], p.gate_up[...], p.down[...]
     run = functools.partial(_mixture, experts_per_token=experts_per_token)
     if not rows + sequence + expert:
-        return run(x, p.router[...], p.gate_up[...], p.down[...], (), ())
+        return run(x, weights, ())
     # The weights lie on the axes of `embed` too: gathered inside, so that their gradients are scattered.
     embed = tuple(axis for axis in mesh_axes("embed") if axis in rows + sequence)
     embed = embed if divides((x.shape[-1],), (embed,)) else ()
+    places = (
+        _place(weights[0], PartitionSpec(embed), reads_embed=True),
+        _place(weights[1], PartitionSpec(expert, embed), reads_embed=True),
+        _place(weights[2], PartitionSpec(expert, None, embed), reads_embed=False),
+    )
+
+    def gathered(weight: Array, place: PartitionSpec) -> Array:
+        for dimension, axes in enumerate(place):
+            spread = axes == embed or (axes,) == embed  # a single axis may stand there by itself
+            for axis in reversed(embed if spread else ()):
+                weight = jax.lax.all_gather(weight, axis, axis=dimension, tiled=True)
+        return weight
+
     tokens = PartitionSpec(rows, sequence)
     return jax.shard_map(
-        lambda *inputs: run(*inputs, expert, embed),
-        in_specs=(
-            tokens,
-            PartitionSpec(embed),
-            PartitionSpec(expert, embed),
-            PartitionSpec(expert, None, embed),
-        ),
+        lambda x, weights: run(x, jax.tree.map(gathered, weights, places), expert),
+        in_specs=(tokens, places),
         out_specs=tokens,
         axis_names=set(rows + sequence + expert),
         check_vma=False,
-    )(x, p.router[...], p.gate_up[...], p.down[...])
+    )(x, weights)
+
+
+def _place(weight: Array | LowRankWeight, whole: PartitionSpec, reads_embed: bool) -> Any:
+    """Returns where a weight lies; of a low-rank one the factor that has its embed axis lies as it does."""
+    if not isinstance(weight, LowRankWeight):
+        return whole
+    other = PartitionSpec(*whole[: weight.a.ndim - 2])
+    a, b = (whole, other) if reads_embed else (other, whole)
+    return dataclasses.replace(weight, weight=whole, a=a, b=b)
 
 
 def _mixture(
     x: Array,
-    router: Array,
-    gate_up: Array,
-    down: Array,
+    weights: tuple[Array | LowRankWeight, ...],
     expert: tuple[str, ...],
-    embed: tuple[str, ...],
     *,
     experts_per_token: int,
 ) -> Array:
-    """Returns what this device's tokens get of the experts."""
-    for axis in reversed(embed):
-        router = jax.lax.all_gather(router, axis, axis=0, tiled=True)
-        gate_up = jax.lax.all_gather(gate_up, axis, axis=1, tiled=True)
-        down = jax.lax.all_gather(down, axis, axis=2, tiled=True)
+    """Returns what this device's tokens get of the experts; `weights` are router, gate_up and down."""
+    router, gate_up, down = weights
     tokens = x.reshape(-1, x.shape[-1])
-    probs = jax.nn.softmax(product(tokens, router).astype(jnp.float32), axis=-1)
-    weights, chosen = jax.lax.top_k(probs, experts_per_token)
-    weights = (weights / weights.sum(-1, keepdims=True)).astype(x.dtype)
+    probs = jax.nn.softmax(linear(tokens, router).astype(jnp.float32), axis=-1)
+    shares, chosen = jax.lax.top_k(probs, experts_per_token)
+    shares = (shares / shares.sum(-1, keepdims=True)).astype(x.dtype)
 
-    count = len(gate_up)  # experts that are here
+    count = len(jax.tree.leaves(gate_up)[0])  # experts that are here
     if expert:
         chosen = chosen - count * jax.lax.axis_index(expert)
     here = (chosen >= 0) & (chosen < count)
     blocks = _Blocks(jnp.where(here, chosen, count), count)
     placed = blocks.place(tokens)
-    gate, up = jnp.split(_grouped(placed, gate_up, blocks.owner, blocks.used), 2, axis=-1)
-    out = _grouped(jax.nn.silu(gate) * up, down, blocks.owner, blocks.used)
-    mine = out.reshape(-1, out.shape[-1])[blocks.slot] * (weights * here)[..., None]
+    gate, up = jnp.split(_product(placed, gate_up, blocks), 2, axis=-1)
+    out = _product(jax.nn.silu(gate) * up, down, blocks)
+    mine = out.reshape(-1, out.shape[-1])[blocks.slot] * (shares * here)[..., None]
     total = mine.sum(1).reshape(x.shape)
     return jax.lax.psum(total, expert) if expert else total
 
@@ -130,6 +143,15 @@ class _Blocks:
         """Returns the tokens in their blocks, zeros where none stands."""
         rows = tokens[jnp.maximum(self.source, 0)] * (self.source >= 0)[:, None].astype(tokens.dtype)
         return rows.reshape(-1, self.size, tokens.shape[1])
+
+
+def _product(x: Float[Array, "blocks size D"], w: Array | LowRankWeight, blocks: _Blocks) -> Array:
+    """Returns `_grouped` products, as `linear` makes those of one weight."""
+    if not isinstance(w, LowRankWeight):
+        return _grouped(x, w, blocks.owner, blocks.used)
+    low = _grouped(x, w.a, blocks.owner, blocks.used)
+    change = _grouped(low, w.b, blocks.owner, blocks.used)
+    return _grouped(x, w.weight, blocks.owner, blocks.used) + w.scale * change
 
 
 @jax.custom_vjp

@@ -156,7 +156,7 @@ class TextDecoder(nnx.Module):
 
     def embedded(self, ids: Int[Array, "*dims"]) -> Float[Array, "*dims D"]:
         """Returns the embeddings of tokens, of the dtype of the norms: that which activations have."""
-        return self.embed[...][ids].astype(self.norm.dtype)
+        return _lookup(self.embed[...], ids).astype(self.norm.dtype)
 
     def rope(self, positions: Int[Array, "B 3 S"], dtype: jnp.dtype) -> tuple[Array, Array]:
         """Returns cos and sin [B, S, H/2], computed in float32 and cast to the activations' dtype."""
@@ -213,6 +213,33 @@ class TextDecoder(nnx.Module):
 
         x = run_layers(body, x, self.layers)
         return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
+
+
+def _lookup(table: Float[Array, "V D"], ids: Int[Array, "*dims"]) -> Float[Array, "*dims D"]:
+    """Returns the rows of a table.
+
+    Its columns lie on the devices that share the batch: each looks up its own columns of all their tokens,
+    and these change places. Left to the compiler, over several mesh axes whole rows of tokens are gathered.
+    """
+    rows, sequence, columns = mesh_axes("batch"), mesh_axes("sequence"), mesh_axes("embed")
+    spread = columns and ids.ndim == 2 and set(columns) <= {*rows[-1:], *sequence[-1:]}
+    if not (spread and divides((*ids.shape, table.shape[1]), (rows, sequence, columns))):
+        return table[ids]
+
+    def own(table: Array, ids: Array) -> Array:
+        x = table[ids]
+        for axis in reversed(columns):  # the columns of the last axis are neighbours
+            x = jax.lax.all_to_all(x, axis, 0 if axis in rows else 1, 2, tiled=True)
+        return x
+
+    apart = [tuple(axis for axis in some if axis not in columns) for some in (rows, sequence)]
+    return jax.shard_map(
+        own,
+        in_specs=(PartitionSpec(None, columns), PartitionSpec(*apart)),
+        out_specs=PartitionSpec(rows, sequence),
+        axis_names=set(rows + sequence),
+        check_vma=False,
+    )(table, ids)
 
 
 def inject(

@@ -58,17 +58,12 @@ class Adapters(nnx.Module):
 
 
 class LowRank(nnx.Module):
-    """A weight with its adapter, read as a parameter is: `[...]` is what `linear` multiplies with.
+    """A weight with its adapter, read as a parameter is: `[...]` is what products are made with."""
 
-    The experts of a mixture multiply tokens in groups, so theirs is the sum.
-    """
+    def __init__(self, weight: nnx.Param, adapter: Adapter, scale: float):
+        self.weight, self.adapter, self.scale = weight, adapter, scale
 
-    def __init__(self, weight: nnx.Param, adapter: Adapter, scale: float, summed: bool):
-        self.weight, self.adapter, self.scale, self.summed = weight, adapter, scale, summed
-
-    def __getitem__(self, index: object) -> LowRankWeight | Float[Array, "*dims"]:
-        if self.summed:
-            return self.sum()[index]
+    def __getitem__(self, _: object) -> LowRankWeight:
         return LowRankWeight(self.weight[...], self.adapter.a[...], self.adapter.b[...], self.scale)
 
     def sum(self) -> Float[Array, "*dims"]:
@@ -104,17 +99,19 @@ class LoRA(nnx.Module):
     Args:
         model: layers stacked, as it was loaded.
         rank, alpha: r, and the numerator of the change's scale alpha / r.
-        targets: names of projections, each in the text layers (q, k, v, o, gate, up, down; of experts
-            gate_up, down) or in the vision layers (qkv, out, fc1, fc2).
+        targets: names of projections, each in the text layers (q, k, v, o, gate, up, down; of a mixture
+            router, and the experts' gate_up, down) or in the vision layers (qkv, out, fc1, fc2). Experts hold
+            gate and up as one weight: both names together are gate_up.
         key: draws A.
 
     Raises:
-        UserError: if there is no target, or one is not the name of a projection.
+        UserError: if there is no target, one is not the name of a projection, or one is half of a weight.
     """
 
     def __init__(self, model: Qwen3VL, *, rank: int, alpha: float, targets: Sequence[str], key: jax.Array):
         known = {tower: _projections(getattr(model, tower).layers) for tower in _TOWERS}
         names = [name for tower in _TOWERS for name in known[tower]]
+        targets = _of_experts(targets) if "gate_up" in names else targets
         unknown = [name for name in targets if name not in names]
         if unknown or not targets:
             what = f"names '{unknown[0]}', which is no projection" if unknown else "is empty"
@@ -130,12 +127,10 @@ class LoRA(nnx.Module):
     def adapted(self) -> Qwen3VL:
         """Returns the model with a `LowRank` in place of every adapted weight."""
         model = _replaced(self.base, "evidence", self.evidence)
-        experts = {"router", "gate_up", "down"} if self.base.config.text.num_experts else set()
         for tower in _TOWERS:
             layers, adapters = getattr(model, tower).layers, getattr(self, tower)
             for name in adapters.names:
-                adapter, summed = getattr(adapters, name), tower == "text" and name in experts
-                setattr(layers, name, LowRank(getattr(layers, name), adapter, self.scale, summed))
+                setattr(layers, name, LowRank(getattr(layers, name), getattr(adapters, name), self.scale))
         return model
 
     def merged(self) -> Qwen3VL:
@@ -165,6 +160,17 @@ def adapted_loss(loss_fn: LossFn) -> LossFn:
         return loss_fn(model.adapted(), batch, counts, runtime)
 
     return loss
+
+
+def _of_experts(targets: Sequence[str]) -> list[str]:
+    """Returns the targets as experts have them, gate and up as one weight."""
+    halves = [name for name in ("gate", "up") if name in targets]
+    if len(halves) == 1:
+        raise UserError(
+            f"config.lora.targets names '{halves[0]}' alone; the experts of this model hold gate and up as "
+            "one weight: name both, or gate_up"
+        )
+    return [name for name in targets if name not in halves] + ["gate_up"] * bool(halves)
 
 
 def _replaced(model: Qwen3VL, name: str, value: nnx.Module | None) -> Qwen3VL:

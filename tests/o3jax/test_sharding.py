@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +117,31 @@ def test_one_and_eight_devices_make_the_same_steps(tiny, kind, axes):
         jax.tree.map(lambda a, b: jnp.abs(a - b).max() / jnp.abs(a).max(), reference.ours, model)
     )
     assert min(map(float, moved.values())) > 1e-4 and max(map(float, moved.values())) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "axes", [{"data": 2, "fsdp": 2, "context": 2}, {"fsdp": 8}, {"context": 4, "tensor": 2}], ids=str
+)
+def test_embeddings_of_a_batch_change_places_and_none_is_gathered(tiny, axes):
+    text = tiny("dense").ours.text
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, len(text.embed[...]), (8, 16))
+    weight = rng.standard_normal((8, 16, text.config.hidden_size)).astype(np.float32)
+
+    def gradient(text, ids):
+        return jax.grad(lambda t: (t.embedded(ids) * weight).sum())(text).embed[...]
+
+    table, by_hand = np.asarray(text.embed[...]), np.zeros(text.embed.shape)
+    np.add.at(by_hand, ids, weight)
+    mesh = make_mesh(**axes)
+    placed = jax.device_put(text, parameter_shardings(text, mesh))
+    with use_mesh(mesh):
+        there = jax.device_put(ids, batch_sharding(mesh))
+        run = jax.jit(lambda t, i: shard(t.embedded(i), "batch", "sequence", None))
+        np.testing.assert_array_equal(run(placed, there), table[ids])
+        np.testing.assert_allclose(jax.jit(gradient)(placed, there), by_hand, atol=1e-5)
+        program = run.lower(placed, there).compile().as_text()
+    assert "all-to-all" in program and not re.search(r"= f32\S* all-gather", program)
 
 
 def test_one_program_serves_every_grid_of_a_bucket(tiny):

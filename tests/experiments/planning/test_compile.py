@@ -9,17 +9,17 @@ import sys
 
 import pytest
 
-from experiments.planning.machines import open_machine
+from experiments.planning.machines import read_topology
 from o3jax.errors import UserError
+from tests.support.commands import run_command
 
 
 def can_compile(topology: str) -> bool:
     """Returns whether the compiler of a machine is installed."""
     try:
-        open_machine(topology)
+        return bool(read_topology(topology).devices)
     except UserError:
         return False
-    return True
 
 
 TINY = """
@@ -118,11 +118,52 @@ def test_a_compiler_that_is_missing_is_named_with_its_package(monkeypatch, name,
 
     monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", missing)
     with pytest.raises(UserError, match=f"a compiler that is not installed: pip install --no-deps {package}"):
-        open_machine(name)
+        _ = read_topology(name).devices
 
 
 @pytest.mark.parametrize("name", ["a100", "a100:", "b9:8", "v5p:0x2", "a100:2x2x2", "v5e:3x5"])
 def test_a_machine_that_is_none_is_refused_in_one_sentence(name):
     with pytest.raises(UserError, match="--topology=") as refused:
-        open_machine(name)
+        _ = read_topology(name).devices
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--step=foo"], "--step=foo is none of sft, update"),
+        (["--step=update"], "--step=update needs a config of the other stage"),
+        (["--topology=a9:8"], "--topology=a9:8 names no known chip"),
+        (["--topology=a100:2x2x2"], "GPUs are told as NODESxGPUS"),
+        (
+            ["--topology=tpu7x:2x2x1"],
+            "config.mesh has 4 devices, tpu7x:2x2x1 has 8: write --config.mesh.fsdp=8",
+        ),
+        (["--config.remat=some"], "config.remat is 'some'"),
+        (["--config.kernel=flash"], "config.kernel is 'flash'"),
+        (
+            ["--config.lora.rank=2", "--config.lora.targets=('heads',)"],
+            "names 'heads', which is no projection",
+        ),
+        (["--config.sharding.embed=node"], "config.sharding.embed names node"),
+        (["--config.model_name_or_path=none"], "the config names the model 'none', which is no folder"),
+        (["--sweep=remat=names/some"], "config.remat is 'some'"),  # of the second combination too
+        (["--sweep=lora.rank=0/x"], "lora.rank=x is no int"),
+        (["--sweep=full_text_loss=maybe"], "full_text_loss=maybe is no bool"),
+        (["--sweep=rank=0"], "--sweep names rank, which is no field"),
+        (["--search=remat"], "--search=remat is none of row_length"),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_compiler_is_asked_for(monkeypatch, capfd, video_model, flags, says):
+    def asked(*_, **__):
+        raise AssertionError("a compiler was asked for")
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", asked)
+    monkeypatch.setattr("jax.config.update", lambda *_: None)  # which is for the process of the command
+    for name in ("JAX_PLATFORMS", "XLA_FLAGS"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    known = ["--topology=a100:4", "--config=sft_article", "--config.mesh.fsdp=4"]
+    model = f"--config.model_name_or_path={video_model}"
+    done = run_command(capfd, "plan", *known, model, *flags)
+    assert done.code == 2 and "Traceback" not in done.err, done.err
+    assert says in done.err.splitlines()[-1], done.err  # what devices do not divide may be said before

@@ -28,7 +28,7 @@ from o3jax.models.config import EvidenceConfig
 from o3jax.models.qwen3_vl import with_evidence
 from o3jax.models.runtime import Runtime
 from o3jax.sft.text import text_loss, token_counts
-from o3jax.sharding import make_mesh, parameter_shardings
+from o3jax.sharding import make_mesh, parameter_shardings, use_mesh
 from o3jax.train.lora import LoRA, adapted_loss
 from o3jax.train.optimizer import make_optimizer
 from o3jax.train.state import TrainState, init_state, make_train_step
@@ -110,6 +110,45 @@ def test_targets_are_projections(tiny, targets, says):
         LoRA(tiny("dense").ours, rank=RANK, alpha=ALPHA, targets=targets, key=jax.random.key(0))
 
 
+def test_experts_have_gate_and_up_as_one_weight(tiny):
+    model = tiny("moe").ours
+
+    def names(*targets):
+        return LoRA(model, rank=RANK, alpha=ALPHA, targets=targets, key=jax.random.key(0)).text.names
+
+    assert names("q", "gate", "up", "down") == names("q", "gate_up", "down") == ("down", "gate_up", "q")
+    assert names("up", "gate_up", "gate") == ("gate_up",)
+    with pytest.raises(UserError, match="names 'up' alone.* name both, or gate_up"):
+        names("q", "up", "down")
+    with pytest.raises(UserError, match="names 'fc3', which is no projection"):
+        names("gate", "up", "fc3")
+
+
+@pytest.mark.parametrize("mesh", [None, {"fsdp": 2, "expert": 2, "context": 2}], ids=str)
+def test_adapted_experts_compute_what_the_merged_ones_do(tiny, mesh):
+    """On one device, and where tokens, experts and the axes of weights and factors are spread."""
+    reference = tiny("moe")
+    made = lora(reference.ours, MOE)
+    batch = collate(make_inputs([[3, (4, 6), 5], [2, (4, 6), 6]]), reference.config)
+    gradient = jax.jit(jax.value_and_grad(lambda text, whole: _sum(whole, text, batch)))
+    expected, by_one = gradient(made.text, made)
+    np.testing.assert_allclose(expected, np.tanh(made.merged()(batch)).sum(), rtol=2e-4)
+    if mesh:
+        where = make_mesh(**mesh)
+        made = jax.device_put(made, parameter_shardings(made, where))
+        with use_mesh(where):
+            got, by_many = gradient(made.text, made)
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+        for one, many in zip(jax.tree.leaves(by_one), jax.tree.leaves(by_many), strict=True):
+            np.testing.assert_allclose(many, one, rtol=0, atol=1e-4 * np.abs(one).max())
+
+
+def _sum(made, text, batch):
+    whole = jax.tree.map(lambda a: a, made)
+    whole.text = text
+    return jax.numpy.tanh(whole.adapted()(batch)).sum()
+
+
 def test_the_merged_export_is_the_adapted_model_in_transformers(tiny, tmp_path):
     reference = tiny("dense")
     made = lora(reference.ours, DENSE)
@@ -123,10 +162,11 @@ def test_the_merged_export_is_the_adapted_model_in_transformers(tiny, tmp_path):
     np.testing.assert_allclose(ours[:, : theirs.shape[1]], theirs, rtol=0, atol=2e-4)
 
 
-def test_no_product_of_the_factors_is_made(tiny):
+@pytest.mark.parametrize(("kind", "targets"), [("dense", DENSE), ("moe", ("q", "gate_up", "down"))])
+def test_no_product_of_the_factors_is_made(tiny, kind, targets):
     """x A, then B: nothing of the loss or its gradient has the size of an adapted weight but the weight."""
-    reference = tiny("dense")
-    made = LoRA(reference.ours, rank=RANK, alpha=ALPHA, targets=DENSE, key=jax.random.key(0))
+    reference = tiny(kind)
+    made = LoRA(reference.ours, rank=RANK, alpha=ALPHA, targets=targets, key=jax.random.key(0))
     batch = collate(make_inputs([[3, (4, 6), 5, (2, 6, 4), 2]]), reference.config)
 
     def loss(text):
