@@ -24,8 +24,8 @@ _TOPOLOGY = flags.DEFINE_string(
     "The machine: a100:8, h100:4x8, v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1.",
     required=True,
 )
-_STEP = flags.DEFINE_string(
-    "step", None, "sft, update, prefill, decode or rollout; by default what the config trains."
+_STEPS = flags.DEFINE_list(
+    "step", [], "Of sft, update, prefill, decode, rollout one or several; by default what the config trains."
 )
 _SWEEP = flags.DEFINE_list(
     "sweep",
@@ -60,29 +60,30 @@ def main(argv: Sequence[str]) -> None:
         jax.config.update(effort, -1.0)
     check_outputs({"--out": _OUT.value})
     machine = read_topology(_TOPOLOGY.value)
-    kind = _STEP.value or ("sft" if "data_path" in _CONFIG.value else "update")
-    config, field, several, records = _CONFIG.value, _SEARCH.value, bool(_SWEEP.value or _SEARCH.value), []
-    if _SWEEP.value and field:
-        raise UserError("--search looks for one value, --sweep compares some: leave one of them out")
+    kinds = _STEPS.value or ["sft" if "data_path" in _CONFIG.value else "update"]
+    config, field, records = _CONFIG.value, _SEARCH.value, []
+    combinations = list(itertools.product(kinds, _combinations(_SWEEP.value)))
+    if len(combinations) > 1 and field:
+        raise UserError("--search looks for one value of one step: leave out --sweep, and other steps")
+    several = bool(len(combinations) > 1 or field)
     # What is wrong is said before a compiler is asked for, of all combinations before the first is compiled.
-    combinations = _combinations(_SWEEP.value)
-    for changes in combinations:
+    for kind, changes in combinations:
         step_of(config, changes, kind, machine)
 
-    def planned(changes: dict[str, str]) -> Plan:
+    def planned(kind: str, changes: dict[str, str]) -> Plan:
         plan = plan_of(config, changes, kind, machine)
-        print(line_of(changes, plan) if several else show(plan), flush=True)
-        records.append({"changes": changes, **plan.to_json()})
+        print(line_of(kind, changes, plan) if several else show(plan), flush=True)
+        records.append({"step": kind, "changes": changes, **plan.to_json()})
         if _OUT.value:
             files.write_json(_OUT.value, records if several else records[0], indent=1)
         return plan
 
     if field:
-        found = largest(field, config, lambda value: planned(changes_to(config, field, value)))
+        found = largest(field, config, lambda value: planned(kinds[0], changes_to(config, field, value)))
         print(f"the largest {field} that fits: {found}" if found else f"no {field} was found that fits")
         return
-    for changes in combinations:
-        planned(changes)
+    for combination in combinations:
+        planned(*combination)
 
 
 def _combinations(sweep: Sequence[str]) -> list[dict[str, str]]:

@@ -195,6 +195,8 @@ def _moved(i: Instruction, by_name: dict[str, Instruction], computations: dict) 
     read = sum(by_name[name].bytes for name in i.operands if name in by_name)
     if i.opcode in ("dynamic-slice", "gather", "slice"):
         return 2 * i.bytes
+    if i.opcode.endswith("-start"):  # its result holds its operands too
+        return i.bytes
     if i.opcode == "dynamic-update-slice":
         return 2 * (by_name[i.operands[1]].bytes if i.operands[1] in by_name else i.bytes)
     if i.opcode != "fusion":
@@ -243,8 +245,8 @@ def _collective(
 ) -> Collective:
     members, axes = _group(i.rest, mesh)
     chips, apart = max(len(members), 1), int(members.max() - members.min()) + 1
-    sizes = [_BYTES.get(t, 4) * n for t, n in i.shapes]
-    # A start holds its operands and its results; what is gathered is the larger half.
+    # Apart from numbers that the chips agree by (u32[]), a start holds its operands and its results.
+    sizes = [_BYTES.get(t, 4) * n for t, n in i.shapes if (t, n) != ("u32", 1)]
     parts = max(1, len(sizes) // 2) if i.opcode.endswith("-start") and len(sizes) > 1 else len(sizes)
     operands, results = sum(sizes[:parts]), sum(sizes[-parts:])
     whole = {"all-gather": results, "reduce-scatter": results * chips}.get(kind, results)
@@ -318,7 +320,7 @@ def _shape_text(i: Instruction) -> str:
     text = i.line.split(" = ", 1)[1]
     text = text[:end] if end else text.partition(" ")[0]
     shapes = [f"{t}[{dims}]" for t, dims in _SHAPE.findall(text)]
-    return shapes[-1] if shapes else ""
+    return next((shape for shape in reversed(shapes) if shape != "u32[]"), "")
 
 
 def by_key(collectives: Sequence[Collective], key: str) -> dict[str, float]:

@@ -40,9 +40,9 @@ def show(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def line_of(changes: Mapping[str, str], plan: Plan) -> str:
-    """Returns a plan as a line of a table."""
-    what = " ".join(f"{name}={value}" for name, value in changes.items()) or plan.topology
+def line_of(kind: str, changes: Mapping[str, str], plan: Plan) -> str:
+    """Returns the plan of a step as a line of a table."""
+    what = " ".join([kind, *(f"{name}={value}" for name, value in changes.items())])
     if not plan.memory.get("arguments_gib"):
         return f"{what:60} does not fit ({plan.compile_s:.0f} s): {plan.why}"
     return (

@@ -56,26 +56,8 @@ def check(plan):
     assert 0 < plan["mfu"]["sum"] <= plan["mfu"]["max"] <= 1
 
 
-@pytest.mark.tpu_compile
-@pytest.mark.skipif(not can_compile("v5e:2x4"), reason="libtpu, the compiler of TPUs, is not there")
-@pytest.mark.parametrize("kernel", ["xla", "splash"])
-def test_sft_compiles_for_a_tpu(tmp_path, video_model, kernel):
-    plan, text = planned(tmp_path, video_model, "v5e:2x4", f"--config.kernel={kernel}")
-    check(plan)
-    assert "memory of a chip" in text
-
-
-@pytest.mark.gpu_compile
-@pytest.mark.skipif(
-    not can_compile("a100:8"), reason="jax-cuda12-plugin, the compiler of GPUs, is not installed"
-)
-def test_sft_compiles_for_a_gpu(tmp_path, video_model):
-    check(planned(tmp_path, video_model, "a100:8")[0])
-
-
-@pytest.mark.parametrize(
-    "topology",
-    [
+@pytest.fixture(
+    params=[
         pytest.param(
             "a100:8",
             marks=[
@@ -90,12 +72,29 @@ def test_sft_compiles_for_a_gpu(tmp_path, video_model):
                 pytest.mark.skipif(not can_compile("v5e:2x4"), reason="libtpu is not installed"),
             ],
         ),
-    ],
+    ]
 )
+def topology(request):
+    """A machine that is not there, its compiler is."""
+    return request.param
+
+
+def test_sft_compiles(tmp_path, video_model, topology):
+    kernels = ["xla", "splash"] if topology.startswith("v") else ["xla"]
+    plans, text = planned(tmp_path, video_model, topology, f"--sweep=kernel={'/'.join(kernels)}")
+    plans = plans if len(kernels) > 1 else [plans]
+    for plan, kernel in zip(plans, kernels, strict=True):
+        check(plan)
+        assert plan["step"] == "sft" and plan["changes"] == {"kernel": kernel}
+        assert f"sft kernel={kernel}" in text if len(kernels) > 1 else "memory of a chip" in text
+
+
 def test_an_iteration_of_gspo_compiles(tmp_path, video_model, topology):
     more = "c.max_completion_length, c.prompts_per_iteration, c.minibatches_per_rollout = 32, 8, 1"
-    for step in ("update", "prefill", "rollout"):
-        plan, _ = planned(tmp_path, video_model, topology, f"--step={step}", stage="gspo", more=more)
+    steps = ["update", "prefill", "rollout"]
+    plans, _ = planned(tmp_path, video_model, topology, f"--step={','.join(steps)}", stage="gspo", more=more)
+    for step, plan in zip(steps, plans, strict=True):
+        assert plan["step"] == step
         assert plan["fits"] and plan["flops"] > 0 and plan["hbm_gb"] > 0, step
         if step == "update":
             check(plan)
@@ -151,6 +150,8 @@ def test_a_machine_that_is_none_is_refused_in_one_sentence(name):
         (["--sweep=lora.rank=0/x"], "lora.rank=x is no int"),
         (["--sweep=full_text_loss=maybe"], "full_text_loss=maybe is no bool"),
         (["--sweep=rank=0"], "--sweep names rank, which is no field"),
+        (["--step=sft,foo"], "--step=foo is none of sft, update"),
+        (["--search=row_length", "--sweep=remat=names/full"], "--search looks for one value of one step"),
         (["--search=remat"], "--search=remat is none of row_length"),
     ],
 )

@@ -76,6 +76,20 @@ def test_transfers_count_as_often_as_their_loop_runs_along_their_axes():
     assert program.unknown_loops == 0
 
 
+def test_what_a_tpu_passes_on_counts_once():
+    """Its start holds what is sent, what comes, and two numbers that the chips agree by."""
+    text = LOOP.replace(
+        "(bf16[256,512]{1,0}, bf16[1024,512]{1,0}) all-gather-start(%w), replica_groups=[2,4]<=[8],",
+        "(bf16[256,512]{1,0}, bf16[256,512]{1,0:T(8,128)}, u32[]{:S(2)}, u32[]{:S(2)}) "
+        "collective-permute-start(%w), source_target_pairs={{0,1},{1,2},{2,3},{3,0}},",
+    )
+    program, whole = read_program(text, MESH), read_program(LOOP, MESH)
+    (permute,) = [c for c in program.collectives if c.kind == "collective-permute"]
+    assert permute.wire_bytes == 36 * 256 * 512 * 2 and permute.shape == "bf16[256,512]"
+    # In memory it is read and written, as the gather reads a quarter of what it writes.
+    assert whole.traffic - program.traffic == pytest.approx(36 * (5 - 2) * 256 * 512 * 2, rel=1e-4)
+
+
 def test_a_fusion_that_slices_reads_the_slice():
     entry = read_program(LOOP.replace('"n":"36"', '"n":"0"'), MESH)
     slice_and_result, all_reduce = 2 * 100 * 100 * 4, 100 * 100 * 4
