@@ -22,6 +22,7 @@ from o3jax.hf.folder import ASSETS, check_processor, export_model, model_folder
 from o3jax.hf.generation import Generation, read_generation
 from o3jax.hf.o3_config import Settings, read_settings
 from o3jax.hf.weights import Progress, load_weights, stored_dtypes
+from o3jax.inference.further import search_on
 from o3jax.inference.hidden import Answers, ask_again, observe
 from o3jax.inference.reading import Asked, read_request
 from o3jax.inference.respond import Request, Response, Steps, respond
@@ -156,10 +157,12 @@ class Model:
         rate = self.settings.fps if fps is None else fps
         part = {"start_s": start_s, "end_s": end_s, "max_frames": max_frames}
         request, clip = self.request(video, question, fps=rate, **part, budget=budget, progress=progress)
-        response = self.respond([request], max_new_tokens=max_new_tokens)[0]
+        ask = functools.partial(self.respond, max_new_tokens=max_new_tokens)
+        response, request, clip = search_on(
+            ask, request, clip, ask([request])[0], question_language(question)
+        )
         passes = None
-        if verify == "full" and self.calibration is not None:
-            ask = functools.partial(self.respond, max_new_tokens=max_new_tokens)
+        if verify == "full" and self.calibration is not None and not response.never:
             passes = ask_again(ask, [request], [response])[0]
         return self.concluded(response, question, clip, video, rate, passes)
 
@@ -182,6 +185,8 @@ class Model:
         seen, language = self.observe(response, question, clip, passes), question_language(question)
         judged = verdict(seen, self.calibration, full=passes is not None)
         evidence, notes = evidence_of(seen, judged.claims, clip.size, rate)
+        if response.never:  # the text rests on what is not asked for
+            judged, evidence = judged.of_never(response.never), ()
         if not seen.finished:
             notes.append(Note("tokens", len(response.tokens)))
         said, reasoning = reasons.answer_and_reasoning(response.text)

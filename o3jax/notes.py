@@ -97,6 +97,11 @@ _SENTENCES = {
         "没有似乎相关之处,已均匀读取整个视频",
     ),
     # the answer
+    "never": ("It never appears.", "它从未出现。"),
+    "never named": (
+        "what is most like it, at {:.1f} s, is named {}",
+        "最像的是{0:.1f}秒时的{1}",
+    ),
     "tokens": (
         "the text was cut off after {} tokens",
         "文本在{}个词元后被截断",

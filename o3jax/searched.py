@@ -33,6 +33,7 @@ class Search:
     frames: int  # of the video
     budget: int  # frames that might be decoded
     lost: tuple[float, ...] = ()  # seconds that could not be decoded, and were searched around
+    unread: int = 0  # relevant stretches that there was no room to read
     cached: bool = False  # whether what does not depend on the question was kept from an earlier one
     relevance: tuple[tuple[float, float], ...] = ()  # (seconds, probability) of each frame looked at
 

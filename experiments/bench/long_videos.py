@@ -9,6 +9,7 @@ what a search looks at. What is read closely then, and the answer, are made alik
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import resource
 import subprocess
@@ -61,19 +62,23 @@ def videos(count: int, seconds: int) -> list[tuple[Path, list[Question]]]:
 def ask(model: Any, path: Path, question: Question, uniform: bool) -> tuple[Scored, Any, float]:
     """Returns what an answer is worth, how it was searched, and the seconds it took."""
     from o3jax.inference import search
+    from o3jax.inference.further import search_on
 
     begun = time.monotonic()
     if uniform:
         search.coarse_features, kept = every_half_second, search.coarse_features
         search.STEPS_S, steps = (), search.STEPS_S
     try:
-        request, _ = model.request(path, question.sample.question, budget=1.0 if uniform else None)
-        response = model.respond([request], max_new_tokens=256)[0]
+        request, clip = model.request(path, question.sample.question, budget=1.0 if uniform else None)
+        respond = functools.partial(model.respond, max_new_tokens=256)
+        response, request, _ = search_on(
+            respond, request, clip, respond([request])[0], question.sample.language
+        )
     finally:
         if uniform:
             search.coarse_features, search.STEPS_S = kept, steps
     spent = time.monotonic() - begun
-    found = request.search
+    found = response.search
     if uniform:
         whole, took = _reading[path]
         found = dataclasses.replace(found, passes=(*whole.passes, found.passes[-1]))

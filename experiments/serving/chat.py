@@ -172,6 +172,8 @@ class Chat:
             return reasoning, content, None
         if not job.ask.stop:  # cut off in its reasoning, it has no answer: what was said stands for one
             content = content or reply.answer.text
+            if reply.answer.search:
+                reasoning, content = reply.answer.reasoning, reply.answer.text
         name = self.answers.add(reply.answer, medium)
         fields = reply.answer.to_dict()
         fields["video"]["path"] = medium.name

@@ -213,7 +213,7 @@ class Engine:
 
         def request(*given: Any, **options: Any) -> Any:
             found = read(*given, **options)
-            texts.clock = found[0].clock
+            texts.clock, texts.is_said = found[0].clock, found[0].search is None
             return found
 
         model.request = request
@@ -260,6 +260,7 @@ class _Texts:
     def __init__(self, job: Job, model: Model):
         self.job, self.model, self.first = job, model, True
         self.clock: Clock | None = None  # of the model, where that is not the video's
+        self.is_said = True  # as it is made; a search may go on, and then another text is the answer
         self.stop = StopStrings(job.ask.stop, model.processor.decode)
 
     def __call__(self, prompt: np.ndarray) -> Text:
@@ -283,7 +284,8 @@ class _Texts:
             open_number = not job.ended and len(tokens) < job.ask.max_tokens
             text = self.clock.said(re.sub(r"[\d.]+$", "", text) if open_number else text)[0]
         job.text, job.tokens = grammar.whole(text, self.begun), len(tokens)
-        job.tell("text", job.text)
+        if self.is_said:
+            job.tell("text", job.text)
         return cut
 
 

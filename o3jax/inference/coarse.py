@@ -21,7 +21,7 @@ from o3jax.errors import UserError
 from o3jax.grounding import Interval
 from o3jax.inference import coarse_cache
 from o3jax.inference.matching import asked, match_features
-from o3jax.inputs.collate import bucket
+from o3jax.inputs.collate import bucket, coarse
 from o3jax.inputs.dense import cell_centres, dense_size, still_stream
 from o3jax.inputs.processor import Processor
 from o3jax.models.batch import DenseStream
@@ -35,8 +35,9 @@ from o3jax.video.sparse import SparseReader
 EVERY_S = 5.0  # between the frames of the first pass
 CUES_SHARE = 0.4  # of the frames that may be decoded, for what the packets point at
 _LOOK_S = 2.0  # a busy stretch is looked at this long after its start, or in its middle
-_ROW = (16, 64)  # frames that are encoded at a time
+_ROW = (16, 32, 64)  # frames that are encoded at a time
 _ROWS = (64, 512)  # frames whose relevance is found at a time
+_QUESTION = coarse(64, 1024)  # tokens that the question is padded to for that: most of its cost
 _KEPT = np.float16
 
 
@@ -129,7 +130,7 @@ def relevance(model: Loaded, features: CoarseFeatures, question: str) -> Float[n
 
     Its uncertainty is that of the probability: greatest at 0.5. Float64, so that sure ones still differ.
     """
-    asking, found = asked(model.processor, [question]), [np.zeros(0)]
+    asking, found = asked(model.processor, [question], _QUESTION), [np.zeros(0)]
     for begin in range(0, len(features.times_s), _ROWS[-1]):  # so that few programs serve all lengths
         times, values = (x[begin : begin + _ROWS[-1]] for x in (features.times_s, features.features))
         n, size = len(times), bucket(len(times), _ROWS)

@@ -39,11 +39,11 @@ def match(model: Qwen3VL, batch: Batch, visuals: VisualFeatures) -> Searched:
     return Searched(asking, relevance, found, np.stack(inside))
 
 
-def asked(processor: Processor, questions: Sequence[str]) -> Questions:
+def asked(processor: Processor, questions: Sequence[str], sizes: Sequence[int] = _SIZES) -> Questions:
     """Returns questions as matching reads them, one a row, padded to sizes that recur."""
     tokenizer = processor.tokenizer
     ids = [tokenizer(tokenizer.quoted(question))["input_ids"] for question in questions]
-    width = bucket(max(map(len, ids)), _SIZES)
+    width = bucket(max(map(len, ids)), sizes)
     return Questions(np.array([[one + [-1] * (width - len(one))] for one in ids], np.int32))
 
 

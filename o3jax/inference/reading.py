@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,11 +14,11 @@ from o3jax.errors import UserError
 from o3jax.grounding import Interval
 from o3jax.inference.coarse import Loaded
 from o3jax.inference.respond import Request
-from o3jax.inference.search import search
+from o3jax.inference.search import Found, search
 from o3jax.inference.windows import read_found
 from o3jax.inputs.dense import dense_wanted
 from o3jax.models.config import Config
-from o3jax.searched import Progress
+from o3jax.searched import Progress, Search
 from o3jax.video import Clip, Wanted
 
 SQUEEZED = 4.0  # times as fast as it is, what a search found is shown at most to a model of another clock
@@ -99,7 +100,19 @@ def _searched(
     settings, told = model.settings, asked.progress
     most_s = SQUEEZED * settings.clip_s if settings.clock == "window" else settings.whole_s
     found = search(model, video, asked.question, part=part, most_s=most_s, budget=asked.budget, progress=told)
-    return read_found(
+    return _read(model, video, asked, found, keep_bytes)
+
+
+def _read(
+    model: Reader,
+    video: str | os.PathLike[str],
+    asked: Asked,
+    found: Found,
+    keep_bytes: int,
+    before: Search | None = None,
+) -> tuple[Request, Clip]:
+    """Returns what a search found, read closely, with what reads on."""
+    request, clip = read_found(
         model,
         video,
         asked.question,
@@ -108,5 +121,12 @@ def _searched(
         rate=asked.part.fps,
         most_frames=asked.max_frames,
         keep_bytes=keep_bytes,
-        progress=told,
+        before=before,
+        progress=asked.progress,
     )
+
+    def further(times: Sequence[float]) -> tuple[Request, Clip] | None:
+        rest = found.without(times, request.search.passes[-1].decoded)
+        return _read(model, video, asked, rest, keep_bytes, request.search) if rest.windows else None
+
+    return dataclasses.replace(request, further=further), clip

@@ -30,10 +30,12 @@ from o3jax.inputs.dense import FramesAt, SingleFrames, dense_stream, visual_plac
 from o3jax.inputs.processor import Processor
 from o3jax.models.batch import Batch, stack
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
+from o3jax.notes import Note
 from o3jax.prompts.clock import Clock
 from o3jax.prompts.feedback import with_proposals
 from o3jax.prompts.mentions import mention_positions
 from o3jax.searched import Search
+from o3jax.video import Clip
 
 _APART_S = 1000.0  # between parts of a video, for the temporal encoder: beyond its window
 _PROMPTS = coarse(512, 1536)  # tokens that prompts are padded to, so that all lengths share their programs
@@ -52,6 +54,8 @@ class Request:
     frames_at: FramesAt | None = None  # where boxes are read from the frame pointed at
     clock: Clock | None = None  # of the model, where that is not the video's; all times here are the video's
     search: Search | None = None  # how these frames were found in a long video
+    # Reads what else of it is relevant, when what is at some seconds is not what is asked for; None: nothing
+    further: Callable[[Sequence[float]], tuple[Request, Clip] | None] | None = None
 
     def as_read(self, quoted: Callable[[str], str]) -> Request:
         """Returns the request with the model's times in place of the video's.
@@ -95,6 +99,7 @@ class Response:
     candidates: tuple[Interval, ...] = ()  # what was searched; nothing means everything
     clock: Clock | None = None  # of the times in the tokens; all else has the video's
     search: Search | None = None  # as in the request
+    never: Note | None = None  # why what is asked for is said to appear nowhere
 
     def of(self, request: Request) -> Response:
         """Returns the response to a request as it was read, with the video's times."""

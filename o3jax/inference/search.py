@@ -13,7 +13,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -35,10 +37,21 @@ REFINE_SHARE = 0.4  # of what is left after the first passes, for these
 MARGIN_S = 1.4  # that a window shows before and after what is relevant
 NAMED_S = 3.0  # and around a time that the question names
 AROUND_S = 15.0  # of such a time it is refined what is relevant, and nowhere else
-WINDOWS = 8  # that are read, at most
+WINDOWS = 8  # that are read at a time, at most
 RELEVANT = 0.5  # probability
 _SURE = 0.2  # two frames tell of what is between them, if their probabilities differ by less
 _GRID = 5  # windows start and end at multiples of 1/5 s: whole frames at 25 per second, and whole tenths
+# What comes first is read first, what comes last likewise: then what the question names and is seen is it.
+_FIRST = re.compile(r"\b(?:first|earlier|earliest)\b|先|第一|最早", re.IGNORECASE)
+_LAST = re.compile(r"\b(?:last|later|latest)\b|最后|最晚", re.IGNORECASE)
+
+
+class Stretch(NamedTuple):
+    """Seconds that are relevant, with what is around them."""
+
+    start: float
+    peak: float  # where it is most relevant
+    end: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +65,27 @@ class Found:
     part: Interval  # in which it was searched
     budget: int  # frames that may be decoded in all
     left: float = math.inf  # of them, for reading closely
+    stretches: tuple[Stretch, ...] = ()  # of which the windows were chosen, the most relevant first
+    room: Room | None = None  # for windows; None: all is one
+
+    @property
+    def unread(self) -> int:
+        """How many stretches no window is of."""
+        return sum(not any(a <= one.peak <= b for a, b in self.windows) for one in self.stretches)
+
+    def without(self, times: Sequence[float], decoded: int) -> Found:
+        """Returns what to read next, when what is at some times is not what is asked for.
+
+        Args:
+            times: seconds; where none of them lies in a window, it is none of the windows.
+            decoded: frames that reading this took.
+        """
+        other = [one for one in self.stretches if any(one.start <= t <= one.end for t in times)]
+        other = other or [one for one in self.stretches if any(a <= one.peak <= b for a, b in self.windows)]
+        kept = tuple(one for one in self.stretches if one not in other)
+        left = self.left - decoded
+        windows = self.room.windows(kept, left) if self.room and other else ()
+        return dataclasses.replace(self, windows=windows, left=left, stretches=kept)
 
 
 def search(
@@ -93,9 +127,18 @@ def search(
                 model, reader, seen, question, _named(question, part), REFINE_SHARE * (may - spent), progress
             )
         found = relevance(model, seen, question)
-        is_read = reader.forward is not None or seen.forward  # all of it, whatever may be decoded
+        is_forward = reader.forward is not None
+        is_read = is_forward or seen.forward  # all of it, whatever may be decoded
         left = math.inf if is_read else may - sum(one.decoded for one in seen.passes)
-        return _chosen(reader, seen, question, found, part, most_s, max(left, 2 * rate), int(may))
+        named, left = _named(question, part), max(left, 2 * rate)
+        stretches = _stretches(seen.times_s, found, named)
+        if _FIRST.search(question) or _LAST.search(question):
+            stretches.sort(reverse=not _FIRST.search(question))
+        room = Room(reader.cues, is_forward, part, most_s)
+        windows = room.windows(stretches, left)
+        why = Note("searched named") if named else Note("searched", len(stretches))
+        why = why if windows else Note("uniform")
+        return Found(windows, why, seen, found, part, int(may), left, tuple(stretches), room)
 
 
 def _refined(
@@ -150,19 +193,10 @@ def decoding(cues: Cues, times: Sequence[float] | np.ndarray) -> float:
     return sum(cues.cost(last) for last in {cues.keyframe(t): t for t in times}.values())
 
 
-def _chosen(
-    reader: SparseReader,
-    seen: CoarseFeatures,
-    question: str,
-    found: Float[np.ndarray, " n"],
-    part: Interval,
-    most_s: float,
-    most_decoded: float,
-    budget: int,
-) -> Found:
-    """Returns the windows: around times that the question names, then what is most relevant."""
-    times, rate = seen.times_s, reader.cues.rate or 1.0
-    named = _named(question, part)
+def _stretches(
+    times: Float[np.ndarray, " n"], found: Float[np.ndarray, " n"], named: Sequence[float]
+) -> list[Stretch]:
+    """Returns what may be read, the most relevant first: around times that the question names, if it does."""
     relevant = []
     for start, end in candidate_intervals(found, times, high=RELEVANT, smooth_s=0.0, min_s=0.0):
         inside = np.flatnonzero((times >= start) & (times <= end))
@@ -170,33 +204,44 @@ def _chosen(
         # It may begin right after the frame before, which may be far where nothing was refined.
         before, after = times[max(inside[0] - 1, 0)], times[min(inside[-1] + 1, len(times) - 1)]
         start, end = min(start - MARGIN_S, before), max(end + MARGIN_S, after)
-        relevant.append((found[peak], float(start), float(times[peak]), float(end)))
-    relevant.sort(key=lambda one: -one[0])
+        relevant.append((found[peak], Stretch(float(start), float(times[peak]), float(end))))
+    relevant = [one for _, one in sorted(relevant, key=lambda one: -one[0])]
     # At a named time what is relevant then, as far as it goes, and at least what is around it.
-    at = [[(a, b) for _, a, _, b in relevant if a <= t <= b] for t in named]
-    ranked = [
-        (min([t - NAMED_S, *(a for a, _ in near)]), t, max([t + NAMED_S, *(b for _, b in near)]))
+    at = [[one for one in relevant if one.start <= t <= one.end] for t in named]
+    around = [
+        Stretch(min([t - NAMED_S, *(a for a, _, _ in near)]), t, max([t + NAMED_S, *(b for _, _, b in near)]))
         for t, near in zip(named, at, strict=True)
     ]
-    if not named:
-        ranked = [(start, peak, end) for _, start, peak, end in relevant]
-    windows: list[Interval] = []
-    seconds, frames = most_s, most_decoded
-    for start, peak, end in ranked[:WINDOWS]:
-        start, end = max(start, part[0]), min(end, part[1])
-        lead = 0.0 if reader.forward else (start - reader.cues.keyframe(start)) * rate
-        room = min(seconds, (frames - lead) / rate)
-        if room < min(2.0, end - start) or (windows and room < end - start):
-            continue
-        if end - start > room:  # as much of it as there is room for, around its most relevant frame
-            start = min(max(peak - room / 2, start), end - room)
-            end = start + room
-        start, end = math.floor(start * _GRID) / _GRID, math.floor(end * _GRID) / _GRID
-        windows.append((start, end))
-        seconds -= end - start
-        frames -= lead + (end - start) * rate
-    why = Note("searched named") if named else Note("searched", len(relevant)) if windows else Note("uniform")
-    return Found(tuple(join(windows)), why, seen, found, part, budget, most_decoded)
+    return around if named else relevant
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """What limits windows."""
+
+    cues: Cues
+    forward: bool  # whether all was decoded anyhow
+    part: Interval  # in which they are
+    most_s: float  # that they last in all
+
+    def windows(self, stretches: Sequence[Stretch], most_decoded: float) -> tuple[Interval, ...]:
+        """Returns as many of some stretches as there is room for, in order of time."""
+        windows: list[Interval] = []
+        rate, seconds, frames = self.cues.rate or 1.0, self.most_s, most_decoded
+        for start, peak, end in stretches[:WINDOWS]:
+            start, end = max(start, self.part[0]), min(end, self.part[1])
+            lead = 0.0 if self.forward else (start - self.cues.keyframe(start)) * rate
+            room = min(seconds, (frames - lead) / rate)
+            if room < min(2.0, end - start) or (windows and room < end - start):
+                continue
+            if end - start > room:  # as much of it as there is room for, around its most relevant frame
+                start = min(max(peak - room / 2, start), end - room)
+                end = start + room
+            start, end = math.floor(start * _GRID) / _GRID, math.floor(end * _GRID) / _GRID
+            windows.append((start, end))
+            seconds -= end - start
+            frames -= lead + (end - start) * rate
+        return tuple(join(windows))
 
 
 def passes_of(found: Found) -> tuple[Pass, ...]:

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 
 from o3jax.grounding import Interval
 from o3jax.inference.coarse import Loaded
+from o3jax.inference.matching import join
 from o3jax.inference.respond import Request
 from o3jax.inference.search import Found, decoding, passes_of
 from o3jax.inputs.dense import FramesAt, dense_size, dense_wanted
@@ -44,6 +45,7 @@ def read_found(
     rate: float,
     most_frames: int | None = None,
     keep_bytes: int,
+    before: Search | None = None,
     progress: Progress | None = None,
 ) -> tuple[Request, Clip]:
     """Returns a question with what a search found, read closely, and the frames that were read.
@@ -52,11 +54,13 @@ def read_found(
         rate: frames per second at which the video is presented.
         most_frames: of the language stream.
         keep_bytes: decoded frames of up to this size in all are kept for reading boxes.
+        before: what was read closely already, and was not what is asked for.
 
     Raises:
         VideoError: if nothing of the video can be decoded.
     """
-    seen, lost, why, clock = found.features, set(found.features.lost), found.why, None
+    seen, why, clock = found.features, found.why, None
+    lost = {*seen.lost, *(before.lost if before else ())}
     pace, parts = _pace(model, found.windows), []
     shown = _shown(model, found.windows, rate, pace, most_frames)
     for window, times in zip(found.windows, shown, strict=True):
@@ -84,13 +88,14 @@ def read_found(
         intervals=windows,
     )
     searched = Search(
-        passes=(*passes_of(found), closely),
-        intervals=windows,
+        passes=(*(before.passes if before else passes_of(found)), closely),
+        intervals=tuple(join([*(before.intervals if before else ()), *windows])),
         uniform=not windows,
         why=why,
         frames=seen.frames,
         budget=found.budget,
         lost=tuple(sorted(lost)),
+        unread=found.unread,
         cached=seen.cached,
         relevance=tuple(zip(seen.times_s.tolist(), found.relevance.tolist(), strict=True)),
     )

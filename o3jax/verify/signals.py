@@ -294,9 +294,14 @@ _ASKS = {
 }
 
 
+def asks(question: str) -> str | None:
+    """Returns what a question asks for, as far as its words tell: "count", "choice", "where" or "when"."""
+    return next((kind for kind, words in _ASKS.items() if words.search(question)), None)
+
+
 def _semantics(question: str, said: grammar.Parsed, answer: str, objects: Sequence[str]) -> dict[str, float]:
     """Returns whether answer, evidence and question are about the same, as far as words tell."""
-    asks = next((kind for kind, words in _ASKS.items() if words.search(question)), None)
+    asked = asks(question)
     words = _plain(re.sub(r"<box>[^<]*</box>|<t>[^<]*</t>|<[^<>]*>", "", answer))
     fits = {
         "count": words.isdigit() or words in _NUMBERS,
@@ -304,15 +309,15 @@ def _semantics(question: str, said: grammar.Parsed, answer: str, objects: Sequen
         "where": any(claim.boxes for claim in said.claims),
         "when": bool(said.times),
         None: bool(words) and not said.times and not said.claims,
-    }[asks]
+    }[asked]
     folded, names = _plain(question), [_plain(name) for name in objects]
     told = any(words in name or name in words for name in names if name)
-    bare = asks == "when" or not words or words.isdigit() or asks == "choice"
+    bare = asked == "when" or not words or words.isdigit() or asked == "choice"
     return {
         "fits": float(fits),
         "named": _mean([float(name in folded) for name in names]),
         "told": 0.5 if bare else float(told),
-        **{f"asks_{kind}": float(kind == asks) for kind in _ASKS},
+        **{f"asks_{kind}": float(kind == asked) for kind in _ASKS},
     }
 
 

@@ -33,6 +33,13 @@ class Verdict:
     reasons: tuple[Note, ...]  # what speaks against it, then what speaks for it
     bound: Bound | None  # the lowest promised share of wrong answers among those as sure
 
+    def of_never(self, why: Note) -> Verdict:
+        """Returns the verdict on "it never appears", said in place of an answer with this one.
+
+        As sure as that one is wrong, but for a person to check: what no search looked at may show it.
+        """
+        return Verdict(min(1 - self.confidence, reasons.MOST), self.kind, None, (why,), None)
+
 
 def verdict(seen: Observed, calibration: Calibration | None, full: bool = False) -> Verdict:
     """Returns the verdict on what was seen of a response.
