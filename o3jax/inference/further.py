@@ -25,8 +25,9 @@ _TOKENS = re.compile(r"[^\W_\u4e00-\u9fff]+|[\u4e00-\u9fff]")
 _ASKING = re.compile(
     r"\b(?:when|what|which|where|time|times|second|interval|is|are|was|were|do|does|did|can|could|be|been|seen|see"
     r"|visible|shown|appears?|appeared|come|comes|into|view|on|screen|first|last|disappears?|during|from|to|in|at"
-    r"|of|for|and|or|the|a|an|it|this|video|there|long|how)\b"
-    r"|什么时候|何时|哪个|哪一个|在?第几秒|时间段|视频|可见|出现|消失|看到|什么|第[一二三]次|最?[先后]|[的是在从到能里中和与或]"
+    r"|of|for|and|or|the|a|an|it|this|that|video|there|long|how|many|colou?r|shape|kind|objects?|things?)\b"
+    r"|什么时候|何时|哪个|哪一个|在?第几秒|时间段|视频|可见|出现|消失|看到|什么|颜色|形状|物体|第[一二三]次|最?[先后]"
+    r"|[的是在从到能里中和与或]"
 )
 _SEVERAL = re.compile(r"\b(?:or|and)\b|还是|[和与或]")
 

@@ -16,6 +16,7 @@ from o3jax.errors import UserError
 from o3jax.inference import coarse_cache, search, windows
 from o3jax.inference.coarse import coarse_features
 from o3jax.models.qwen3_vl import with_evidence
+from o3jax.report import format_answer
 from tests.support.numbered import read_number, write_video
 from tests.support.tiny import EVIDENCE
 
@@ -93,6 +94,36 @@ def test_nothing_relevant_is_read_uniformly(model, film, monkeypatch):
     )  # six frames: the middles of sixths
     assert [read_number(frame) for frame in clip.frames] == np.round(clip.times_s * FPS).astype(int).tolist()
     assert len(np.unique(np.diff(request.dense_times)[::2])) == 1  # each frame is a pair with itself
+
+
+def test_what_is_left_is_read_next(model, film, monkeypatch):
+    shown(monkeypatch, (61.0, 73.0), (178.0, 183.0))
+    monkeypatch.setattr(model, "settings", dataclasses.replace(model.settings, whole_s=20.0))
+    first, _ = model.request(film, "When is it last seen?")  # of two that do not fit beside each other
+    assert covers(first.search.intervals, 178, 183) and first.search.unread == 1
+    assert first.dense_times.min() > 100
+    second, clip = first.further([180.0])
+    assert covers(second.search.intervals, 61, 73) and covers(second.search.intervals, 178, 183)
+    assert second.search.unread == 0 and second.dense_times.max() < 100
+    assert [one.name for one in second.search.passes][-2:] == ["fine", "fine"]
+    assert second.search.decoded == first.search.decoded + clip.decoded_frames <= second.search.budget
+    assert second.further([65.0]) is None
+    # What lies nowhere is none of what was read.
+    assert first.further([])[0].dense_times.max() < 100
+
+
+def test_what_is_nowhere_never_appears(model, film, monkeypatch):
+    shown(monkeypatch)
+    for question, text in (
+        ("When does the red star appear?", "It never appears."),
+        ("红色星形何时出现?", "它从未出现。"),
+    ):
+        answer = model.answer(film, question, max_new_tokens=4)
+        assert answer.text == text and answer.evidence == () and answer.intervals == ()
+        assert answer.needs_review and answer.label == "low" and answer.search.uniform
+        assert list(answer.reasons) == [answer.search.why.text(answer.language)]
+        assert answer.raw and text not in answer.raw and text in format_answer(answer)
+    assert "never" not in model.answer(film, "What is there?", max_new_tokens=4).text
 
 
 def test_a_named_time_is_where_to_look(model, film, monkeypatch):
