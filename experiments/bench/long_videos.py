@@ -26,7 +26,8 @@ from absl import flags
 from experiments.bench.tables import Row, table
 from experiments.cli import shell
 from experiments.evaluation.scores import Question, Scored, score
-from o3jax.files import write_json
+from o3jax.files import write_arrays, write_json
+from o3jax.searched import Pass, Search
 
 _FOLDER = flags.DEFINE_string("folder", "data/level4", "Where the videos are made, and stay.")
 _VIDEOS = flags.DEFINE_integer("videos", 8, "How many videos; five questions about each.", lower_bound=1)
@@ -59,101 +60,144 @@ def videos(count: int, seconds: int) -> list[tuple[Path, list[Question]]]:
     return found
 
 
-def ask(model: Any, path: Path, question: Question, uniform: bool) -> tuple[Scored, Any, float]:
-    """Returns what an answer is worth, how it was searched, and the seconds it took."""
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What an answer is worth, how it was searched, and what it took."""
+
+    scored: Scored
+    search: Search
+    wall_s: float
+    cpu_s: float
+
+
+def ask(model: Any, path: Path, question: Question, uniform: bool = False) -> Asked:
+    """Returns what becomes of a question; read uniformly, with what that reading took."""
     from o3jax.inference import search
     from o3jax.inference.further import search_on
 
-    begun = time.monotonic()
+    sample, respond = question.sample, functools.partial(model.respond, max_new_tokens=256)
+    whole, before = None, np.zeros(2)
     if uniform:
-        search.coarse_features, kept = every_half_second, search.coarse_features
-        search.STEPS_S, steps = (), search.STEPS_S
+        whole, before = every_half_second(model, path)
+        read, steps = search.coarse_features, search.STEPS_S
+        search.coarse_features, search.STEPS_S = lambda *_, **__: whole, ()
+    begun = _spent()
     try:
-        request, clip = model.request(path, question.sample.question, budget=1.0 if uniform else None)
-        respond = functools.partial(model.respond, max_new_tokens=256)
-        response, request, _ = search_on(
-            respond, request, clip, respond([request])[0], question.sample.language
-        )
+        request, clip = model.request(path, sample.question, budget=1.0 if uniform else None)
+        response, *_ = search_on(respond, request, clip, respond([request])[0], sample.language)
     finally:
         if uniform:
-            search.coarse_features, search.STEPS_S = kept, steps
-    spent = time.monotonic() - begun
+            search.coarse_features, search.STEPS_S = read, steps
+    wall_s, cpu_s = (_spent() - begun + before).tolist()
     found = response.search
-    if uniform:
-        whole, took = _reading[path]
-        found = dataclasses.replace(found, passes=(*whole.passes, found.passes[-1]))
-        spent += took if spent < took else 0.0  # it was read for an earlier question, and is read for each
-    return score(question, response.text, response.estimates), found, spent
+    if whole is not None:
+        decoded = Pass(name="uniform", every_s=_UNIFORM_S, read=len(whole.times_s), decoded=whole.frames)
+        found = dataclasses.replace(found, passes=(decoded, *found.passes))
+    return Asked(score(question, response.text, response.estimates), found, wall_s, cpu_s)
 
 
-_reading: dict[Path, tuple[Any, float]] = {}  # features of a video read uniformly, and the seconds it took
+def every_half_second(model: Any, video: Path) -> tuple[Any, np.ndarray]:
+    """Returns the features of a video read uniformly, decoded from start to end, and the seconds that took.
 
-
-def every_half_second(model: Any, video: Path, *, progress: Any = None) -> Any:
-    """Returns the features of a video read uniformly, decoded from start to end."""
-    from o3jax.inference.coarse import look
+    Both stay beside the video; the seconds are of the machine as it was then.
+    """
+    from o3jax.inference.coarse import CoarseFeatures, look
     from o3jax.notes import Note
 
-    if video not in _reading:
-        begun = time.monotonic()
-        with model.open_sparse(video) as reader:
+    kept = video.with_name(f"{video.stem}-{Path(_MODEL.value).name}.npz")
+    with model.open_sparse(video) as reader:
+        duration_s, frames = reader.duration_s, reader.cues.frames
+        if not kept.exists():
+            begun = _spent()
             reader.forward = Note("key frames", 1)
-            times = np.arange(0, reader.duration_s, _UNIFORM_S)
-            found = look(model, reader, times, "uniform", _UNIFORM_S)
-        _reading[video] = found, time.monotonic() - begun
+            found = look(model, reader, np.arange(0, duration_s, _UNIFORM_S), "uniform", _UNIFORM_S)
+            made = {"times_s": found.times_s, "features": found.features, "cells": found.cells}
+            write_arrays(kept, **made, spent=_spent() - begun)
+    with np.load(kept) as file:
+        made = {name: file[name] for name in file.files}
+    spent = made.pop("spent")
     # What it cost is told beside the budget, which is for reading closely then.
-    found, _ = _reading[video]
-    return dataclasses.replace(found, passes=(), forward=True)
+    return CoarseFeatures(**made, duration_s=duration_s, frames=frames, passes=(), forward=True), spent
 
 
-def row(name: str, answers: Sequence[tuple[Scored, Any, float]]) -> Row:
-    """Returns the figures of one way of reading."""
-    scored = [one for one, _, _ in answers]
-    there = [one for one in scored if one.question.sample.mentions]
-    frames = answers[0][1].frames
-    decoded = [100 * found.decoded / frames for _, found, _ in answers]
-    encoded = [100 * found.encoded / frames for _, found, _ in answers]
-    short = [s for s in there if lasting(s) < _SHORT_S]
+def _spent() -> np.ndarray:
+    """Returns the seconds on the wall and of this process."""
+    return np.array([time.monotonic(), time.process_time()])
+
+
+def row(name: str, answers: Sequence[Asked]) -> Row:
+    """Returns the figures of some answers."""
+    there = [one.scored for one in answers if one.scored.question.sample.mentions]
     return {
-        "reading": name,
+        "": name,
         "questions": len(answers),
-        "accuracy": float(np.mean([one.correct for one in scored])),
-        "of what appears": float(np.mean([one.correct for one in there])),
-        "m_tIoU text": float(np.mean([one.t_iou for one in there])),
-        "m_tIoU decoder": float(np.mean([one.decoded.t_iou if one.decoded else 0.0 for one in there])),
-        "m_vIoU text": float(np.mean([one.v_iou for one in there])),
-        f"events < {_SHORT_S:g} s": len(short),
-        "their accuracy": float(np.mean([one.correct for one in short])) if short else "",
-        "their m_tIoU": float(np.mean([one.t_iou for one in short])) if short else "",
-        "decoded %": float(np.mean(decoded)),
-        "at most %": max(decoded),
-        "encoded %": float(np.mean(encoded)),
-        "s a question": float(np.mean([spent for _, _, spent in answers])),
+        "accuracy": _mean([one.scored.correct for one in answers]),
+        "of what appears": _mean([one.correct for one in there]),
+        "m_tIoU text": _mean([one.t_iou for one in there]),
+        "m_tIoU decoder": _mean([one.decoded.t_iou if one.decoded else 0.0 for one in there]),
+        "m_vIoU text": _mean([one.v_iou for one in there]),
     }
 
 
-def lasting(one: Scored) -> float:
+def cost(name: str, answers: Sequence[Asked]) -> Row:
+    """Returns what some answers took."""
+    decoded, encoded = (
+        [100 * getattr(one.search, kind) / one.search.frames for one in answers]
+        for kind in ("decoded", "encoded")
+    )
+    return {
+        "": name,
+        "questions": len(answers),
+        "decoded %": _mean(decoded),
+        "at most %": max(decoded),
+        "encoded %": _mean(encoded),
+        "s a question": _mean([one.wall_s for one in answers]),
+        "CPU s a question": _mean([one.cpu_s for one in answers]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | str:
+    return float(np.mean(values)) if len(values) else ""
+
+
+def lasting(question: Question) -> float:
     """Returns the seconds that the event which answers lasts."""
-    moment = one.question.sample.mentions[0].time_s
-    return min(b - a for a, b in one.question.target.visible if a <= moment <= b)
+    moment = question.sample.mentions[0].time_s
+    return min(b - a for a, b in question.target.visible if a <= moment <= b)
 
 
-def by_order(answers: dict[str, list[tuple[Scored, Any, float]]]) -> list[Row]:
-    """Returns what the first question about a video takes, and what the others do."""
-    first = [asked[0] for asked in answers.values()]
-    later = [one for asked in answers.values() for one in asked[1:]]
-    return [
-        {
-            "question": name,
-            "s": [spent for _, _, spent in some],
-            "frames decoded": [float(found.decoded) for _, found, _ in some],
-            "of them from afar": [
-                float(sum(p.decoded for p in found.passes if p.name in ("coarse", "cues")))
-                for _, found, _ in some
-            ],
-        }
-        for name, some in (("first about a video", first), ("later", later))
+def about_short_events(asked: Sequence[Question]) -> list[Question]:
+    """Returns a question when it is seen about each thing of a scene that is there for less than 5 s."""
+    from data_pipelines.synthetic.questions import make_samples
+
+    scene = asked[0].scene
+    alone = [
+        dataclasses.replace(scene, objects=(thing,), kinds=("interval",))
+        for thing in scene.objects
+        if all(end - start < _SHORT_S for start, end in thing.visible)
     ]
+    return [Question(sample, scene) for one in alone for sample in make_samples(one)]
+
+
+def by_kind(answers: Sequence[Asked]) -> list[Row]:
+    """Returns the figures by what is asked, and by how long the event lasts."""
+    kinds = {one.scored.question.sample.kind: [] for one in answers}
+    for one in answers:
+        kinds[one.scored.question.sample.kind].append(one)
+    there = [one for one in answers if one.scored.question.sample.mentions]
+    short = [one for one in there if lasting(one.scored.question) < _SHORT_S]
+    kinds |= {f"event < {_SHORT_S:g} s": short}
+    kinds |= {f"event >= {_SHORT_S:g} s": [one for one in there if one not in short]}
+    return [row(name, some) for name, some in kinds.items()]
+
+
+def by_order(answers: dict[Path, list[Asked]]) -> list[Row]:
+    """Returns what the first question about a video takes, what the others do, and one that is repeated."""
+    first, later, again = ([some[0] for some in answers.values()] for _ in range(3))
+    later = [one for some in answers.values() for one in some[1:-1]]
+    again = [some[-1] for some in answers.values()]
+    names = ("first about a video", "later", "the last of them again")
+    return [cost(name, some) for name, some in zip(names, (first, later, again), strict=True)]
 
 
 def memory() -> list[Row]:
@@ -187,36 +231,34 @@ def main(argv: Sequence[str]) -> None:
         print(time.monotonic() - begun, peak)
         return
     made = videos(_VIDEOS.value, _SECONDS.value)
-    ask(model, *_one(made), uniform=False)  # programs are compiled
-    tables: dict[str, list[Row]] = {}
+    ask(model, made[0][0], made[0][1][0])  # programs are compiled
     with tempfile.TemporaryDirectory() as cache:
         os.environ["O3JAX_CACHE"] = cache
-        searched = {path.name: [ask(model, path, one, False) for one in asked] for path, asked in made}
-    tables["reading"] = [row("searched", [one for some in searched.values() for one in some])]
-    tables["the second question"] = by_order(searched)
-    if _UNIFORM.value:
-        few = made[: _UNIFORM.value]
-        uniform = [ask(model, path, one, True) for path, asked in few for one in asked]
-        some = [one for path, _ in few for one in searched[path.name]]
-        tables["reading"] += [
-            row(f"searched, {len(few)} videos", some),
-            row("2 frames per second", uniform),
-        ]
+        searched = {path: [ask(model, path, one) for one in [*asked, asked[-1]]] for path, asked in made}
+        short = [ask(model, path, one) for path, asked in made for one in about_short_events(asked)]
+    every = [one for some in searched.values() for one in some[:-1]]
+    tables = {
+        "what it is worth": [row("searched", every), *by_kind(every)],
+        "what it takes": [cost("searched", every), *by_order(searched)],
+    }
+    if short:
+        tables["what it is worth"].append(row(f"every event < {_SHORT_S:g} s", short))
+    if few := made[: _UNIFORM.value]:
+        uniform = [ask(model, path, one, uniform=True) for path, asked in few for one in asked]
+        some = [one for path, _ in few for one in searched[path][:-1]]
+        for name, figures in (("what it is worth", row), ("what it takes", cost)):
+            tables[name].append(figures(f"searched, {len(few)} videos", some))
+            tables[name].append(figures("2 frames per second", uniform))
     if _MEMORY.value:
         tables["memory"] = memory()
     for title, rows in tables.items():
         print(f"\n{title}\n\n{table(rows)}")
     if _OUT.value:
         lines = [
-            {**one.to_json(), "search": found.to_dict(), "s": spent}
-            for some in searched.values()
-            for one, found, spent in some
+            {**one.scored.to_json(), "search": one.search.to_dict(), "s": one.wall_s, "cpu_s": one.cpu_s}
+            for one in [*every, *short]
         ]
         write_json(_OUT.value, {"tables": tables, "searched": lines})
-
-
-def _one(made: Sequence[tuple[Path, list[Question]]]) -> tuple[Path, Question]:
-    return made[0][0], made[0][1][0]
 
 
 if __name__ == "__main__":
