@@ -228,7 +228,9 @@ def pointed_at(reader: SparseReader, seen: Float[np.ndarray, " n"], most_decoded
     found = [float(t) for t in reader.cues.cuts() if not (np.abs(seen - t) < 0.5).any()]
     spent = float(len(found))
     for (start, end), _ in sorted(reader.cues.busy(), key=lambda one: -one[1]):
-        if ((seen >= start) & (seen < end)).any():
+        # Borders are whole seconds: within the outer ones a frame may be before or after what it is about.
+        border = 1.0 if end - start > 2.0 else 0.0
+        if ((seen >= start + border) & (seen < end - border)).any():
             continue
         at = start + min(_LOOK_S, (end - start) / 2)
         if spent + reader.cues.cost(at) <= most_decoded:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import jax
@@ -14,9 +16,10 @@ import pytest
 import o3jax
 from o3jax.errors import UserError
 from o3jax.inference import coarse_cache, search, windows
-from o3jax.inference.coarse import coarse_features
+from o3jax.inference.coarse import coarse_features, pointed_at
 from o3jax.models.qwen3_vl import with_evidence
 from o3jax.report import format_answer
+from o3jax.video.cues import Cues
 from tests.support.numbered import read_number, write_video
 from tests.support.tiny import EVIDENCE
 
@@ -75,6 +78,15 @@ def test_parts_are_found_and_read(model, film, monkeypatch):
     assert {event.stage for event in told} >= {"coarse", "refine", "fine"}
     assert "240" in told[0].text() or "0:04:00" in told[0].text()
     assert json.loads(json.dumps(found.to_dict()))["decoded"] == found.decoded
+
+
+def test_a_frame_beside_what_moves_does_not_stand_for_it():
+    changes = np.full(900, 20.0)
+    changes[885:894] = 5000.0  # something is there from 886.0 to 893.64
+    cues = Cues(np.arange(3.84, 900, 10), 900 * 25, 25.0, changes)
+    near = functools.partial(pointed_at, SimpleNamespace(cues=cues), most_decoded=1000)
+    assert near(cues.keyframes) == [887.0]  # the one of 893.84 shows nothing of it
+    assert near(np.array([880.0, 889.0])) == [] and near(cues.keyframes, most_decoded=50) == []
 
 
 def test_a_video_that_is_read_whole_is_not_searched(model, film, monkeypatch):
