@@ -19,7 +19,7 @@ from experiments.training import build_gspo, build_sft
 from experiments.training.trainer import Trainer, optimizer_of
 from o3jax.errors import UserError
 from o3jax.hf.config import config_from_hf
-from o3jax.models.config import Config
+from o3jax.models.config import Config, TextConfig
 from o3jax.models.presets import PRESETS
 from o3jax.models.qwen3_vl import abstract_model
 from o3jax.sharding import Placement
@@ -41,15 +41,31 @@ class Step:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # static arguments
 
 
-def training_figures(state: Any, placement: Placement) -> dict[str, float]:
-    """Returns what arithmetic says of a training step: weights are gathered twice, gradients reduced once."""
-    model, mesh = sizes(state.model), placement.mesh.shape
-    ways = math.prod(mesh[axis] for axis in ("fsdp", "context"))
-    weights = sum(a.size for a in jax.tree.leaves(state.model)) * 2 / mesh["tensor"] / mesh["expert"]
+def training_figures(
+    trainer: Trainer, state: Any, text: TextConfig, micro_batches: int, tokens: int, at: Placement
+) -> dict[str, float]:
+    """Returns what arithmetic says of a training step: GiB of a chip, GB that it sends.
+
+    For each micro-batch weights are gathered twice, for the two passes, and gradients of what is trained
+    reduced once. Of a row over several devices, so are the keys and values (splash reduces in float32).
+
+    Args:
+        tokens: of the rows that a chip reads, or has a part of.
+    """
+    model, mesh = sizes(state.model), at.mesh.shape
+    leaves = jax.tree_util.tree_leaves_with_path(state.model)
+    trained = sum(a.size for path, a in leaves if path[0].name not in trainer.frozen)
+    weights = (2 * sum(a.size for _, a in leaves) + trained) * 2 / mesh["tensor"] / mesh["expert"]
+    keys = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * tokens * 2 / mesh["tensor"]
+    times, split = (
+        4 if trainer.runtime.kernel == "splash" else 3,
+        math.prod(map(mesh.get, ("fsdp", "context"))),
+    )
     return {
         "parameters_gib": model / GIB,
         "moments_gib": (sizes(state) - model) / GIB,
-        "gather_and_reduce_gb": 3 * weights * (ways - 1) / ways / 1e9,
+        "weights_gb": micro_batches * weights * (1 - 1 / split) / 1e9,
+        "keys_gb": times * keys * (1 - 1 / mesh["context"]) / 1e9,
     }
 
 
@@ -69,7 +85,7 @@ def sft_step(config: ConfigDict, at: Placement) -> Step:
     labels = config.row_length if config.full_text_loss else min(1024, config.row_length)
     batch = _spread(rows_of, (config.gradient_accumulation_steps, rows), at)
     tokens = rows * config.gradient_accumulation_steps * config.row_length
-    return _trained(trainer, state, batch, labels, tokens, at)
+    return _trained(trainer, architecture, state, batch, labels, tokens, at)
 
 
 def update_step(config: ConfigDict, at: Placement) -> Step:
@@ -85,15 +101,19 @@ def update_step(config: ConfigDict, at: Placement) -> Step:
     rows_of = update_rows(architecture, config, shape)
     batch = _spread(rows_of, (steps, rows), at)
     labels = shape.sequences * shape.response
-    return _trained(trainer, state, batch, labels, rows * steps * shape.length, at)
+    return _trained(trainer, architecture, state, batch, labels, rows * steps * shape.length, at)
 
 
-def _trained(trainer: Trainer, state: Any, batch: Any, labels: int, tokens: int, at: Placement) -> Step:
+def _trained(
+    trainer: Trainer, architecture: Config, state: Any, batch: Any, labels: int, tokens: int, at: Placement
+) -> Step:
     runtime = trainer.runtime
     plain = dataclasses.replace(trainer, runtime=dataclasses.replace(runtime, remat="none"))
     run = trainer.make_step(jax.tree.map(lambda a: a.sharding, state))
     loops = -(-labels // runtime.loss_chunk)
-    return Step(run, (state, batch), plain.make_step(), loops, tokens, at, training_figures(state, at))
+    micro_batches, own = jax.tree.leaves(batch)[0].shape[0], tokens // at.ways("batch")
+    figures = training_figures(trainer, state, architecture.text, micro_batches, own, at)
+    return Step(run, (state, batch), plain.make_step(), loops, tokens, at, figures)
 
 
 def shapes_of(name: str) -> Config:

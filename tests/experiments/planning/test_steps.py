@@ -22,9 +22,27 @@ def test_sft_of_8b_is_spread_over_eight_devices():
     assert 4.0 < figures["parameters_gib"] < 4.5
     assert figures["moments_gib"] == pytest.approx(2 * figures["parameters_gib"], rel=0.01)
     assert step.tokens == 8 * 4 * 8192  # a row a device, four times
+    # Nine billion parameters of two bytes, each time three times, seven eighths of them from other devices.
+    assert (
+        figures["weights_gb"] == pytest.approx(4 * 3 * 2 * 8.9 * 7 / 8, rel=0.01) and figures["keys_gb"] == 0
+    )
     batch = step.arguments[1]
     ids = batch.inputs.text.input_ids
     assert ids.shape == (4, 8, 8192) and ids.sharding.shard_shape(ids.shape) == (4, 1, 8192)
+
+
+def test_what_is_sent_of_adapters_and_of_rows_over_several_devices():
+    c = sft_article.get_config()
+    c.model_name_or_path, c.gradient_accumulation_steps, c.kernel = "Qwen3-VL-8B", 1, "splash"
+    c.row_length, whole = 131072, make_step(c, "sft", make_mesh(fsdp=8), ShardingRules()).analytic
+    figures = make_step(c, "sft", make_mesh(context=8), ShardingRules()).analytic
+    # 36 layers of 8 heads of 128, keys and values: twice in bfloat16, once in float32.
+    a_row = 36 * 2 * 8 * 128 * 131072
+    assert figures["keys_gb"] == pytest.approx(a_row * (2 * 2 + 4) * 7 / 8 / 1e9)
+    assert figures["weights_gb"] == whole["weights_gb"] and whole["keys_gb"] == 0
+    c.lora.rank = 8  # of what is frozen there is no gradient
+    adapted = make_step(c, "sft", make_mesh(fsdp=8), ShardingRules()).analytic
+    assert adapted["weights_gb"] == pytest.approx(2 / 3 * whole["weights_gb"], rel=0.03)
 
 
 def test_the_update_of_gspo_has_prompts_and_responses():
