@@ -174,6 +174,14 @@ def _stage() -> ConfigDict:
     return c
 
 
+def part(**fields: Any) -> ConfigDict:
+    """Returns how `experiments.ground` and `.match` train a part of a tiny model, and the given fields."""
+    c = ConfigDict({"mesh": mesh(), "optimizer": "muon", "lr_scheduler_type": "cosine", "stop_at_step": 0})
+    c.update({"weight_decay": 0.01, "max_grad_norm": 1.0, "adam_b2": 0.99})
+    c.update(fields)
+    return c
+
+
 def frames(**fields: Any) -> ConfigDict:
     """Returns how frames enter the prompt, see FramesConfig; by default as Qwen3-VL reads them."""
     return ConfigDict(dataclasses.asdict(FramesConfig(**fields)))

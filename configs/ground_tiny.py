@@ -9,7 +9,7 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-    c = ConfigDict()
+    c = common.part(max_steps=2000, learning_rate=2e-3, warmup_steps=50, log_every=50, save_every=500)
     c.seed = 0
     c.level = 1
     c.vocab_size = 1280
@@ -41,19 +41,6 @@ def get_config() -> ConfigDict:
         )
     )
 
-    c.mesh = common.mesh()
     c.train_batch_size = 48  # clips
     c.pairs_per_clip = 1  # pairs of one clip are too alike to pay
-    c.max_steps = 2000
-    c.optimizer = "muon"
-    c.learning_rate = 2e-3
-    c.lr_scheduler_type = "cosine"
-    c.warmup_steps = 50
-    c.weight_decay = 0.01
-    c.max_grad_norm = 1.0
-    c.adam_b2 = 0.99
-
-    c.log_every = 50
-    c.save_every = 500
-    c.stop_at_step = 0
     return c

@@ -9,7 +9,7 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-    c = ConfigDict()
+    c = common.part(max_steps=600, learning_rate=1e-3, warmup_steps=20, log_every=10, save_every=50)
     c.seed = 3
     c.model_name_or_path = "o3-tiny"
     c.row_frame_pairs = 100
@@ -18,18 +18,4 @@ def get_config() -> ConfigDict:
     c.question_length = 48  # tokens
     c.keep = 3.0  # weight of how far features and the queries of proposals move
     c.train_batch_size = 8  # rows
-
-    c.mesh = common.mesh()
-    c.max_steps = 600
-    c.optimizer = "muon"
-    c.learning_rate = 1e-3
-    c.lr_scheduler_type = "cosine"
-    c.warmup_steps = 20
-    c.weight_decay = 0.01
-    c.max_grad_norm = 1.0
-    c.adam_b2 = 0.99
-
-    c.log_every = 10
-    c.save_every = 50
-    c.stop_at_step = 0
     return c

@@ -61,13 +61,9 @@ def main(argv: Sequence[str]) -> None:
     named = (("--json", _JSON), ("--report", _REPORT), ("--annotated", _ANNOTATED))
     check_outputs({name: flag.value for name, flag in named}, [video])
     Wanted(fps=_FPS.value)  # refuses what no rate can be
-    # After the flags are checked: starting JAX takes seconds.
-    import o3jax
     from o3jax.report import annotate_video, format_answer, write_report
 
-    shell.use_compilation_cache()
-    with shell.progress("reading the weights") as progress:
-        model = o3jax.load(_MODEL.value, dtype=_DTYPE.value, check_finite=_CHECK.value, progress=progress)
+    model = shell.load_model(_MODEL.value, dtype=_DTYPE.value, check_finite=_CHECK.value)
     if model.config.text.hidden_size >= _SLOW_TO_COMPILE:
         print("compiling for videos of this size: seconds, kept for the next time", file=sys.stderr)
     with shell.told() as tell:

@@ -11,14 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from experiments.cli import shell, terminal
 from experiments.cli.locks import lock_folder
@@ -29,11 +22,9 @@ from experiments.library.index import QUESTIONS, Library, LibraryWork
 from experiments.library.records import Shard
 from experiments.library.videos import list_videos
 from experiments.library.windows import Readers
-from o3jax import api
 from o3jax.errors import UserError
 from o3jax.files import write_json, writing
-from o3jax.printing import check_whole, shortened
-from o3jax.report.session import clock
+from o3jax.printing import check_whole, fine_clock, shortened
 
 _LIBRARY = flags.DEFINE_string("library", None, "The folder of videos.")
 _INDEX = flags.DEFINE_bool("index", False, "Only bring the index up to date.")
@@ -64,9 +55,7 @@ def main(argv: Sequence[str]) -> None:
             lock = lock_folder(folder, "--index_dir", f".lock{shard.suffix}")
     except UserError as error:
         raise UserError(f"{error}; --index_dir=FOLDER keeps the index elsewhere") from None
-    shell.use_compilation_cache()
-    with shell.progress("reading the weights") as progress:
-        model = api.load(_MODEL.value, progress=progress)
+    model = shell.load_model(_MODEL.value)
     readers = Readers(_READERS.value)
     try:
         library = Library(folder, shard.suffix, model, readers)
@@ -101,7 +90,7 @@ def _bring_up_to_date(library: Library, videos: Sequence[str]) -> None:
     waiting = library.waiting(videos)
     columns = (SpinnerColumn(), TextColumn("indexing"), BarColumn(), MofNCompleteColumn())
     failed = 0
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+    with terminal.progress(*columns, TimeRemainingColumn()) as progress:
         bar = progress.add_task("", total=len(videos), completed=len(videos) - len(waiting))
         for path, record in library.add_videos(waiting):
             progress.advance(bar)
@@ -119,7 +108,7 @@ def _ask(library: Library, question: str, videos: Sequence[str]) -> None:
     console = terminal.console(soft_wrap=True, highlight=False)
     for rank, one in enumerate(found, 1):
         moment = one.moment
-        when = f"{clock(moment.start_s)}-{clock(moment.end_s)}"
+        when = f"{fine_clock(moment.start_s)}-{fine_clock(moment.end_s)}"
         review = ", needs review" if moment.needs_review else ""
         said = " ".join(moment.text.split())
         line = f"{rank}. {one.file} {when} (confidence {moment.confidence:.2f}{review}): {said}"

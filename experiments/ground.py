@@ -6,7 +6,6 @@ Writes `WORKDIR/model`, a Hugging Face folder that `experiments.sft` starts from
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,9 +22,7 @@ from data_pipelines.synthetic.grounding import FramePairs, MakeGroundingRow
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import COLORS, SHAPES, make_scene, scene_seed
 from experiments.cli import shell
-from experiments.training.hosts import micro_batches, open_mesh
-from experiments.training.loop import RunLength, train
-from experiments.training.trainer import optimizer_of
+from experiments.training.parts import train_part
 from experiments.training.workdir import Workdir
 from o3jax.files import whole_folder
 from o3jax.hf.export import export_weights
@@ -40,8 +37,6 @@ from o3jax.prompts import templates
 from o3jax.prompts.tiny_tokenizer import build_tokenizer
 from o3jax.prompts.tokenizer import number_tokens
 from o3jax.sft.grounding import GroundedTower, grounding_loss, known_counts
-from o3jax.sharding import replicate_scalars, use_mesh
-from o3jax.train.state import init_state, make_train_step
 
 _CONFIG = shell.define_config("configs/ground_tiny.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
@@ -132,14 +127,7 @@ def _ground(config: ConfigDict, workdir: Workdir) -> None:
     clips = FramePairs(processor, config.level, config.pairs_per_clip, config.seed + 1)
     rows = MakeGroundingRow(processor, model.config, shape)
     pipeline = Pipeline(clips, [rows], batch_size=config.train_batch_size, seed=config.seed)
-    optimizer = optimizer_of(config, config.max_steps)
-    mesh = open_mesh(config.mesh)
-    prepare = functools.partial(micro_batches, steps=1, mesh=mesh)
-    with use_mesh(mesh):
-        state = replicate_scalars(init_state(grounded, optimizer), mesh)
-        shardings = jax.tree.map(lambda a: a.sharding, state)
-        step = make_train_step(grounding_loss, optimizer, known_counts, shardings=shardings)
-        state = train(state, step, pipeline, prepare, workdir, RunLength.of(config, config.max_steps))
+    state = train_part(config, workdir, grounded, pipeline, grounding_loss, known_counts)
     if int(state.step) < config.max_steps:
         return
     model.vision = rescaled(state.model.tower, next(pipeline.open()).patches)

@@ -17,7 +17,6 @@ from experiments.cli import shell
 from experiments.cli.distributed import define_distributed, join_hosts
 from experiments.training.build_gspo import build_gspo
 from experiments.training.iteration import train_gspo
-from experiments.training.trainer import export
 from experiments.training.workdir import Workdir
 
 _CONFIG = shell.define_config("configs/gspo_tiny.py")
@@ -36,8 +35,7 @@ def main(argv: Sequence[str]) -> None:
     with Workdir(_WORKDIR.value, config) as workdir:
         run = build_gspo(config, workdir)
         state = train_gspo(run)
-        asked = {"prompt_style": config.prompt_style, "box_step": config.box_step}
-        export(state, run.source, workdir.place / "model", run.processor, **asked)
+        run.export(state, workdir, config)
 
 
 if __name__ == "__main__":

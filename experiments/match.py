@@ -15,9 +15,7 @@ from configs.checks import check_fields
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.synthetic.matching import MakeMatchingRow
 from experiments.cli import shell
-from experiments.training.hosts import micro_batches, open_mesh
-from experiments.training.loop import RunLength, train
-from experiments.training.trainer import optimizer_of
+from experiments.training.parts import train_part
 from experiments.training.workdir import Workdir
 from o3jax.errors import UserError
 from o3jax.files import whole_folder
@@ -27,8 +25,6 @@ from o3jax.hf.o3_config import read_settings
 from o3jax.hf.weights import load_weights
 from o3jax.inputs.processor import load_processor
 from o3jax.sft.matching import FROZEN, Matching, matching_counts, matching_loss
-from o3jax.sharding import replicate_scalars, use_mesh
-from o3jax.train.state import init_state, make_train_step
 
 _CONFIG = shell.define_config("configs/match_tiny.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder resumes.", required=True)
@@ -51,14 +47,8 @@ def main(argv: Sequence[str]) -> None:
             *(config.questions_per_row, config.question_length, config.seed),
         )
         pipeline = Pipeline(range(1 << 31), [rows], batch_size=config.train_batch_size, seed=config.seed)
-        optimizer, mesh = optimizer_of(config, config.max_steps), open_mesh(config.mesh)
-        prepare = functools.partial(micro_batches, steps=1, mesh=mesh)
-        with use_mesh(mesh):
-            state = replicate_scalars(init_state(matching, optimizer, FROZEN), mesh)
-            loss = functools.partial(matching_loss, keep=config.keep)
-            step = make_train_step(loss, optimizer, matching_counts, frozen=FROZEN)
-            length = RunLength.of(config, config.max_steps)
-            state = train(state, step, pipeline, prepare, workdir, length)
+        loss = functools.partial(matching_loss, keep=config.keep)
+        state = train_part(config, workdir, matching, pipeline, loss, matching_counts, FROZEN)
         with whole_folder(workdir.path / "model", replace=True) as temporary:
             export_model(state.model.trained(), source, temporary, processor, read_settings(source))
         print(f"model at step {int(state.step)}: {workdir.path / 'model'}")

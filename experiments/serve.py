@@ -67,7 +67,6 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--workdir={folder} cannot be written ({error.strerror}): name another") from None
     with listen(_HOST.value, _PORT.value) as socket:
         # After the flags are checked: starting JAX takes seconds.
-        import o3jax
         from data_pipelines.reading.guarded import Limits
         from experiments.serving.answers import Answers
         from experiments.serving.app import guarded, make_app
@@ -75,9 +74,7 @@ def main(argv: Sequence[str]) -> None:
         from experiments.serving.files import Files
         from experiments.serving.videos import Videos
 
-        shell.use_compilation_cache()
-        with shell.progress("reading the weights") as progress:
-            model = o3jax.load(_MODEL.value, progress=progress)
+        model = shell.load_model(_MODEL.value)
         most_bytes = _UPLOAD.value * 2**20
         limits = dataclasses.replace(
             Limits(), max_duration_s=_DURATION.value, max_pixels=_PIXELS.value, max_bytes=most_bytes

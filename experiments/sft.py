@@ -14,7 +14,6 @@ from experiments.cli import shell
 from experiments.cli.distributed import define_distributed, join_hosts
 from experiments.training.build_sft import build_sft
 from experiments.training.loop import train
-from experiments.training.trainer import export
 from experiments.training.workdir import Workdir
 from o3jax.sharding import use_mesh
 
@@ -34,12 +33,8 @@ def main(argv: Sequence[str]) -> None:
     with Workdir(_WORKDIR.value, config) as workdir:
         run = build_sft(config, workdir)
         with use_mesh(run.mesh, run.rules):
-            state = train(
-                *(run.state, run.step, run.pipeline, run.prepare, workdir, run.length, run.note, run.name_of),
-                held_out=run.held_out,
-            )
-        asked = {"prompt_style": config.prompt_style, "box_step": config.box_step}
-        export(state, run.source, workdir.place / "model", run.processor, **asked)
+            state = train(run.state, run.step, run, workdir, run.length, held_out=run.held_out)
+        run.export(state, workdir, config)
 
 
 if __name__ == "__main__":

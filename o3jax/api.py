@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from o3jax.errors import UserError
 from o3jax.fields import folder_file
-from o3jax.generate.sampler import greedy
+from o3jax.generate.sampler import Ending, greedy
 from o3jax.hf.config import config_from_hf
 from o3jax.hf.folder import ASSETS, check_processor, export_model, model_folder
 from o3jax.hf.generation import Generation, read_generation
@@ -67,7 +67,7 @@ class Model:
         backbone: the parameters, layers as `for_decoding` makes them.
         folder: where it was loaded from.
         settings: how it wants to be asked.
-        eos_ids: the tokens that end a text.
+        generation: how its texts end, and what they should not repeat.
         open_video, open_sparse: open a file, as `OpenVideo` and `SparseReader` do.
         steps: how the parts of an answer are done, where not as `respond` does them.
     """
@@ -77,8 +77,7 @@ class Model:
         self.backbone = backbone
         self.folder = folder
         self.settings = settings
-        self.eos_ids, self._pad_id = generation.eos_ids, generation.pad_id
-        self._repetition_penalty = generation.repetition_penalty
+        self.generation = generation
         self.open_video: Callable[..., OpenVideo] = OpenVideo
         self.open_sparse: Callable[..., SparseReader] = SparseReader
         self.steps: Steps | None = None
@@ -87,6 +86,11 @@ class Model:
     def config(self) -> Config:
         """The architecture."""
         return self.backbone.config
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text."""
+        return self.generation.eos_ids
 
     @functools.cached_property
     def calibration(self) -> Calibration | None:
@@ -113,14 +117,9 @@ class Model:
         Raises:
             UserError: as for a call.
         """
-        out = (self.steps.generate if self.steps else greedy)(
-            self.backbone,
-            read_inputs(inputs, self.backbone),
-            max_new_tokens=_positive(max_new_tokens),
-            eos_ids=self.eos_ids,
-            pad_id=self._pad_id,
-            repetition_penalty=self._repetition_penalty,
-        )
+        generate = self.steps.generate if self.steps else greedy
+        batch = read_inputs(inputs, self.backbone)
+        out = generate(self.backbone, batch, ending(self.generation, max_new_tokens))
         return np.asarray(out.tokens)[:, : int(out.length.max())]
 
     def answer(
@@ -289,11 +288,8 @@ class Model:
             self.backbone,
             self.processor,
             [request.as_read(quoted) for request in requests],
-            max_new_tokens=_positive(max_new_tokens),
-            eos_ids=self.eos_ids,
-            pad_id=self._pad_id,
-            box_step=self.settings.box_step,
-            repetition_penalty=self._repetition_penalty,
+            ending(self.generation, max_new_tokens),
+            self.settings.box_step,
         )
         said = []
         for response, request in zip(responses, requests, strict=True):
@@ -302,10 +298,11 @@ class Model:
         return said
 
 
-def _positive(max_new_tokens: int) -> int:
+def ending(generation: Generation, max_new_tokens: int) -> Ending:
+    """Returns where a model's texts end; UserError unless `max_new_tokens` is positive."""
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    return max_new_tokens
+    return Ending(max_new_tokens, generation.eos_ids, generation.pad_id, generation.repetition_penalty)
 
 
 def load(

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in [0, 1] of the displayed frame
 Interval = tuple[float, float]  # start, end in seconds from the first presented frame
+
+
+def join(intervals: Iterable[Interval], gap_s: float = 0.0) -> list[Interval]:
+    """Returns the intervals in order, those that are at most `gap_s` apart as one."""
+    joined: list[Interval] = []
+    for start, end in sorted(intervals):
+        if joined and start <= joined[-1][1] + gap_s:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        else:
+            joined.append((start, end))
+    return joined
 
 
 @dataclasses.dataclass(frozen=True)

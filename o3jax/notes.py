@@ -19,10 +19,7 @@ _SENTENCES = {
         "damaged: {} wanted times are left out, the first at {:g} s",
         "文件有损坏:缺少{}个所需时刻的画面,最早的在{:g}秒",
     ),
-    "read error": (
-        "reading stopped early because of damage in the file",
-        "文件有损坏,读取提前停止",
-    ),
+    "read error": ("reading stopped early because of damage in the file", "文件有损坏,读取提前停止"),
     "past the end": (
         "{} wanted times lie past that, the first at {:g} s",
         "有{}个所需时刻在此之后,最早的在{:g}秒",
@@ -31,10 +28,7 @@ _SENTENCES = {
         "the file's clock jumps back {} times; what follows is shown after what came before",
         "文件的时钟回跳{}次,其后的画面接在之前的画面之后",
     ),
-    "untimed": (
-        "{} frames without a timestamp are not shown",
-        "有{}帧没有时间戳,未显示",
-    ),
+    "untimed": ("{} frames without a timestamp are not shown", "有{}帧没有时间戳,未显示"),
     "other sizes": (
         "the frame size changes; all frames were resized to the first one's size",
         "画面尺寸中途改变,所有帧都缩放到第一帧的尺寸",
@@ -72,22 +66,10 @@ _SENTENCES = {
     "searching cues": ("looking where much changes: {} of {}", "查看变化较大处:{} / {}"),
     "searching refine": ("looking closer where it is uncertain: {} of {}", "细看不确定处:{} / {}"),
     "searching fine": ("reading what is relevant: {} of {}", "读取相关片段:{} / {}"),
-    "search": (
-        "Searched: {} of {} frames decoded ({:g} %)",
-        "搜索:解码{}帧,共{}帧({:g}%)",
-    ),
-    "searched": (
-        "relevant stretches: {}",
-        "相关片段:{}处",
-    ),
-    "searched short": (
-        "the video is short enough to be read whole",
-        "视频较短,已全部读取",
-    ),
-    "searched named": (
-        "the question names the time",
-        "问题给出了时刻",
-    ),
+    "search": ("Searched: {} of {} frames decoded ({:g} %)", "搜索:解码{}帧,共{}帧({:g}%)"),
+    "searched": ("relevant stretches: {}", "相关片段:{}处"),
+    "searched short": ("the video is short enough to be read whole", "视频较短,已全部读取"),
+    "searched named": ("the question names the time", "问题给出了时刻"),
     "searched lost": (
         "{} stretches seemed relevant but cannot be decoded: frames from all over the video were read",
         "有{}处似乎相关但无法解码,已均匀读取整个视频",
@@ -98,67 +80,25 @@ _SENTENCES = {
     ),
     # the answer
     "never": ("It never appears.", "它从未出现。"),
-    "never named": (
-        "what is most like it, at {:.1f} s, is named {}",
-        "最像的是{0:.1f}秒时的{1}",
-    ),
-    "tokens": (
-        "the text was cut off after {} tokens",
-        "文本在{}个词元后被截断",
-    ),
-    "no answer": (
-        "the response gives no answer",
-        "生成的文本中没有答案",
-    ),
-    "empty answer": (
-        "the answer is empty",
-        "答案为空",
-    ),
-    "open answer": (
-        "the answer has no end",
-        "答案没有结尾",
-    ),
-    "answers": (
-        "the response gives {} answers",
-        "生成的文本中有{}个答案",
-    ),
-    "loop": (
-        "the response repeats itself",
-        "生成的文本不断重复",
-    ),
-    "unreadable": (
-        "{} names, boxes or times cannot be read",
-        "有{}处名称、边界框或时间无法识别",
-    ),
-    "times outside": (
-        "a time lies after the end of the video",
-        "有时间在视频结束之后",
-    ),
-    "no option": (
-        "the answer is none of the options",
-        "答案不在选项之中",
-    ),
+    "never named": ("what is most like it, at {:.1f} s, is named {}", "最像的是{0:.1f}秒时的{1}"),
+    "tokens": ("the text was cut off after {} tokens", "文本在{}个词元后被截断"),
+    "no answer": ("the response gives no answer", "生成的文本中没有答案"),
+    "empty answer": ("the answer is empty", "答案为空"),
+    "open answer": ("the answer has no end", "答案没有结尾"),
+    "answers": ("the response gives {} answers", "生成的文本中有{}个答案"),
+    "loop": ("the response repeats itself", "生成的文本不断重复"),
+    "unreadable": ("{} names, boxes or times cannot be read", "有{}处名称、边界框或时间无法识别"),
+    "times outside": ("a time lies after the end of the video", "有时间在视频结束之后"),
+    "no option": ("the answer is none of the options", "答案不在选项之中"),
     "claims outside": (
         "{} claims lie after the end of the video and were left out",
         "有{}条证据的时间在视频结束之后,已略去",
     ),
     # how sure the answer may be
-    "times agree": (
-        "text and decoder agree within {:.1f} s",
-        "文本与证据解码器的时间相差不超过{:.1f}秒",
-    ),
-    "times apart": (
-        "text and decoder are {:.1f} s apart",
-        "文本与证据解码器的时间相差{:.1f}秒",
-    ),
-    "boxes agree": (
-        "their boxes overlap (IoU {:.2f})",
-        "两者的边界框重合(交并比{:.2f})",
-    ),
-    "boxes apart": (
-        "their boxes hardly overlap (IoU {:.2f})",
-        "两者的边界框几乎不重合(交并比{:.2f})",
-    ),
+    "times agree": ("text and decoder agree within {:.1f} s", "文本与证据解码器的时间相差不超过{:.1f}秒"),
+    "times apart": ("text and decoder are {:.1f} s apart", "文本与证据解码器的时间相差{:.1f}秒"),
+    "boxes agree": ("their boxes overlap (IoU {:.2f})", "两者的边界框重合(交并比{:.2f})"),
+    "boxes apart": ("their boxes hardly overlap (IoU {:.2f})", "两者的边界框几乎不重合(交并比{:.2f})"),
     "decoder unsure": (
         "the decoder is unsure of the time (± {:.1f} s)",
         "证据解码器对时间没有把握(±{:.1f}秒)",
@@ -167,26 +107,11 @@ _SENTENCES = {
         "a word of the answer is unlikely (probability {:.2f})",
         "答案中有可能性低的词(概率{:.2f})",
     ),
-    "no evidence": (
-        "the text names no evidence",
-        "文本没有给出证据",
-    ),
-    "kept": (
-        "the answer stays when only this evidence is shown",
-        "只看这些证据时答案不变",
-    ),
-    "not kept": (
-        "the answer changes when only its evidence is shown",
-        "只看这些证据时答案改变",
-    ),
-    "needed": (
-        "the answer changes when this evidence is hidden",
-        "隐藏这些证据后答案改变",
-    ),
-    "not needed": (
-        "the answer stays the same when its evidence is hidden",
-        "隐藏这些证据后答案不变",
-    ),
+    "no evidence": ("the text names no evidence", "文本没有给出证据"),
+    "kept": ("the answer stays when only this evidence is shown", "只看这些证据时答案不变"),
+    "not kept": ("the answer changes when only its evidence is shown", "只看这些证据时答案改变"),
+    "needed": ("the answer changes when this evidence is hidden", "隐藏这些证据后答案改变"),
+    "not needed": ("the answer stays the same when its evidence is hidden", "隐藏这些证据后答案不变"),
 }  # fmt: skip
 
 

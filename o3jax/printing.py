@@ -55,3 +55,16 @@ def _shown(character: str, keep: str) -> str:
         return " "
     kind = unicodedata.category(character)
     return "?" if kind == "Cs" else "" if kind in _REMOVED else character
+
+
+def clock(seconds: float) -> str:
+    """Returns `1:02:03`."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def fine_clock(seconds: float) -> str:
+    """Returns `1:02:03.4`, without hours where there are none."""
+    whole, tenths = divmod(round(seconds * 10), 10)
+    text = clock(whole)
+    return f"{text if whole >= 3600 else text[2:].removeprefix('0')}.{tenths}"

@@ -9,6 +9,7 @@ from typing import Any
 from o3jax import notes
 from o3jax.grounding import Interval
 from o3jax.notes import Note
+from o3jax.printing import clock
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,12 +71,7 @@ class Event:
 
     def text(self, language: str = "en") -> str:
         """Returns it in "en" or "zh"."""
-        return Note(f"searching {self.stage}", _clock(self.done_s), _clock(self.total_s)).text(language)
+        return Note(f"searching {self.stage}", clock(self.done_s), clock(self.total_s)).text(language)
 
 
 Progress = Callable[[Event], None]
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

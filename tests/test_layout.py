@@ -62,6 +62,7 @@ def inside(name: str, *packages: str) -> bool:
 LEAVES = tuple(
     f"o3jax.{name}"
     for name in (
+        "child",
         "choices",
         "errors",
         "fields",
@@ -74,6 +75,7 @@ LEAVES = tuple(
     )
 )
 ALLOWED = {
+    "o3jax.child": (),
     "o3jax.choices": (),
     "o3jax.errors": (),
     "o3jax.fields": (),
@@ -115,6 +117,7 @@ LIGHT = (
     "o3jax.rewards",
     "o3jax.verify",
     "o3jax.report",
+    "o3jax.child",
     "o3jax.choices",
     "o3jax.errors",
     "o3jax.fields",

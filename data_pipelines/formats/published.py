@@ -40,11 +40,7 @@ OWN = Roots("", "kfs/")
 
 
 def roots(source: str, task: str) -> Roots:
-    """Returns where a published record's media lie.
-
-    Raises:
-        RecordError: if no published data have such a source.
-    """
+    """Returns where a published record's media lie; RecordError if no published data have such a source."""
     if source == "videoespresso_train_video":
         return Roots("videos/videoespresso/videos/", "videos/videoespresso/kfs/")
     if "STR_plm" in source:

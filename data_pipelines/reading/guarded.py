@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from data_pipelines.reading.child import Child, Died, clock, limit_memory
+from o3jax.child import Child, Died, clock, limit_memory
 from o3jax.errors import UserError
 from o3jax.video.files import Limits, VideoError, find_file, local_file, refuse_protocol, set_limits
 

@@ -15,7 +15,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from data_pipelines.reading.child import end_with, no_stops
+from o3jax.child import end_with, no_stops
 from o3jax.models.batch import TYPES, flatten, unflatten
 
 Transform = grain.transforms.Map | grain.transforms.RandomMap

@@ -33,11 +33,7 @@ class Read:
 
 
 def read_clip(s: RowSettings, clip: Clip, written: Written) -> Read:
-    """Returns the pixels of a clip.
-
-    Raises:
-        UserError: if something cannot be read.
-    """
+    """Returns the pixels of a clip; UserError if something cannot be read."""
     size = written.frames.size
     media = read_frames(written.frames, clip.source, s.reader, s.processor)
     dense, pointed = None, np.zeros((0, *size, 3), np.uint8)
@@ -104,11 +100,7 @@ def streams(
 
 
 def add_pointed(
-    s: RowSettings,
-    patches: Patches,
-    places: VisualPlaces,
-    written: Sequence[Written],
-    read: Sequence[Read],
+    s: RowSettings, patches: Patches, places: VisualPlaces, written: Sequence[Written], read: Sequence[Read]
 ) -> None:
     """Writes the frames that boxes are read from behind the pairs that the texts show."""
     at = sum(one.frames.frame_pairs for one in written)

@@ -237,11 +237,7 @@ def make_scene(seed: int, level: int = 1, questions: int | None = None, seconds:
 
 
 def level_of(level: int) -> Level:
-    """Returns what a level consists of.
-
-    Raises:
-        UserError: if there is no such level.
-    """
+    """Returns what a level consists of; UserError if there is no such level."""
     if level not in LEVELS:
         raise UserError(f"level must be one of {', '.join(map(str, LEVELS))}, not {level}")
     return LEVELS[level]

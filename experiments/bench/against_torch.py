@@ -29,11 +29,7 @@ TARGETS = {
 
 
 def measure(scratch: Path, rounds: int, names: Collection[str], size: str = "small") -> Tables:
-    """Returns a row for each job of these names.
-
-    Raises:
-        UserError: if the two sides do not give the same numbers.
-    """
+    """Returns a row for each job of these names; UserError if the two sides do not give the same numbers."""
     folder = scratch / "model"
     write_folder(SIZES[size].config, folder)
     sides = Ours(folder), Theirs(folder)

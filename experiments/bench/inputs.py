@@ -40,13 +40,7 @@ def write_folder(config: Config, folder: Path, dtype: jnp.dtype = jnp.float32, s
 
 
 def prompt(
-    config: Config,
-    length: int,
-    frame_pairs: int,
-    grid: tuple[int, int],
-    *,
-    rows: int = 1,
-    seed: int = 0,
+    config: Config, length: int, frame_pairs: int, grid: tuple[int, int], *, rows: int = 1, seed: int = 0
 ) -> Inputs:
     """Returns what a Qwen3-VL processor would, for `rows` prompts of `length` tokens.
 

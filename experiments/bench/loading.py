@@ -9,7 +9,6 @@ dtype, because the peak of a process never falls:
 from __future__ import annotations
 
 import json
-import resource
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from absl import app, flags
 from safetensors.numpy import save_file
 
 from experiments.bench.inputs import prompt, tokens_of
-from experiments.bench.timing import timed
+from experiments.bench.timing import peak_bytes, timed
 from o3jax.hf.config import config_to_hf
 from o3jax.hf.names import model_leaves, tensor_table
 from o3jax.hf.stored import INDEX
@@ -69,20 +68,21 @@ def main(argv: Sequence[str]) -> None:
         make(folder, _SIZE.value)
     import o3jax
 
-    def peak_gib() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
     def generated(tokens: int) -> np.ndarray:
         return timed(lambda: model.generate(**inputs, max_new_tokens=tokens))[1]
 
     model, load_s = timed(lambda: o3jax.load(folder, dtype=_DTYPE.value))
-    figures = {"dtype": str(model.backbone.text.embed.dtype), "load_s": load_s, "load_gib": peak_gib()}
+    figures = {
+        "dtype": str(model.backbone.text.embed.dtype),
+        "load_s": load_s,
+        "load_gib": peak_bytes() / 2**30,
+    }
     # A short question about a small video.
     inputs = prompt(model.config, 128 + 4 * tokens_of(model.config, GRID), 4, GRID)
     figures |= {"first_token_compiling_s": generated(1), "first_token_s": generated(1)}
     generated(_TOKENS.value)
     figures["token_s"] = (generated(_TOKENS.value) - figures["first_token_s"]) / (_TOKENS.value - 1)
-    figures["peak_gib"] = peak_gib()
+    figures["peak_gib"] = peak_bytes() / 2**30
     print(
         json.dumps({name: np.round(v, 2).tolist() if name != "dtype" else v for name, v in figures.items()})
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import numpy as np
 from absl import flags
 
 from experiments.bench.tables import Row, table
+from experiments.bench.timing import peak_bytes
 from experiments.cli import shell
 from experiments.evaluation.scores import Question, Scored, score
 from o3jax.files import write_arrays, write_json
@@ -227,7 +227,7 @@ def main(argv: Sequence[str]) -> None:
     if _ASK.value:
         begun = time.monotonic()
         model.answer(_ASK.value, "When is the red circle visible?", verify="cheap")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        peak = peak_bytes() / 1e6
         print(time.monotonic() - begun, peak)
         return
     made = videos(_VIDEOS.value, _SECONDS.value)

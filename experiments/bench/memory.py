@@ -7,14 +7,13 @@ the gradient of a batch of them, as large as the largest clip makes them and as 
 from __future__ import annotations
 
 import dataclasses
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.bench.timing import timed
+from experiments.bench.timing import peak_bytes, timed
 
 # Name: sizes of the images, (frames, height, width) of the videos, whether each is a row of its own.
 MIXTURES: dict[str, tuple[list[tuple[int, int]], list[tuple[int, int, int]], bool]] = {
@@ -50,7 +49,7 @@ def mixture(name: str) -> None:
     )
     patches = sum(len(inputs[key]) for key in ("pixel_values", "pixel_values_videos") if key in inputs)
     spent = timed(lambda: model.generate(**inputs, max_new_tokens=2))[1][0]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak = peak_bytes() / 1e9
     print(f"{name:56} {patches:7,} patches  {peak:5.1f} GB  {spent:5.1f} s", flush=True)
 
 

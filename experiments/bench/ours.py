@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.bench.inputs import Inputs
 from experiments.training.sampling import decoder
-from o3jax.generate.sampler import greedy
+from o3jax.generate.sampler import Ending, greedy
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.inputs.collate import collate
 from o3jax.models.batch import Batch, SupervisedBatch, take
@@ -95,7 +95,7 @@ class Ours:
         return tokens.reshape(-1, tokens.shape[-1])
 
     def generate(self, inputs: Batch, new_tokens: int) -> jax.Array:
-        out = greedy(self.decoder, inputs, max_new_tokens=new_tokens, eos_ids=(), pad_id=0)
+        out = greedy(self.decoder, inputs, Ending(new_tokens, (), 0))
         return jax.block_until_ready(out.tokens)
 
     def trainer(self) -> Callable[[SupervisedBatch], float]:

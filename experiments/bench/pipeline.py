@@ -32,7 +32,8 @@ from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.datasets import write_video
 from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import make_scene
-from experiments.bench.numbered import write_numbered
+from experiments.bench.numbered import textured
+from experiments.bench.numbered import write_video as write_numbered
 from experiments.bench.tables import Tables, judged
 from experiments.bench.timing import ratios, take_turns, timed
 from o3jax.hf.config import config_from_hf
@@ -121,7 +122,8 @@ def measure_pipeline(scratch: Path, rounds: int) -> Tables:
 
 def measure_cache(scratch: Path, rounds: int) -> Tables:
     """Returns how many times as long rows take that are decoded as those from a cache."""
-    path = write_numbered(scratch / "360.mp4", range(30 * CACHED_S), Fraction(1, 30), size=(360, 640), gop=30)
+    coded = {"size": (360, 640), "gop": 30, "picture_of": textured}
+    path = write_numbered(scratch / "360.mp4", range(30 * CACHED_S), Fraction(1, 30), **coded).path
     (sample, *_) = make_samples(make_scene(0, questions=1))
     clip = Clip((dataclasses.replace(sample, video_path=path.name),), VideoSource(path, probe(path)))
     maker = row_maker(RowShape(4096, 8, 1024), EvidenceShape(30 * CACHED_S, 64, 1, 64, 4, 2, 2))

@@ -7,7 +7,6 @@ peak of memory. Take a new folder as $JAX_COMPILATION_CACHE_DIR to see what comp
 from __future__ import annotations
 
 import contextlib
-import resource
 import statistics
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import jax
 import o3jax
 from data_pipelines.synthetic.datasets import write_video
 from data_pipelines.synthetic.scenes import make_scene
+from experiments.bench.timing import peak_bytes
 
 _ENGLISH = (
     *("Why?", "When does the red circle appear?", "What color is the object that disappears first?"),
@@ -82,7 +82,7 @@ def main(count: int) -> None:
     print(f"{len(names) - before} programs for {count} questions, {len(names)} with loading")
     print(f"seconds of a question: median {statistics.median(seconds):.2f}, in all {sum(seconds):.1f}")
     print(f"processor seconds {time.process_time():.1f}", end=", ")
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+    print(f"peak memory {peak_bytes() / 2**20:.0f} MB")
 
 
 if __name__ == "__main__":

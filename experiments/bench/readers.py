@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from experiments.bench.numbered import read_number, write_numbered
+from experiments.bench.numbered import read_number, textured, write_video
 from experiments.bench.tables import Row, Tables
 from experiments.bench.timing import take_turns
 from o3jax.video import read_video
@@ -26,6 +26,7 @@ from o3jax.video import read_video
 SECONDS, FPS = 20, 30
 LONGEST_S = 0.25  # a frame is shown: until the next one was read nobody knows how long
 SMALL = (252, 448)  # what all frames are resized to
+_CODED = {"codec_options": {"preset": "veryfast", "crf": "26", "sc_threshold": "0"}, "picture_of": textured}
 Frames = Sequence[UInt8[np.ndarray, "H W 3"]]
 Read = Callable[[Path, Sequence[float], tuple[int, int] | None], Frames]
 
@@ -128,9 +129,9 @@ def plain_cases(folder: Path) -> list[Case]:
     """Returns what is timed: files of a constant rate."""
     cases = []
     for size in ((360, 640), (720, 1280)):
-        constant = {"pts": range(SECONDS * FPS), "time_base": Fraction(1, FPS), "size": size}
+        constant = {"pts": range(SECONDS * FPS), "time_base": Fraction(1, FPS), "size": size} | _CODED
         short, long = (
-            write_numbered(folder / f"{size[0]}-{gop}.mp4", **constant, gop=gop) for gop in (FPS, 250)
+            write_video(folder / f"{size[0]}-{gop}.mp4", **constant, gop=gop).path for gop in (FPS, 250)
         )
         for name, path, times, resized in (
             ("all at 25 fps, resized", short, np.arange(25 * SECONDS) / 25, SMALL),
@@ -153,7 +154,7 @@ def odd_cases(folder: Path) -> list[Case]:
     }
     cases = []
     for name, (file, pts, base, options) in written.items():
-        path = write_numbered(folder / file, pts, base, container_options=options)
+        path = write_video(folder / file, pts, base, container_options=options, **_CODED).path
         # A viewer sees nothing of what lies before time zero.
         hidden = sum(stamp < 0 for stamp in pts)
         starts = [(stamp - pts[hidden]) * base for stamp in pts[hidden:]]

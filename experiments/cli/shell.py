@@ -91,6 +91,19 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
+def load_model(path: str, **options: Any) -> Any:
+    """Returns the `o3jax.Model` of a folder; stderr says how far it is. Programs then come from the cache.
+
+    Args:
+        options: of `o3jax.load`.
+    """
+    from o3jax import api  # after the flags are checked: starting JAX takes seconds
+
+    use_compilation_cache()
+    with progress("reading the weights") as show:
+        return api.load(path, progress=show, **options)
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)

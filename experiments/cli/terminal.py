@@ -18,6 +18,7 @@ from absl import logging
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
+from rich.progress import Progress, ProgressColumn
 from rich.segment import Segment
 from rich.table import Table
 
@@ -84,6 +85,11 @@ def console(*, stderr: bool = False, **options: Any) -> Console:
         options: of `rich.console.Console`.
     """
     return _Console(file=_behind(sys.stderr if stderr else sys.stdout), **options)
+
+
+def progress(*columns: ProgressColumn) -> Progress:
+    """Returns rich's bar on stderr, which goes when its block ends; without columns rich's own."""
+    return Progress(*columns, console=console(stderr=True, soft_wrap=True, highlight=False), transient=True)
 
 
 def print_table(table: Table) -> None:

@@ -70,8 +70,6 @@ VERBS = {
         "o3jax serve --model_path=o3-tiny --port=8000",
     ),
     "demo": Verb(
-        "demo",
-        "asks the embedded model about a new video, then trains it a little",
-        "o3jax demo --out=demo",
+        "demo", "asks the embedded model about a new video, then trains it a little", "o3jax demo --out=demo"
     ),
 }

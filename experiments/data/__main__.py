@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 from absl import flags
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from data_pipelines.synthetic import datasets
@@ -70,12 +69,10 @@ def make() -> None:
         names = make_benchmarks(_OUT.value, max(5, _COUNT.value))
         print(f"{_OUT.value}: {', '.join(names)}")
         return
-    write = {
-        "stgr": datasets.make_dataset,
-        "article": make_article,
-        "published": make_published,
-    }[_FORMAT.value]
-    with Progress(console=terminal.console(stderr=True), transient=True) as progress:
+    write = {"stgr": datasets.make_dataset, "article": make_article, "published": make_published}[
+        _FORMAT.value
+    ]
+    with terminal.progress() as progress:
         bar = progress.add_task("rendering clips", total=_COUNT.value)
         made = write(
             _OUT.value,

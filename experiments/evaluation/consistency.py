@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from data_pipelines.synthetic.datasets import claim_folder
@@ -51,7 +50,7 @@ def collect(model: Model, asked: Sequence[Part], folder: Path) -> list[Line]:
     """
     claim_folder(folder, {"answers of": fingerprint(model.folder), "signals": VERSION}, ("clips",))
     lines: list[Line] = []
-    with Progress(console=terminal.console(stderr=True), transient=True) as progress:
+    with terminal.progress() as progress:
         bar = progress.add_task("answering", total=sum(part.count for part in asked))
         for part in asked:
             progress.update(bar, description=f"level {part.level}, {part.shift}")

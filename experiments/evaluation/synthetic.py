@@ -38,11 +38,7 @@ def make_questions(
 
 
 def clips_of(count: int, level: int) -> int:
-    """Returns how many clips of a level so many questions are about.
-
-    Raises:
-        UserError: if there is no such level.
-    """
+    """Returns how many clips of a level so many questions are about; UserError if there is no such level."""
     return -(-count // level_of(level).questions)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from data_pipelines.synthetic.scenes import level_of
@@ -79,7 +78,7 @@ def run_synthetic(
             return run_synthetic(model, model_path, folder, settings, console)
     folder = Path(data_root)
     count, began = settings.num_questions, time.perf_counter()
-    with Progress(console=terminal.console(stderr=True), transient=True) as progress:
+    with terminal.progress() as progress:
         bar = progress.add_task("rendering clips", total=count)
         step = level_of(settings.level).questions
         questions = synthetic_questions.make_questions(

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from experiments.cli import terminal
@@ -49,7 +48,7 @@ def run_voting(
         )
     rows = []
     folder.mkdir(parents=True, exist_ok=True)
-    with Progress(console=terminal.console(stderr=True), transient=True) as progress:
+    with terminal.progress() as progress:
         bar = progress.add_task("voting", total=count)
         for level in _LEVELS:
             share = -(-count // len(_LEVELS))

@@ -128,81 +128,37 @@ FULL: dict[str, tuple[list[str], tuple[int, ...]]] = {
     "convert": ("convert --source=MODEL --target=DISK/model".split(), (8, 300)),
 }
 
-_FIELDS = (
-    *("seed=100000000000000000000", "seed=-1", "seed=x", "num_workers=100000", "num_workers=-1"),
-    *("frame_cache_gib=nan", "frame_cache_gib=inf", "feature_cache_gib=-1", "warmup_steps=1000000000"),
-    *("learning_rate=nan", "learning_rate=1e300", "max_steps=-1", "max_steps=1e3", "num_train_epochs=inf"),
-    *("row_length=0", "row_length=1000000000000", "row_patches=-5", "mesh.data=0", "mesh.data=9999999999"),
-    *(
-        "lora.rank=-1",
-        "lora.alpha=nan",
-        "optimizer=",
-        "remat=maybe",
-        "compute_dtype=float3",
-        "video.fps=1e300",
-    ),
-    *(
-        "video.fps=nan",
-        "frames.fps=0",
-        "frames.min_frames=99",
-        "adam_b2=1",
-        "max_grad_norm=nan",
-        "save_every=0",
-    ),
-    *("max_failed_share=2", "nothing=1", "mesh=5", "a.b.c=1", "=1", "max_steps=" + "9" * 5000),
-)
-_CONFIGS = (
-    "/etc/passwd",
-    "/dev/zero",
-    "",
-    "/tmp",
-    "nowhere",
-    "sft_tiny:nothing",
-    "MODEL",
-    "CLIP",
-    "MODEL/config.json",
-)
+_FIELDS = f"""
+seed=100000000000000000000 seed=-1 seed=x num_workers=100000 num_workers=-1
+frame_cache_gib=nan frame_cache_gib=inf feature_cache_gib=-1 warmup_steps=1000000000
+learning_rate=nan learning_rate=1e300 max_steps=-1 max_steps=1e3 num_train_epochs=inf
+row_length=0 row_length=1000000000000 row_patches=-5 mesh.data=0 mesh.data=9999999999
+lora.rank=-1 lora.alpha=nan optimizer= remat=maybe compute_dtype=float3 video.fps=1e300
+video.fps=nan frames.fps=0 frames.min_frames=99 adam_b2=1 max_grad_norm=nan save_every=0
+max_failed_share=2 nothing=1 mesh=5 a.b.c=1 =1 max_steps={"9" * 5000}
+""".split()
+_CONFIGS = ["/etc/passwd", "/dev/zero", "", "/tmp", "nowhere", "sft_tiny:nothing"]
+_CONFIGS += ["MODEL", "CLIP", "MODEL/config.json"]
 _STAGE = [f"--workdir=WORK --config.{field}" for field in _FIELDS]
 _STAGE += [f"--workdir=WORK --config={path}" for path in _CONFIGS]
-_STAGE += [
-    "--workdir=",
-    "--workdir=/dev/null",
-    "--workdir=CLIP",
-    "--workdir=CLIP/run",
-    "--workdir=gs://b/run",
-]
-_STAGE += ["--workdir=/proc/none", "--workdir=WORK --nothing", "--workdir", ""]
+_STAGE += ["--workdir=", "--workdir=/dev/null", "--workdir=CLIP", "--workdir=CLIP/run"]
+_STAGE += ["--workdir=gs://b/run", "--workdir=/proc/none", "--workdir=WORK --nothing", "--workdir", ""]
 _ASKS = [f"--fps={fps}" for fps in ("1e300", "nan", "inf", "0", "-1", "x", "1e-300", "")]
 _ASKS += [
     f"--{flag}={to}" for flag in ("json", "report", "annotated") for to in ("", "/nowhere/a", "/tmp", "CLIP")
 ]
-_ASKS += [
-    "--json=/proc/a",
-    "--json=WORK --report=WORK",
-    f"--json={'n' * 256}",
-    "--json=/" + "a/" * 3000 + "b",
-]
+_ASKS += ["--json=/proc/a", "--json=WORK --report=WORK", f"--json={'n' * 256}", f"--json=/{'a/' * 3000}b"]
 _ASKS += ["--model_path=", "--model_path=CLIP", "--model_path=/dev/null", "--question=", "more"]
 _LEVELS = [f"--{flag}={n}" for flag in ("level", "seed") for n in ("-1", "x", "1e3", "99999999999999999999")]
+_GSPO_FIELDS = ("group_size=1", "reward=none", "stop=(1,)", "clip_low=nan")
+_EVALUATIONS = "--num_questions=0 --num_questions=1e9 --batch_size=0 --max_new_tokens=-1 --out= --out=/tmp"
+_EVALUATIONS += " --out=/nowhere/a --benchmark=none --split=none --data_root=CLIP"
 WRONG_FLAGS: dict[str, list[str]] = {
     "sft": _STAGE,
-    "gspo": [
-        *_STAGE,
-        *(
-            f"--workdir=WORK --config.{f}"
-            for f in ("group_size=1", "reward=none", "stop=(1,)", "clip_low=nan")
-        ),
-    ],
+    "gspo": [*_STAGE, *(f"--workdir=WORK --config.{field}" for field in _GSPO_FIELDS)],
     "ground": _STAGE[:8],
     "answer": [f"--video_path=CLIP --question=When? {flag}" for flag in _ASKS],
-    "evaluate": [
-        *_LEVELS,
-        "--num_questions=0",
-        "--num_questions=1e9",
-        "--batch_size=0",
-        "--max_new_tokens=-1",
-    ]
-    + ["--out=", "--out=/tmp", "--out=/nowhere/a", "--benchmark=none", "--split=none", "--data_root=CLIP"],
+    "evaluate": [*_LEVELS, *_EVALUATIONS.split()],
     "data": [f"make --out=WORK {flag}" for flag in (*_LEVELS, "--count=0", "--count=-5", "--format=none")]
     + [
         "make",

@@ -202,45 +202,24 @@ def _fields(file: str) -> Iterator[Case]:
 
 def _added_fields() -> Iterator[Case]:
     """Yields fields that change what a model says, where they are obeyed."""
+    asked = {"num_beams": 4, "no_repeat_ngram_size": 2, "bad_words_ids": [[1]], "suppress_tokens": [1]}
+    asked |= {"repetition_penalty": 0, "min_new_tokens": 5, "stop_strings": "x", "temperature": "hot"}
+    asked |= {"eos_token_id": 10**6, "pad_token_id": [[1]], "top_p": 7}
+    image = {"size": {"height": 64, "width": 64}, "image_std": [0, 0, 0], "image_mean": [1, 2]}
+    image |= {"patch_size": 14, "resample": 2, "min_pixels": 2**40}
+    video = {"size": image["size"], "num_frames": 8, "do_rescale": False, "max_frames": 1, "fps": [2]}
+    text = {
+        "chat_template": [{"name": 3}],
+        "eos_token": {"content": 5},
+        "add_bos_token": True,
+        "pad_token": "",
+    }
     added = {
-        "generation_config.json": {
-            "num_beams": 4,
-            "no_repeat_ngram_size": 2,
-            "bad_words_ids": [[1]],
-            "suppress_tokens": [1],
-            "repetition_penalty": 0,
-            "min_new_tokens": 5,
-            "stop_strings": "x",
-            "temperature": "hot",
-            "eos_token_id": 10**6,
-            "pad_token_id": [[1]],
-            "top_p": 7,
-        },
-        "preprocessor_config.json": {
-            "size": {"height": 64, "width": 64},
-            "image_std": [0, 0, 0],
-            "image_mean": [1, 2],
-            "patch_size": 14,
-            "resample": 2,
-            "min_pixels": 2**40,
-        },
-        "video_preprocessor_config.json": {
-            "size": {"height": 64, "width": 64},
-            "num_frames": 8,
-            "do_rescale": False,
-            "max_frames": 1,
-            "fps": [2],
-        },
-        "tokenizer_config.json": {
-            "chat_template": [{"name": 3}],
-            "eos_token": {"content": 5},
-            "add_bos_token": True,
-            "pad_token": "",
-        },
-        "config.json": {
-            "quantization_config": {"bits": 4},
-            "eos_token_id": "end",
-        },
+        "generation_config.json": asked,
+        "preprocessor_config.json": image,
+        "video_preprocessor_config.json": video,
+        "tokenizer_config.json": text,
+        "config.json": {"quantization_config": {"bits": 4}, "eos_token_id": "end"},
     }
     for file, fields in added.items():
         for key, value in fields.items():

@@ -12,8 +12,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from experiments.bench.numbered import draw
-from experiments.hostility.numbered import silence, write_video
+from experiments.bench.numbered import draw, silence, write_video
 
 MS, TICK = Fraction(1, 1000), Fraction(1, 90000)
 _FRAMES = 40
@@ -21,31 +20,9 @@ _SAME = {"fflags": "bitexact"}  # no random ids
 _AS_STORED = {"avoid_negative_ts": "disabled"} | _SAME
 # Names of boxes and elements, after which a file's sizes, counts and times stand.
 _FIELDS = (
-    *(
-        b"mvhd",
-        b"tkhd",
-        b"mdhd",
-        b"stsd",
-        b"stsz",
-        b"stts",
-        b"ctts",
-        b"stco",
-        b"stsc",
-        b"elst",
-        b"moov",
-        b"mdat",
-    ),
-    *(b"trun", b"tfhd", b"avih", b"strh", b"strf", b"idx1", b"movi", b"LIST", b"FLV\x01", b"onMetaData"),
-    *(
-        b"\x1a\x45\xdf\xa3",
-        b"\x44\x89",
-        b"\x2a\xd7\xb1",
-        b"\xb0",
-        b"\xba",
-        b"\x23\xe3\x83",
-        b"GIF89a",
-        b"NETSCAPE2.0",
-    ),
+    *b"mvhd tkhd mdhd stsd stsz stts ctts stco stsc elst moov mdat trun tfhd".split(),
+    *b"avih strh strf idx1 movi LIST FLV\x01 onMetaData".split(),
+    *b"\x1a\x45\xdf\xa3 \x44\x89 \x2a\xd7\xb1 \xb0 \xba \x23\xe3\x83 GIF89a NETSCAPE2.0".split(),
 )
 _WRONG_NAMES = ("mp4", "mkv", "avi", "ts", "flv", "gif", "webm", "mov", "txt", "jpg", "m3u8", "")
 

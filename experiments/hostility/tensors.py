@@ -98,8 +98,7 @@ def weights(file: str, name: str) -> Iterator[Case]:
     }
     for what, change in contents.items():
         yield Case(
-            f"{file}/{what}",
-            lambda f, change=change: write(f / file, change((f / file).read_bytes())),
+            f"{file}/{what}", lambda f, change=change: write(f / file, change((f / file).read_bytes()))
         )
     yield Case(f"{file}/absent", lambda f: (f / file).unlink())
     yield Case(f"{file}/pickled", lambda f: (f / file).rename(f / "pytorch_model.bin"))
@@ -109,6 +108,7 @@ def tokenizers() -> Iterator[Case]:
     def vocabulary(v: Any) -> dict:
         return v["model"]["vocab"]
 
+    split = {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}
     edits: dict[str, Callable[[Any], None]] = {
         "id-beyond": lambda v: vocabulary(v).update({"beyond": 10**6}),
         "id-negative": lambda v: vocabulary(v).update({"a": -1}),
@@ -119,14 +119,7 @@ def tokenizers() -> Iterator[Case]:
         "special-beyond": lambda v: v["added_tokens"][-1].update(id=10**8),
         "merges": lambda v: v["model"].update(merges=[["a", "nothing"]]),
         "type": lambda v: v["model"].update(type="Unheard"),
-        "pattern": lambda v: v.update(
-            pre_tokenizer={
-                "type": "Split",
-                "pattern": {"Regex": "("},
-                "behavior": "Isolated",
-                "invert": False,
-            }
-        ),
+        "pattern": lambda v: v.update(pre_tokenizer=split),
     }
     for name, change in edits.items():
         yield Case(f"tokenizer.json/{name}", lambda f, c=change: edit(f / "tokenizer.json", c))
@@ -163,6 +156,9 @@ class _Lora:
 
 
 def adapters() -> Iterator[Case]:
+    settings = {"use_dora": True, "bias": "all", "modules_to_save": ["lm_head"], "peft_type": "IA3"}
+    settings |= {"r": 10**9, "lora_alpha": "x", "alpha_pattern": {"q_proj": 3}, "fan_in_fan_out": True}
+    settings |= {"init_lora_weights": "pissa", "layer_replication": [[0, 1]]}
     changes: dict[str, Change] = {
         "good": _Lora(),
         "module": _Lora(module="model.layers.0.nothing"),
@@ -174,21 +170,7 @@ def adapters() -> Iterator[Case]:
         "no-tensors": lambda f: (_Lora()(f), (f / "adapter_model.safetensors").unlink()),
         "no-config": lambda f: (_Lora()(f), (f / "adapter_config.json").unlink()),
         "cut": lambda f: (_Lora()(f), os.truncate(f / "adapter_model.safetensors", 100)),
-        **{
-            key: _Lora(config=((key, value),))
-            for key, value in {
-                "use_dora": True,
-                "bias": "all",
-                "modules_to_save": ["lm_head"],
-                "peft_type": "IA3",
-                "r": 10**9,
-                "lora_alpha": "x",
-                "alpha_pattern": {"q_proj": 3},
-                "fan_in_fan_out": True,
-                "init_lora_weights": "pissa",
-                "layer_replication": [[0, 1]],
-            }.items()
-        },
+        **{key: _Lora(config=((key, value),)) for key, value in settings.items()},
     }
     for name, change in changes.items():
         yield Case(f"adapter/{name}", change)

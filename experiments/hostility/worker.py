@@ -12,8 +12,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipelines.reading.child import limit_memory
 from experiments.hostility.outcome import Outcome, failed
+from o3jax.child import limit_memory
 
 Attempts = Sequence[tuple[str, Callable[[], Outcome]]]  # the cases by name, and what tries them
 Opened = Callable[[Path], AbstractContextManager[Attempts]]  # of an empty folder

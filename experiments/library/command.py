@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import o3jax
@@ -22,7 +22,6 @@ from experiments.library.records import Record, Shard
 from experiments.library.session import Extras, Follow, Job, Session, SessionWork
 from experiments.library.videos import list_videos
 from experiments.library.windows import Readers
-from o3jax import api
 from o3jax.api import Model
 from o3jax.errors import UserError
 from o3jax.files import writing
@@ -115,9 +114,7 @@ def run(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = lock_folder(folder, "--out", f".lock{shard.suffix}")
-    shell.use_compilation_cache()
-    with shell.progress("reading the weights") as progress:
-        model = api.load(given.model_path.value, progress=progress)
+    model = shell.load_model(given.model_path.value)
     length = given.window_s.value or model.settings.clip_s
     overlap = length / 3 if given.overlap_s.value is None else given.overlap_s.value
     if overlap > length / 2:
@@ -149,11 +146,7 @@ def made_with(model: Model, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def wanted_exports(given: Sequence[str]) -> list[str]:
-    """Returns the names of formats, all of them for `all`.
-
-    Raises:
-        UserError: if one is unknown.
-    """
+    """Returns the names of formats, all of them for `all`; UserError if one is unknown."""
     for name in given:
         if name not in (*EXPORTS, "all"):
             raise UserError(f"--export={name:.40} is unknown: there is {', '.join(EXPORTS)}, and all")
@@ -168,7 +161,7 @@ def _work(
         *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn()),
         *(TextColumn("{task.completed:.0f}/{task.total} videos"), TimeRemainingColumn()),
     )
-    with Progress(*columns, console=terminal.console(stderr=True), transient=True) as progress:
+    with terminal.progress(*columns) as progress:
         bar = progress.add_task(session.job.command, total=len(videos), completed=len(videos) - len(waiting))
         part = 0.0  # of the videos that are begun
         for task, record, alerts in session.work(model, waiting, follow):

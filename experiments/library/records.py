@@ -28,11 +28,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Returns the shard of `0/4`.
-
-        Raises:
-            UserError: if it is none.
-        """
+        """Returns the shard of `0/4`; UserError if it is none."""
         number, slash, count = text.partition("/")
         if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count) <= 10**6):
             raise UserError(f"--shard must be such as 0/4, the first of four, not {text!r:.40}")
@@ -59,11 +55,7 @@ class RunFolder:
         self._own = folder / f"records{suffix}.jsonl"  # of this process alone
 
     def begin(self, made_with: dict[str, Any]) -> None:
-        """Makes the folder, or checks that it holds this very run.
-
-        Raises:
-            UserError: if it holds another one.
-        """
+        """Makes the folder, or checks that it holds this very run; UserError if it holds another one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "run.json"
         if path.exists():
@@ -88,11 +80,7 @@ class RunFolder:
                 )
 
     def made_with(self) -> dict[str, Any]:
-        """Returns what the run was made with.
-
-        Raises:
-            UserError: if the folder holds no run.
-        """
+        """Returns what the run was made with; UserError if the folder holds no run."""
         if not (self.folder / "run.json").is_file():
             raise UserError(f"{self.folder} holds no run: name the folder that has a run.json")
         return read_json(self.folder / "run.json")

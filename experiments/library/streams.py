@@ -13,7 +13,7 @@ from pathlib import Path
 
 import av
 
-from data_pipelines.reading.child import Child
+from o3jax.child import Child
 from o3jax.errors import UserError
 
 _START_S = 30.0  # until the first picture has come

@@ -15,7 +15,7 @@ import numpy as np
 from experiments.serving.shared import Shared
 from o3jax.generate.cache import Cache, prefill, prefill_behind
 from o3jax.generate.continuous import Choice, Continuous
-from o3jax.generate.sampler import Generated, said
+from o3jax.generate.sampler import Ending, Generated, said
 from o3jax.inputs.collate import bucket, coarse
 from o3jax.models.batch import Batch, TextRow, take
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
@@ -68,12 +68,8 @@ class Decoder:
         begin: Callable[[np.ndarray], Text],
         model: Qwen3VL,
         batch: Batch,
-        *,
-        max_new_tokens: int,
-        eos_ids: tuple[int, ...],
-        pad_id: int,
+        ending: Ending,
         visuals: VisualFeatures | None = None,
-        repetition_penalty: float = 1.0,
     ) -> Generated:
         """Returns a continuation of each row of the batch, on the host; `greedy` says what the arguments are.
 
@@ -82,12 +78,7 @@ class Decoder:
         """
         if self._texts is None:
             self._texts = Continuous(
-                model,
-                slots=self.slots,
-                max_new_tokens=self.limit,
-                eos_ids=eos_ids,
-                pad_id=pad_id,
-                penalty=repetition_penalty,
+                model, self.slots, dataclasses.replace(ending, max_new_tokens=self.limit)
             )
         texts = []
         for row in range(len(batch.text.input_ids)):
@@ -98,16 +89,16 @@ class Decoder:
                 seen = VisualFeatures(
                     visuals.tokens[row : row + 1], visuals.taps[:, row : row + 1], None, None
                 )
-            there = said(one.text, model.config.text.vocab_size) if repetition_penalty != 1 else None
+            there = said(one.text, model.config.text.vocab_size) if ending.repetition_penalty != 1 else None
             text.begun = (*self._prefilled(model, one.text, seen, (id(visuals), row), visuals), there)
-            text.limit = min(text.limit, max_new_tokens, self.limit)
+            text.limit = min(text.limit, ending.max_new_tokens, self.limit)
             texts.append(text)
         with self._changed:
             self._waiting.extend(texts)
             self._changed.notify()
         rows = [text.done.result() for text in texts]
         size = max(len(tokens) for tokens, _, _ in rows)
-        tokens = np.full((len(rows), size), pad_id, np.int32)
+        tokens = np.full((len(rows), size), ending.pad_id, np.int32)
         logprobs = np.zeros((len(rows), size), np.float32)
         states = np.zeros((len(rows), size, rows[0][2].shape[-1]), rows[0][2].dtype)
         for row, (said_tokens, logprob, state) in enumerate(rows):
@@ -175,7 +166,7 @@ class Decoder:
         for slot, found in texts.window(_WINDOW, leave).items():
             text, count = self._running[slot], min(int(found.length[0]), self._running[slot].limit)
             tokens = found.tokens[0, :count]
-            ends = int(tokens[-1]) in texts.eos_ids or count == text.limit
+            ends = int(tokens[-1]) in texts.ending.eos_ids or count == text.limit
             if over := self._over(text):
                 ends = True
             elif (cut := text.said(tokens)) is not None:

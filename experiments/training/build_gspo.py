@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs.common import with_whole_frames
@@ -28,12 +27,13 @@ from data_pipelines.synthetic.clips import SyntheticClips
 from experiments.data.clips import open_clips, open_processor, open_reader, plan
 from experiments.training.build_sft import load_model
 from experiments.training.hosts import open_mesh, open_pipeline
-from experiments.training.loop import RunLength, StepFn
+from experiments.training.loop import RunLength
 from experiments.training.placement import open_spread
 from experiments.training.rewarding import Rewarder, open_scorer
 from experiments.training.rollouts import Updates
 from experiments.training.sampling import Sampler
 from experiments.training.trainer import (
+    Run,
     Trainer,
     base_dtype,
     base_fingerprint,
@@ -67,17 +67,11 @@ class HeldOut:
     group_size: int  # completions of the policy beside a greedy one; 0 is none
 
 
-@dataclasses.dataclass(frozen=True)
-class GspoRun:
-    """A run before its first step."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GspoRun(Run):
+    """A run of GSPO."""
 
-    source: Path  # the folder of the model that it starts from
-    processor: Processor
     workdir: Workdir
-    clips: Sequence[Clip]
-    note: str  # of the clips, for the progress lines
-    mesh: Mesh
-    rules: ShardingRules
     rows: MakePrompt
     prompts: Minibatches
     sampler: Sampler
@@ -88,11 +82,7 @@ class GspoRun:
     advantages: Mapping[str, Any]  # see `group_advantages`
     reference: Qwen3VL | None  # the model before training, where the loss has a KL to it
     held_out: HeldOut | None
-    micro_batches: int
     dtype: str  # that the update computes in
-    state: TrainState
-    step: StepFn
-    length: RunLength
 
     def policy(self, state: TrainState) -> Qwen3VL:
         """Returns the model as the update computes it."""
@@ -105,10 +95,6 @@ class GspoRun:
         hosts = jax.process_count()
         part = f".{jax.process_index()}-of-{hosts}" if hosts > 1 else ""
         return self.workdir.path / f"rollout_{number}{part}.npz"
-
-    def name_of(self, number: int) -> str:
-        """Returns what a clip is called."""
-        return self.clips[number].samples[0].id
 
 
 def build_gspo(

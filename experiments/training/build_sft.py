@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -18,7 +17,6 @@ from ml_collections import ConfigDict
 
 from configs.checks import check_text_alone, choose_modules
 from configs.common import with_whole_frames
-from data_pipelines.rows.clips import Clip
 from data_pipelines.rows.evidence import OpenCandidates
 from data_pipelines.rows.frames import FramesConfig
 from data_pipelines.rows.pipeline import Pipeline
@@ -28,8 +26,9 @@ from experiments.data.clips import open_clips, open_processor, open_reader, plan
 from experiments.training.features import FeatureMaker, open_features
 from experiments.training.held_out import open_held_out
 from experiments.training.hosts import micro_batches, open_mesh, open_pipeline
-from experiments.training.loop import HeldOut, RunLength, StepFn
+from experiments.training.loop import HeldOut, RunLength
 from experiments.training.trainer import (
+    Run,
     Trainer,
     base_dtype,
     base_fingerprint,
@@ -51,25 +50,14 @@ from o3jax.sft.evidence import EvidenceWeights
 from o3jax.sft.joint import joint_counts, joint_loss
 from o3jax.sft.text import number_targets, text_loss, token_counts
 from o3jax.sharding import Placement, ShardingRules, parameter_shardings
-from o3jax.train.state import TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class SftRun:
-    """A run before its first step."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SftRun(Run):
+    """A run of SFT, which is the `Feed` of its own batches too."""
 
-    source: Path  # the folder of the model that it starts from
-    processor: Processor
-    clips: Sequence[Clip]
-    note: str  # of the clips, for the progress lines
-    mesh: Mesh
-    rules: ShardingRules
     pipeline: Pipeline
     features: FeatureMaker | None
-    micro_batches: int
-    state: TrainState
-    step: StepFn
-    length: RunLength
     held_out: HeldOut | None
 
     def prepare(self, batch: SupervisedBatch) -> SupervisedBatch:
@@ -78,10 +66,6 @@ class SftRun:
         return micro_batches(
             dataclasses.replace(batch, failures=None), steps=self.micro_batches, mesh=self.mesh
         )
-
-    def name_of(self, number: int) -> str:
-        """Returns what a clip is called."""
-        return self.clips[number].samples[0].id
 
 
 def build_sft(config: ConfigDict, workdir: Workdir) -> SftRun:

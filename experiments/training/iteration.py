@@ -12,7 +12,7 @@ import jax
 from data_pipelines.rows.prompts import Minibatch
 from experiments.training.build_gspo import GspoRun
 from experiments.training.hosts import is_first_host, micro_batches
-from experiments.training.loop import StepFn, train
+from experiments.training.loop import Feed, StepFn, train
 from experiments.training.metrics_log import lines_until, write_lines
 from experiments.training.rewarding import mean_rewards, reward_metrics, totals
 from experiments.training.rollouts import Rollout
@@ -27,11 +27,11 @@ from o3jax.train.state import Metrics, TrainState
 
 def train_gspo(run: GspoRun) -> TrainState:
     """Returns the state after the whole run, or where it is told to stop; evaluated at its end."""
-    rows, length, stops = run.prompts, run.length, Stops()
+    length, stops = run.length, Stops()
     with use_mesh(run.mesh, run.rules), run.rewarder.scorer:
         step = _one_by_one(run, stops)
-        options = {"note": run.note, "names": run.name_of, "stops": stops}
-        state = train(run.state, step, rows, lambda item: item, run.workdir, length, **options)
+        feed = Feed(run.prompts, note=run.note, name_of=run.name_of)
+        state = train(run.state, step, feed, run.workdir, length, stops=stops)
         if run.held_out is not None and int(state.step) == length.max_steps:
             evaluate(run, state)
     return state

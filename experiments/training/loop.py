@@ -7,7 +7,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from experiments.training.profiling import profiled
 from experiments.training.stopping import StopAskedError, Stops
 from experiments.training.workdir import Position, Workdir
 from o3jax.errors import UserError
+from o3jax.printing import clock
 from o3jax.train.state import Metrics, TrainState
 
 StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
@@ -74,29 +75,77 @@ class HeldOut:
         return step % self.every == 0 or step == length.max_steps
 
 
-@dataclasses.dataclass
-class _Clock:
-    """Where the time goes between two lines of the log."""
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """Where the batches of a run come from; an `SftRun` is one itself."""
 
-    started: float = dataclasses.field(default_factory=time.perf_counter)
-    waited: float = 0.0
+    pipeline: Pipeline  # the position in it is part of every checkpoint
+    prepare: Callable[[Any], Any] = lambda batch: batch  # host batch -> what a step takes
+    note: str = ""  # on every progress line, such as how many records were rejected
+    name_of: Callable[[int], str] = str  # what a clip is called by its number
+
+
+class _Steps:
+    """How far a run is: its steps, and what those since the last line of the log say."""
+
+    def __init__(self, done: int):
+        self.done = done
+        self._begin()
+
+    def _begin(self) -> None:
+        self.metrics: list[dict[str, Any]] = []
+        self.started, self.waited = time.perf_counter(), 0.0
 
     def next(self, batches: Iterator[Any]) -> Any:
+        """Returns the next batch; the time that it takes to come is told."""
         before = time.perf_counter()
         batch = next(batches)
         self.waited += time.perf_counter() - before
         return batch
 
+    def took(self, metrics: Metrics) -> None:
+        """Counts a step."""
+        self.metrics.append(dict(metrics))
+        self.done += 1
+
+    def check_finite(self) -> None:
+        """Waits for the last step; one that went wrong left the state as it was, and is taken back."""
+        last = self.metrics[-1] if self.metrics else {}
+        found = {name: float(last[name]) for name in ("loss", "grad_norm") if name in last}
+        if wrong := [f"{name} {value}" for name, value in found.items() if not math.isfinite(value)]:
+            self.metrics.pop()
+            self.done -= 1
+            kept = (
+                f"step {self.done} was the last good one and is saved" if self.done else "nothing was trained"
+            )
+            raise EverywhereError(
+                f"step {self.done + 1} has {wrong[0]}; {kept}: start again in another --workdir with a lower "
+                "config.learning_rate or config.max_grad_norm, or with config.compute_dtype=float32"
+            )
+
+    def tell(self, log: MetricsLog, steps: int, notes: Iterable[str]) -> None:
+        """Writes a line of the log for each step, and prints how far the run is."""
+        values, elapsed = log.write(self.done, self.metrics), time.perf_counter() - self.started
+        rate, waited = len(self.metrics) / elapsed, self.waited / elapsed
+        self._begin()
+        if not is_first_host():
+            return
+        # The notes come first, because a narrow terminal cuts the line off.
+        shown = "  ".join([*filter(None, notes), *(f"{name} {value:.4g}" for name, value in values.items())])
+        eta = clock(round((steps - self.done) / rate))
+        line = f"step {self.done}/{steps}  {shown}  {rate:.2f} steps/s  data-wait {waited:.0%}  ETA {eta}"
+        if sys.stdout.isatty():
+            rewrite_line(line, last=self.done >= steps)
+        else:
+            print(line, flush=True)
+
 
 def train(
     state: TrainState,
     step_fn: StepFn,
-    pipeline: Pipeline,
-    prepare: Callable[[Any], Any],
+    feed: Feed,
     workdir: Workdir,
     length: RunLength,
-    note: str = "",
-    names: Callable[[int], str] = str,
     *,
     held_out: HeldOut | None = None,
     stops: Stops | None = None,
@@ -106,11 +155,6 @@ def train(
     Args:
         state: the state before the first step.
         step_fn: a step that donates its state.
-        pipeline: batches; the position in it is part of every checkpoint.
-        prepare: host batch -> what `step_fn` takes.
-        workdir: where everything is kept.
-        note: stands on every progress line, such as how many records were rejected.
-        names: what a clip is called by its number.
         held_out: is evaluated meanwhile.
         stops: what listens for signals, where `step_fn` asks it too.
 
@@ -118,30 +162,18 @@ def train(
         UserError: if more clips than the share `max_failed_share` cannot be read, or a loss or the norm of
             its gradient is no finite number; the last good state is saved.
     """
+    pipeline, begun = feed.pipeline, time.perf_counter()
     state, start = workdir.restore(state, Position(data_fingerprint=dict(pipeline.data_fingerprint)))
-    step = first = int(state.step)
+    first, steps = int(state.step), _Steps(int(state.step))
     iterator = pipeline.open(start.rows)
-    failures = FailedSamples(workdir.path, step, start.clips, names)
+    failures = FailedSamples(workdir.path, first, start.clips, feed.name_of)
     if first:
         print(f"resuming {workdir.place} from step {first}", flush=True)
-    log = MetricsLog(workdir.path, step)
-    stops = stops or Stops()
-    run_started, clock = time.perf_counter(), _Clock()
-    window: list[Metrics] = []
-    stopping = False
+    log, stops, stopping = MetricsLog(workdir.path, first), stops or Stops(), False
 
     def save() -> None:
-        rows = start.rows + (step - first) * pipeline.batch_size
+        rows = start.rows + (steps.done - first) * pipeline.batch_size
         workdir.save(state, Position(rows, failures.clips, dict(pipeline.data_fingerprint)))
-
-    def check_finite() -> None:
-        """Waits for the last step; where it went wrong, it left the state as it was and is taken back."""
-        nonlocal step
-        wrong = _not_finite(window[-1]) if window else ""
-        if wrong:
-            window.pop()
-            step -= 1
-            raise EverywhereError(_went_wrong(step, wrong))
 
     with contextlib.ExitStack() as at_end:
         at_end.enter_context(stops)
@@ -150,96 +182,57 @@ def train(
         if hasattr(iterator, "close"):
             at_end.callback(iterator.close)
         profile = at_end.enter_context(profiled(workdir.path / "profile", length.profiled))
-        while step < length.last and not stopping:
-            batch = clock.next(iterator)
+        while steps.done < length.last and not stopping:
+            batch = steps.next(iterator)
             try:
-                ready = prepare(batch)  # while the device is at the step before
-                check_finite()
-                failures.take(step + 1, getattr(batch, "failures", None))
-                profile(step, state)
+                ready = feed.prepare(batch)  # while the device is at the step before
+                steps.check_finite()
+                failures.take(steps.done + 1, getattr(batch, "failures", None))
+                profile(steps.done, state)
                 state, metrics = step_fn(state, ready)
-                window.append(metrics)
-                step += 1
-                if held_out is not None and held_out.is_due(step, length):
-                    check_finite()
-                    found = {f"eval/{name}": v for name, v in held_out.evaluate(state).items()}
-                    window[-1] = dict(metrics) | found
-                if length.logs_after(step) or jax.process_count() == 1:
+                steps.took(metrics)
+                if held_out is not None and held_out.is_due(steps.done, length):
+                    steps.check_finite()
+                    found = held_out.evaluate(state).items()
+                    steps.metrics[-1] |= {f"eval/{name}": value for name, value in found}
+                if length.logs_after(steps.done) or jax.process_count() == 1:
                     # Read once: a signal that comes later ends a later step. Any host may get it.
                     stopping = stops.anywhere()
                     failures.share()
                 failing = failures.is_over(length.max_failed_share)
-                saving = length.saves_after(step) or stopping or failing
-                writing = length.logs_after(step) or saving
-                if writing:
-                    check_finite()
+                saving = length.saves_after(steps.done) or stopping or failing
+                telling = length.logs_after(steps.done) or saving
+                if telling:
+                    steps.check_finite()
             except (UserError, StopAskedError) as stopped:  # the state is that of the step before
                 if jax.process_count() > 1 and not isinstance(stopped, EverywhereError | StopAskedError):
                     raise  # of this host alone: the others would not save with it
                 failures.share()
-                if window:  # as before every checkpoint, see below
-                    log.write(step, window)
-                if step > first:
+                if steps.metrics:  # as before every checkpoint, see below
+                    log.write(steps.done, steps.metrics)
+                if steps.done > first:
                     save()
                 if isinstance(stopped, UserError):
                     raise
                 stopping = True
                 break
-            if writing:
+            if telling:
                 # Before a checkpoint too: a step that is not repeated must not be missing in the log.
-                values = log.write(step, window)
-                elapsed = time.perf_counter() - clock.started
-                rate, waited = len(window) / elapsed, clock.waited / elapsed
-                if is_first_host():
-                    notes = "  ".join(filter(None, (note, failures.note())))
-                    _print_progress(step, length.max_steps, values, rate, waited, notes)
-                window, clock = [], _Clock()
+                steps.tell(log, length.max_steps, (feed.note, failures.note()))
             if saving:
                 save()
             if failing:
                 raise UserError(
                     f"{failures.failed} of {failures.clips} clips could not be read, more than the share "
-                    f"config.max_failed_share={length.max_failed_share:g}; step {step} is saved: mend what "
-                    f"{failures.path} names, or raise the share"
+                    f"config.max_failed_share={length.max_failed_share:g}; step {steps.done} is saved: mend "
+                    f"what {failures.path} names, or raise the share"
                 )
     if stopping:
-        saved = "saved, " if step else ""
-        print(f"stopped by {stops.by()} at step {step}; {saved}the same --workdir continues", flush=True)
+        saved = "saved, " if steps.done else ""
+        print(
+            f"stopped by {stops.by()} at step {steps.done}; {saved}the same --workdir continues", flush=True
+        )
         sys.exit(0)
-    print(
-        f"{step - first} steps in {_duration(time.perf_counter() - run_started)}: {workdir.place}", flush=True
-    )
+    took = clock(round(time.perf_counter() - begun))
+    print(f"{steps.done - first} steps in {took}: {workdir.place}", flush=True)
     return state
-
-
-def _not_finite(metrics: Metrics) -> str:
-    """Returns which of a step's loss and gradient norm is no finite number, and what it is; "" for none."""
-    found = {name: float(metrics[name]) for name in ("loss", "grad_norm") if name in metrics}
-    return next((f"{name} {value}" for name, value in found.items() if not math.isfinite(value)), "")
-
-
-def _went_wrong(step: int, wrong: str) -> str:
-    """Returns the sentence that ends a run whose step after `step` went wrong."""
-    kept = f"step {step} was the last good one and is saved" if step else "nothing was trained"
-    return (
-        f"step {step + 1} has {wrong}; {kept}: start again in another --workdir with a lower "
-        "config.learning_rate or config.max_grad_norm, or with config.compute_dtype=float32"
-    )
-
-
-def _print_progress(
-    step: int, steps: int, values: Mapping[str, float], rate: float, waited: float, note: str
-) -> None:
-    # The note comes first, because a narrow terminal cuts the line off.
-    shown = "  ".join([*filter(None, [note]), *(f"{name} {value:.4g}" for name, value in values.items())])
-    eta = _duration((steps - step) / rate)
-    line = f"step {step}/{steps}  {shown}  {rate:.2f} steps/s  data-wait {waited:.0%}  ETA {eta}"
-    if sys.stdout.isatty():
-        rewrite_line(line, last=step >= steps)
-    else:
-        print(line, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

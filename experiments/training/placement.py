@@ -47,8 +47,4 @@ def open_spread(
         )
     # A weight that was spread over rows or their parts would be gathered for each token.
     decode = ShardingRules.of(config.decode_sharding, embed=(), sequence=())
-    return Spread(
-        Placement(mesh, rules),
-        Placement(reshaped(mesh, **sizes), decode),
-        config.kernel,
-    )
+    return Spread(Placement(mesh, rules), Placement(reshaped(mesh, **sizes), decode), config.kernel)

@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from data_pipelines.formats.sample import Sample
 from experiments.training.scoring import Scored
 from o3jax.files import write_text
+from o3jax.report.pages import page_template
 
 
 def write_samples(
@@ -50,11 +50,6 @@ def write_samples(
         groups.append(asked | {"shown": shown, "spread": ranked[-1]["reward"] - ranked[0]["reward"]})
     groups.sort(key=lambda group: -group["spread"])
     write_text(folder / f"{iteration:06d}.jsonl", "".join(lines))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    template = environment.get_template("samples_page.html")
+    template = page_template(Path(__file__).with_name("samples_page.html"))
     page = template.render(title=f"Iteration {iteration}", groups=groups, size=len(texts[0]))
     write_text(folder / f"{iteration:06d}.html", page)

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
-from data_pipelines.reading.child import Child, Died, clock, limit_memory
+from o3jax.child import Child, Died, clock, limit_memory
 from o3jax.errors import UserError
 from o3jax.grounding import Grounding
 from o3jax.rewards import registry

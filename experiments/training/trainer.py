@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from data_pipelines.rows.clips import Clip
 from experiments.training.hosts import is_first_host
-from experiments.training.loop import StepFn
+from experiments.training.loop import RunLength, StepFn
+from experiments.training.workdir import Workdir
 from o3jax.files import whole_folder
 from o3jax.hf.export import layers_of
 from o3jax.hf.folder import export_model
@@ -82,6 +84,31 @@ class Trainer:
             adapted = jax.device_put(adapted, parameter_shardings(adapted, mesh, rules))
         state = replicate_scalars(self.init(adapted), mesh)
         return state, self.make_step(jax.tree.map(lambda a: a.sharding, state))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run of either stage is made of before its first step."""
+
+    source: Path  # the folder of the model that it starts from
+    processor: Processor
+    clips: Sequence[Clip]
+    note: str  # of the clips, for the progress lines
+    mesh: Mesh
+    rules: ShardingRules
+    micro_batches: int
+    state: TrainState
+    step: StepFn
+    length: RunLength
+
+    def name_of(self, number: int) -> str:
+        """Returns what a clip is called."""
+        return self.clips[number].samples[0].id
+
+    def export(self, state: TrainState, workdir: Workdir, config: ConfigDict) -> None:
+        """Writes WORKDIR/model, with how the model was asked in training; every host must call it."""
+        asked = {"prompt_style": config.prompt_style, "box_step": config.box_step}
+        export(state, self.source, workdir.place / "model", self.processor, **asked)
 
 
 def base_dtype(config: ConfigDict) -> str:

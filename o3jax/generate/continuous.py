@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from o3jax.generate.cache import Cache
 from o3jax.generate.group import Slots, empty_slots, ended, groups_so_far, step, with_columns
-from o3jax.generate.sampler import Generated, most_probable, penalised
+from o3jax.generate.sampler import Ending, Generated, most_probable, penalised
 from o3jax.generate.sampling import nucleus
 from o3jax.models.qwen3_vl import Qwen3VL
 
@@ -51,22 +51,11 @@ class Continuous:
     Args:
         model: its layers must be separate (`o3jax.models.text.for_decoding`).
         slots: texts that run at a time.
-        max_new_tokens: of a text; the caller ends it by then.
-        eos_ids, pad_id, penalty: as for `o3jax.generate.sampler.greedy`.
+        ending: its `max_new_tokens` are those of the longest text; the caller ends each by then.
     """
 
-    def __init__(
-        self,
-        model: Qwen3VL,
-        *,
-        slots: int,
-        max_new_tokens: int,
-        eos_ids: tuple[int, ...],
-        pad_id: int,
-        penalty: float = 1.0,
-    ):
-        self.model, self.size, self.limit = model, slots, max_new_tokens
-        self.eos_ids, self.pad_id, self.penalty = tuple(eos_ids), pad_id, penalty
+    def __init__(self, model: Qwen3VL, slots: int, ending: Ending):
+        self.model, self.size, self.ending, self.limit = model, slots, ending, ending.max_new_tokens
         self.running: set[int] = set()
         self._state: _Running | None = None  # as wide as the prompts that are there
 
@@ -93,8 +82,7 @@ class Continuous:
             slot,
             (choice.temperature, choice.top_p, jax.random.key(choice.seed)),
             self._state,
-            eos_ids=self.eos_ids,
-            penalty=self.penalty,
+            ending=self.ending,
         )
         self.running.add(slot)
         return slot
@@ -120,10 +108,9 @@ class Continuous:
             steps,
             leave,
             rows=rows,
-            eos_ids=self.eos_ids,
-            penalty=self.penalty,
+            ending=self.ending,
         )
-        groups = groups_so_far(self._state.slots, self.pad_id)
+        groups = groups_so_far(self._state.slots, self.ending.pad_id)
         return {
             slot: Generated(groups.tokens[slot], groups.logprobs[slot], groups.length[slot], None)
             for slot in self.running
@@ -162,7 +149,7 @@ class Continuous:
             top_p=jnp.ones(self.size),
             key=jax.random.split(jax.random.key(0), self.size),
             states=jnp.zeros((self.size, self.limit, c.hidden_size), self.model.text.norm.dtype),
-            said=None if self.penalty == 1 else jnp.zeros((self.size, c.vocab_size), bool),
+            said=None if self.ending.repetition_penalty == 1 else jnp.zeros((self.size, c.vocab_size), bool),
         )
 
 
@@ -195,7 +182,7 @@ def _choose(
     return jax.lax.cond((running.temperature > 0).any(), drawn, lambda: (best, logprob))
 
 
-@functools.partial(jax.jit, static_argnames=("eos_ids", "penalty"), donate_argnames="running")
+@functools.partial(jax.jit, static_argnames="ending", donate_argnames="running")
 def _begin(
     model: Qwen3VL,
     hidden: Float[Array, "1 D"],
@@ -205,8 +192,7 @@ def _begin(
     choice: tuple[Float[Array, ""], Float[Array, ""], Key[Array, ""]],
     running: _Running,
     *,
-    eos_ids: tuple[int, ...],
-    penalty: float,
+    ending: Ending,
 ) -> _Running:
     slots = running.slots
     column = slots.clock % slots.tokens.shape[-1]
@@ -224,7 +210,7 @@ def _begin(
         said=running.said if said is None else put(running.said, said[0]),
     )
     one = jax.tree.map(lambda a: a[slot][None] if a.ndim else a, dataclasses.replace(running, slots=None))
-    token, logprob = _choose(model.logits(hidden), one, jnp.zeros(1, jnp.int32), penalty)
+    token, logprob = _choose(model.logits(hidden), one, jnp.zeros(1, jnp.int32), ending.repetition_penalty)
     if running.said is not None:
         running = dataclasses.replace(running, said=running.said.at[slot, token[0]].set(True))
     slots = dataclasses.replace(
@@ -233,13 +219,13 @@ def _begin(
         tokens=slots.tokens.at[slot, 0, column].set(token[0]),
         logprobs=slots.logprobs.at[slot, 0, column].set(logprob[0]),
         length=slots.length.at[slot].set(1),
-        finished=slots.finished.at[slot, 0].set(ended(token, eos_ids)[0]),
+        finished=slots.finished.at[slot, 0].set(ended(token, ending.eos_ids)[0]),
         start=put(slots.start, slots.clock),
     )
     return dataclasses.replace(running, slots=slots)
 
 
-@functools.partial(jax.jit, static_argnames=("rows", "eos_ids", "penalty"), donate_argnames="running")
+@functools.partial(jax.jit, static_argnames=("rows", "ending"), donate_argnames="running")
 def _window(
     model: Qwen3VL,
     running: _Running,
@@ -248,8 +234,7 @@ def _window(
     leave: Int[Array, ""],
     *,
     rows: int,
-    eos_ids: tuple[int, ...],
-    penalty: float,
+    ending: Ending,
 ) -> _Running:
     """Returns the slots after `steps` steps of the first `rows`, fewer if `leave` that are not idle end."""
     whole = running
@@ -265,7 +250,9 @@ def _window(
         before = running.slots.clock % limit  # the column of the newest tokens
         hidden, slots = step(model, running.slots)
         hidden, done, column = hidden[:, 0], slots.done()[:, 0] | idle, slots.clock % limit
-        token, logprob = _choose(model.logits(hidden), running, slots.clock - slots.start, penalty)
+        token, logprob = _choose(
+            model.logits(hidden), running, slots.clock - slots.start, ending.repetition_penalty
+        )
 
         def put(array: Array, at: Array, new: Array) -> Array:
             old = jax.lax.dynamic_index_in_dim(array, at, axis=-1, keepdims=False)
@@ -276,7 +263,7 @@ def _window(
             tokens=put(slots.tokens, column, token[:, None]),
             logprobs=put(slots.logprobs, column, logprob[:, None]),
             length=slots.length + ~done[:, None],
-            finished=slots.finished | (~done & ended(token, eos_ids))[:, None],
+            finished=slots.finished | (~done & ended(token, ending.eos_ids))[:, None],
         )
         states = jnp.where(done[:, None], running.states[:, before], hidden)
         return dataclasses.replace(

@@ -25,29 +25,28 @@ class Generated:
     states: Float[Array, "B new D"]  # final-norm hidden state at each token; zero at the last one
 
 
-def greedy(
-    model: Qwen3VL,
-    batch: Batch,
-    *,
-    max_new_tokens: int,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-    visuals: VisualFeatures | None = None,
-    repetition_penalty: float = 1.0,
-) -> Generated:
-    """Returns the most probable continuation of each row, token by token.
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """Where a text ends, and what it should not repeat; static, so that each makes programs of its own."""
 
-    Stops when every row has produced one of `eos_ids`, at the latest after `max_new_tokens`. The
-    model's layers must be separate (`for_decoding`); prompts may be padded on either side. `visuals` saves
-    computing again what `model.encode_visuals` returned for the batch.
+    max_new_tokens: int  # at the latest
+    eos_ids: tuple[int, ...]  # the tokens that end it
+    pad_id: int  # stands behind the end
+    # Other than 1: the logits of tokens that stand before, in the prompt too, are divided by it where
+    # positive and multiplied where negative, as transformers does (Keskar et al. 2019); `logprobs` stay the
+    # model's own.
+    repetition_penalty: float = 1.0
 
-    With a `repetition_penalty` other than 1, the logits of tokens that stand before, in the prompt too, are
-    divided by it where positive and multiplied where negative, as transformers does (Keskar et al. 2019);
-    `logprobs` are still the model's own.
+
+def greedy(model: Qwen3VL, batch: Batch, ending: Ending, visuals: VisualFeatures | None = None) -> Generated:
+    """Returns the most probable continuation of each row, token by token, until every row has ended.
+
+    The model's layers must be separate (`for_decoding`); prompts may be padded on either side. `visuals`
+    saves computing again what `model.encode_visuals` returned for the batch.
     """
     if visuals is not None:  # what the evidence modules read has no part in the program
         batch, visuals = Batch(batch.text), dataclasses.replace(visuals, dense=None, visual=None)
-    return _generate(model, batch, visuals, max_new_tokens, eos_ids, pad_id, repetition_penalty)
+    return _generate(model, batch, visuals, ending)
 
 
 def most_probable(
@@ -67,24 +66,17 @@ def most_probable(
 def penalised(
     logits: Float[Array, "*rows V"], there: Bool[Array, "*rows V"], penalty: float
 ) -> Float[Array, "*rows V"]:
-    """Returns the logits with a penalty on the tokens that stand before, see `greedy`."""
+    """Returns the logits with a penalty on the tokens that stand before, see `Ending`."""
     return jnp.where(there, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-@functools.partial(jax.jit, static_argnames=("limit", "eos_ids", "pad_id", "penalty"))
-def _generate(
-    model: Qwen3VL,
-    batch: Batch,
-    visuals: VisualFeatures | None,
-    limit: int,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-    penalty: float,
-) -> Generated:
+@functools.partial(jax.jit, static_argnames="ending")
+def _generate(model: Qwen3VL, batch: Batch, visuals: VisualFeatures | None, ending: Ending) -> Generated:
+    limit, pad_id, penalty = ending.max_new_tokens, ending.pad_id, ending.repetition_penalty
     hidden, cache = prefill(model, batch, limit, visuals)
     rows = hidden.shape[0]
     there = None if penalty == 1 else said(batch.text, model.config.text.vocab_size)
-    ends = jnp.asarray(eos_ids, jnp.int32)
+    ends = jnp.asarray(ending.eos_ids, jnp.int32)
     out = Generated(
         jnp.full((rows, limit), pad_id, jnp.int32),
         jnp.zeros((rows, limit), jnp.float32),

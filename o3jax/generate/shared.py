@@ -16,14 +16,14 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from o3jax.generate.cache import prefill
-from o3jax.generate.sampler import Generated, most_probable
+from o3jax.generate.sampler import Ending, Generated, most_probable
 from o3jax.models.attention import group_attention
 from o3jax.models.batch import Batch
 from o3jax.models.layers import rms_norm
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
 
 
-@functools.partial(jax.jit, static_argnames=("prefix", "max_new_tokens", "eos_ids", "pad_id", "penalty"))
+@functools.partial(jax.jit, static_argnames=("prefix", "ending"))
 def greedy_continuations(
     model: Qwen3VL,
     batch: Batch,
@@ -33,10 +33,7 @@ def greedy_continuations(
     videos: Int[Array, " B"],
     *,
     prefix: int,
-    max_new_tokens: int,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-    penalty: float = 1.0,
+    ending: Ending,
 ) -> Generated:
     """Returns the most probable text after each continuation, rows B * G, as `greedy` would after each alone.
 
@@ -47,8 +44,9 @@ def greedy_continuations(
         positions: where the first generated token of each stands, on all three axes.
         visuals: of the videos that the rows are about.
         videos: the number of each row's video.
-        penalty: as `repetition_penalty` of `greedy`; of what stands in the prefix and the continuation.
+        ending: its penalty is of what stands in the prefix and the continuation.
     """
+    max_new_tokens, pad_id, penalty = ending.max_new_tokens, ending.pad_id, ending.repetition_penalty
     text, row = model.text, batch.text
     rows, count = ends.shape
     seen = VisualFeatures(visuals.tokens[videos], visuals.taps[:, videos], None, None)
@@ -75,7 +73,7 @@ def greedy_continuations(
         jnp.zeros((rows, count), jnp.int32),
         jnp.zeros((rows, count, 0), hidden.dtype),
     )
-    finals = jnp.asarray(eos_ids, jnp.int32)
+    finals = jnp.asarray(ending.eos_ids, jnp.int32)
     before = None
     if penalty != 1:
         size = model.config.text.vocab_size

@@ -125,10 +125,7 @@ def pack_groups(
 
 
 def _units(
-    prompts: Batch,
-    responses: Sequence[Sequence[Sequence[int]]],
-    shape: UpdateShape,
-    repeated: bool,
+    prompts: Batch, responses: Sequence[Sequence[Sequence[int]]], shape: UpdateShape, repeated: bool
 ) -> list[_Unit]:
     """Returns what is to be packed, each of which fits a row."""
     count = len(prompts.text.input_ids)

@@ -85,11 +85,7 @@ def read_adapters(folder: Path, base: dict[str, Stored]) -> dict[str, Adapter]:
         if (
             not fits
             or len(a.shape) != 2
-            or (b.shape, a.shape)
-            != (
-                (weight.shape[0], a.shape[0]),
-                (a.shape[0], *weight.shape[1:]),
-            )
+            or (b.shape, a.shape) != ((weight.shape[0], a.shape[0]), (a.shape[0], *weight.shape[1:]))
         ):
             wrong.append(name)
         elif not ranks and a.shape[0] != rank:

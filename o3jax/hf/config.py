@@ -7,6 +7,7 @@ is missing here is an error, never a default.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ from o3jax.models.config import Config, TextConfig, VisionConfig
 
 ADAPTER_CONFIG = "adapter_config.json"
 _SPECIAL_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+# Whole numbers that are called the same on both sides.
+_TEXT_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_TEXT_SIZES += ("num_key_value_heads", "head_dim", "max_position_embeddings")
+_EXPERT_SIZES = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+_TAPS = "deepstack_visual_indexes"
 MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
 
 
@@ -63,10 +69,7 @@ def config_from_hf(source: str | Path | Mapping[str, Any]) -> Config:
         vision=vision,
         # The copy inside text_config says true by default in transformers 5, whatever the model is.
         tie_word_embeddings=top.boolean("tie_word_embeddings"),
-        image_token_id=top.integer("image_token_id", 0),
-        video_token_id=top.integer("video_token_id", 0),
-        vision_start_token_id=top.integer("vision_start_token_id", 0),
-        vision_end_token_id=top.integer("vision_end_token_id", 0),
+        **{name: top.integer(name, 0) for name in _SPECIAL_IDS},
         evidence=evidence,
     )
     for key in _SPECIAL_IDS:
@@ -92,22 +95,11 @@ def _vision_config(v: Section) -> VisionConfig:
         rope = v.section("rope_parameters")
         rope.off("rope_theta", 10000)
         rope.off("partial_rotary_factor", 1)
-    config = VisionConfig(
-        depth=v.integer("depth"),
-        hidden_size=v.integer("hidden_size"),
-        intermediate_size=v.integer("intermediate_size"),
-        num_heads=v.integer("num_heads"),
-        out_hidden_size=v.integer("out_hidden_size"),
-        deepstack_visual_indexes=v.integers("deepstack_visual_indexes"),
-        patch_size=v.integer("patch_size"),
-        temporal_patch_size=v.integer("temporal_patch_size"),
-        spatial_merge_size=v.integer("spatial_merge_size"),
-        in_channels=v.integer("in_channels"),
-        num_position_embeddings=v.integer("num_position_embeddings"),
-    )
+    sizes = [field.name for field in dataclasses.fields(VisionConfig) if field.name != _TAPS]
+    config = VisionConfig(**{name: v.integer(name) for name in sizes}, **{_TAPS: v.integers(_TAPS)})
     taps = config.deepstack_visual_indexes
     if list(taps) != sorted(set(taps)) or any(tap >= config.depth for tap in taps):
-        raise v.bad("deepstack_visual_indexes", f"must be increasing layers below depth {config.depth}")
+        raise v.bad(_TAPS, f"must be increasing layers below depth {config.depth}")
     if config.hidden_size % (4 * config.num_heads):
         raise v.bad("hidden_size", "must be a multiple of 4 x num_heads")
     if config.grid_side**2 != config.num_position_embeddings:
@@ -134,25 +126,17 @@ def _text_config(t: Section, moe: bool) -> TextConfig:
         t.off("mlp_only_layers", [])
         t.off("norm_topk_prob", True)
         t.off("shared_expert_intermediate_size", 0)
-        experts = {
-            "num_experts": t.integer("num_local_experts" if t.has("num_local_experts") else "num_experts"),
-            "num_experts_per_tok": t.integer("num_experts_per_tok"),
-            "moe_intermediate_size": t.integer("moe_intermediate_size"),
-        }
+        experts = {name: t.integer(name) for name in _EXPERT_SIZES[1:]}
+        experts["num_experts"] = t.integer(
+            "num_local_experts" if t.has("num_local_experts") else "num_experts"
+        )
         if experts["num_experts_per_tok"] > experts["num_experts"]:
             raise t.bad("num_experts_per_tok", f"exceeds the {experts['num_experts']} experts")
     config = TextConfig(
-        vocab_size=t.integer("vocab_size"),
-        hidden_size=t.integer("hidden_size"),
-        intermediate_size=t.integer("intermediate_size"),
-        num_hidden_layers=t.integer("num_hidden_layers"),
-        num_attention_heads=t.integer("num_attention_heads"),
-        num_key_value_heads=t.integer("num_key_value_heads"),
-        head_dim=t.integer("head_dim"),
+        **{name: t.integer(name) for name in _TEXT_SIZES},
         rope_theta=(rope if rope.has("rope_theta") else t).number("rope_theta"),
         mrope_section=rope.integers("mrope_section"),
         rms_norm_eps=t.number("rms_norm_eps"),
-        max_position_embeddings=t.integer("max_position_embeddings"),
         **experts,
     )
     if config.num_attention_heads % config.num_key_value_heads:
@@ -172,64 +156,36 @@ def config_to_hf(config: Config, dtype: Any) -> dict[str, Any]:
     t, v = config.text, config.vision
     moe = t.num_experts > 0
     model_type, name = ("qwen3_vl_moe", "Qwen3VLMoe") if moe else ("qwen3_vl", "Qwen3VL")
-    text = {
+    text = {name: getattr(t, name) for name in (*_TEXT_SIZES, "rms_norm_eps", "rope_theta")} | {
         "attention_bias": False,
         "attention_dropout": 0.0,
         "dtype": jnp.dtype(dtype).name,
-        "head_dim": t.head_dim,
         "hidden_act": "silu",
-        "hidden_size": t.hidden_size,
         "initializer_range": 0.02,
-        "intermediate_size": t.intermediate_size,
-        "max_position_embeddings": t.max_position_embeddings,
         "model_type": f"{model_type}_text",
-        "num_attention_heads": t.num_attention_heads,
-        "num_hidden_layers": t.num_hidden_layers,
-        "num_key_value_heads": t.num_key_value_heads,
-        "rms_norm_eps": t.rms_norm_eps,
         "rope_scaling": {
             "mrope_interleaved": True,
             "mrope_section": list(t.mrope_section),
             "rope_type": "default",
         },
-        "rope_theta": t.rope_theta,
         "tie_word_embeddings": config.tie_word_embeddings,
         "use_cache": True,
-        "vocab_size": t.vocab_size,
     }
     if moe:
-        text |= {
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": [],
-            "moe_intermediate_size": t.moe_intermediate_size,
-            "norm_topk_prob": True,
-            "num_experts": t.num_experts,
-            "num_experts_per_tok": t.num_experts_per_tok,
-        }
+        text |= {name: getattr(t, name) for name in _EXPERT_SIZES}
+        text |= {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True}
+    vision = dataclasses.asdict(v) | {
+        _TAPS: list(v.deepstack_visual_indexes),
+        "hidden_act": "gelu_pytorch_tanh",
+        "initializer_range": 0.02,
+        "model_type": model_type,
+    }
     return {
         "architectures": [f"{name}ForConditionalGeneration"],
         "dtype": jnp.dtype(dtype).name,
-        "image_token_id": config.image_token_id,
         "model_type": model_type,
         "text_config": text,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "video_token_id": config.video_token_id,
-        "vision_config": {
-            "deepstack_visual_indexes": list(v.deepstack_visual_indexes),
-            "depth": v.depth,
-            "hidden_act": "gelu_pytorch_tanh",
-            "hidden_size": v.hidden_size,
-            "in_channels": v.in_channels,
-            "initializer_range": 0.02,
-            "intermediate_size": v.intermediate_size,
-            "model_type": model_type,
-            "num_heads": v.num_heads,
-            "num_position_embeddings": v.num_position_embeddings,
-            "out_hidden_size": v.out_hidden_size,
-            "patch_size": v.patch_size,
-            "spatial_merge_size": v.spatial_merge_size,
-            "temporal_patch_size": v.temporal_patch_size,
-        },
-        "vision_end_token_id": config.vision_end_token_id,
-        "vision_start_token_id": config.vision_start_token_id,
+        "vision_config": vision,
+        **{name: getattr(config, name) for name in _SPECIAL_IDS},
     }

@@ -55,7 +55,7 @@ class Generation:
 
     eos_ids: tuple[int, ...]  # the tokens that end a text; none where no file names one
     pad_id: int  # fills up after them; the first end token where no file names one
-    repetition_penalty: float  # of every token that stands before, see `o3jax.generate.sampler.greedy`
+    repetition_penalty: float  # of every token that stands before, see `o3jax.generate.sampler.Ending`
 
 
 def read_generation(folder: Path) -> Generation:

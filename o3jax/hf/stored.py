@@ -19,11 +19,7 @@ from o3jax.fields import MOST_BYTES, folder_file, folder_json, shown
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-DTYPES = {
-    "F32": np.dtype(np.float32),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F16": np.dtype(np.float16),
-}
+DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 _BLOCK = 1 << 21  # numbers that are looked at at a time
 # As whole numbers without the sign, infinity and NaN are the largest: from here on.
 _INFINITY = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from o3jax.errors import UserError
-from o3jax.grounding import Interval
+from o3jax.grounding import Interval, join
 from o3jax.inputs.collate import bucket, coarse
 from o3jax.inputs.dense import interval_mask
 from o3jax.inputs.processor import Processor
@@ -122,14 +122,3 @@ def _widened(interval: Interval, min_s: float, first: float, last: float) -> Int
         return interval
     start = min(max((start + end - min_s) / 2, first), max(last - min_s, first))
     return start, min(start + min_s, last)
-
-
-def join(intervals: Iterable[Interval]) -> list[Interval]:
-    """Returns the intervals in order, those that overlap or touch as one."""
-    joined: list[Interval] = []
-    for start, end in sorted(intervals):
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
-        else:
-            joined.append((start, end))
-    return joined

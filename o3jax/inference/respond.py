@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from o3jax.generate.sampler import Generated, greedy
+from o3jax.generate.sampler import Ending, Generated, greedy
 from o3jax.grounding import Grounding, Interval
 from o3jax.inference.locate import (
     QUERIES,
@@ -152,12 +152,8 @@ def respond(
     model: Qwen3VL,
     processor: Processor,
     requests: Sequence[Request],
-    *,
-    max_new_tokens: int,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
+    ending: Ending,
     box_step: int = 1,
-    repetition_penalty: float = 1.0,
     steps: Steps | None = None,
 ) -> list[Response]:
     """Returns the greedy response to each request; sizes are padded, so that few programs serve all.
@@ -167,18 +163,16 @@ def respond(
 
     Args:
         box_step: grid of the boxes in proposals that the language model reads, see `coords.per_mille`.
-        repetition_penalty: of every token that stands before.
         steps: how its parts are done.
 
     Raises:
         UserError: if a request does not fit the largest program.
     """
-    options = {"max_new_tokens": max_new_tokens, "eos_ids": eos_ids, "pad_id": pad_id, "box_step": box_step}
-    options |= {"repetition_penalty": repetition_penalty, "steps": steps or Steps()}
     responses: dict[int, Response] = {}
     for numbers in alike([size_of(request) for request in requests]):
         some = sorted(numbers)
-        said = _respond(model, processor, [requests[number] for number in some], **options)
+        mine = [requests[number] for number in some]
+        said = _respond(model, processor, mine, ending, box_step, steps or Steps())
         responses |= zip(some, said, strict=True)
     return [responses[number] for number in range(len(requests))]
 
@@ -193,12 +187,8 @@ def _respond(
     model: Qwen3VL,
     processor: Processor,
     requests: Sequence[Request],
-    *,
-    max_new_tokens: int,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
+    ending: Ending,
     box_step: int,
-    repetition_penalty: float,
     steps: Steps,
 ) -> list[Response]:
     """Returns the response to each request, all as one batch."""
@@ -221,15 +211,7 @@ def _respond(
         ]
         inputs = processor(text=texts, videos=videos, video_metadata=metadata, padding_side="right")
         batch = dataclasses.replace(batch, text=pad_inputs(inputs, model).text)
-    out = steps.generate(
-        model,
-        batch,
-        max_new_tokens=max_new_tokens,
-        eos_ids=eos_ids,
-        pad_id=pad_id,
-        visuals=visuals,
-        repetition_penalty=repetition_penalty,
-    )
+    out = steps.generate(model, batch, ending, visuals)
     responses = [
         Response(tokens, probabilities, processor.decode(tokens))
         for tokens, probabilities in generated_rows(out)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from o3jax.generate.group import sample_groups
-from o3jax.generate.sampler import Generated
+from o3jax.generate.sampler import Ending, Generated
 from o3jax.generate.sampling import Sampling
 from o3jax.inference.respond import Steps, encode_visuals
 from o3jax.models.batch import Batch, TextRow, take
@@ -33,12 +33,8 @@ def sampling_steps(count: int, sampling: Sampling, seed: int) -> Steps:
     def generate(
         model: Qwen3VL,
         batch: Batch,
-        *,
-        max_new_tokens: int,
-        eos_ids: tuple[int, ...],
-        pad_id: int,
+        ending: Ending,
         visuals: VisualFeatures,
-        repetition_penalty: float = 1.0,
     ) -> Generated:
         row = take(batch.text, slice(0, 1))
         alone = VisualFeatures(visuals.tokens[:1], visuals.taps[:, :1], None, None)
@@ -47,9 +43,9 @@ def sampling_steps(count: int, sampling: Sampling, seed: int) -> Steps:
             Batch(row),
             jax.random.key(seed),
             group_size=count,
-            max_new_tokens=max_new_tokens,
-            eos_ids=eos_ids,
-            pad_id=pad_id,
+            max_new_tokens=ending.max_new_tokens,
+            eos_ids=ending.eos_ids,
+            pad_id=ending.pad_id,
             sampling=sampling,
             visuals=alone,
         )

@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Float
 
 from o3jax.errors import UserError
-from o3jax.grounding import Interval
+from o3jax.grounding import Interval, join
 from o3jax.inference.coarse import CoarseFeatures, Loaded, coarse_features, look, relevance
-from o3jax.inference.matching import candidate_intervals, join
+from o3jax.inference.matching import candidate_intervals
 from o3jax.notes import Note
 from o3jax.prompts.clock import named_times
 from o3jax.searched import Pass, Progress

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
+from o3jax.generate.sampler import Ending
 from o3jax.generate.shared import greedy_continuations
 from o3jax.inference.locate import proposals
 from o3jax.inference.matching import match
@@ -38,12 +39,8 @@ def respond_together(
     model: Qwen3VL,
     processor: Processor,
     requests: Sequence[Request],
-    *,
-    max_new_tokens: int,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
+    ending: Ending,
     box_step: int = 1,
-    repetition_penalty: float = 1.0,
 ) -> list[Response]:
     """Returns the greedy response to each request, without estimates.
 
@@ -51,7 +48,7 @@ def respond_together(
     those of `respond`, as far as sums in another order do not tip the balance between two tokens.
 
     Args:
-        box_step, repetition_penalty: as for `respond`.
+        ending, box_step: as for `respond`.
 
     Raises:
         UserError: if a request does not fit the largest program.
@@ -59,7 +56,6 @@ def respond_together(
     videos = list({id(request.frames): request for request in requests}.values())
     numbers = {id(video.frames): number for number, video in enumerate(videos)}
     owners = [numbers[id(request.frames)] for request in requests]
-    ending = {"max_new_tokens": max_new_tokens, "eos_ids": eos_ids, "pad_id": pad_id}
     responses: dict[int, Response] = {}
     for group in alike([size_of(video) for video in videos]):
         some = sorted(group)
@@ -68,7 +64,7 @@ def respond_together(
         about = [some.index(owners[number]) for number in mine]
         texts = _texts(model, processor, seen, [requests[number] for number in mine], about, box_step)
         rows = _rows(processor, seen, texts, about)
-        said = _continued(model, processor, seen, rows, about, penalty=repetition_penalty, **ending)
+        said = _continued(model, processor, seen, rows, about, ending)
         responses |= zip(mine, said, strict=True)
     return [responses[number] for number in range(len(requests))]
 
@@ -146,7 +142,7 @@ def _continued(
     seen: _Seen,
     rows: Sequence[Sequence[int]],
     about: Sequence[int],
-    **options: Any,
+    ending: Ending,
 ) -> list[Response]:
     """Returns what follows each text, about its video."""
     responses: dict[int, Response] = {}
@@ -160,7 +156,7 @@ def _continued(
         row, ends, positions, prefix = _arranged(some)
         videos = np.array([part.video for part in some], np.int32)
         out = greedy_continuations(
-            model, Batch(row), ends, positions, visuals, videos, prefix=prefix, **options
+            model, Batch(row), ends, positions, visuals, videos, prefix=prefix, ending=ending
         )
         generated = generated_rows(out)
         for at, part in enumerate(some):

@@ -26,11 +26,7 @@ _SPARE = 1.15  # times its patches that a group of unlike things may have room f
 
 
 def bucket(size: int, buckets: Sequence[int] = BUCKETS) -> int:
-    """Returns the smallest bucket that holds `size`.
-
-    Raises:
-        UserError: if the size is larger than every bucket.
-    """
+    """Returns the smallest bucket that holds `size`; UserError if the size is larger than every bucket."""
     for candidate in buckets:
         if size <= candidate:
             return candidate

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from o3jax.grounding import join
 from o3jax.metrics.boxes import interval_iou
 
 THRESHOLDS = (0.3, 0.5, 0.7)
@@ -12,21 +13,10 @@ THRESHOLDS = (0.3, 0.5, 0.7)
 Interval = Sequence[float]
 
 
-def join(intervals: Iterable[Interval]) -> list[tuple[float, float]]:
-    """Returns intervals in order, those that overlap or touch as one; empty and reversed ones go."""
-    joined: list[tuple[float, float]] = []
-    for start, end in sorted((float(s), float(e)) for s, e in intervals if e > s):
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
-        else:
-            joined.append((start, end))
-    return joined
-
-
 def set_iou(a: Iterable[Interval], b: Iterable[Interval]) -> float:
     """Returns intersection over union of two sets of intervals, as VideoZeroBench defines it; 0 if both are
     empty. The union is the true one, not the hull."""
-    ones, others = join(a), join(b)
+    ones, others = (join((float(s), float(e)) for s, e in one if e > s) for one in (a, b))
     both = sum(max(0.0, min(e, f) - max(s, t)) for s, e in ones for t, f in others)
     union = sum(e - s for s, e in ones) + sum(f - t for t, f in others) - both
     return both / union if union > 0 else 0.0

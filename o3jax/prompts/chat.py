@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
 import os
-import select
-import subprocess
-import sys
 import threading
-from pathlib import Path
 from typing import Any
 
+from o3jax.child import Child, Died
 from o3jax.errors import UserError
 from o3jax.prompts import jinja
 from o3jax.prompts.tiny_tokenizer import CHAT_TEMPLATE
@@ -45,69 +41,31 @@ def render_chat(
     variables["add_generation_prompt"] = add_generation_prompt
     known = hashlib.sha256(template.encode(errors="surrogatepass")).hexdigest() in _KNOWN
     try:
-        return (jinja.render if known else _child().render)(template, messages, variables)
+        return (jinja.render if known else _render_with_limits)(template, messages, variables)
     except ValueError as error:
         raise UserError(f"{source}: the chat template fails ({error}): correct or replace it") from None
 
 
-class _Child:
-    """The process that renders; made anew after a template has ended it."""
+_lock = threading.Lock()
+_kept: list[Child] = []  # the process that renders; another one after a template has ended it, or a fork
 
-    def __init__(self) -> None:
-        self.owner = os.getpid()  # a forked process shares its pipes and needs one of its own
-        self.lock = threading.Lock()
-        self.process: subprocess.Popen[bytes] | None = None
-        atexit.register(self._end)
 
-    def render(self, template: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
-        """Returns what the process answers.
-
-        Raises:
-            ValueError: with the template's error, or the limit that it met.
-        """
-        request = {"template": template, "messages": messages, "variables": variables}
-        # What is no JSON, such as an image, becomes a word for it: templates never read media.
-        line = json.dumps(request, default=lambda value: f"<{type(value).__name__}>").encode() + b"\n"
-        with self.lock:
-            answer = self._answer(line)
-            if not answer.endswith(b"\n"):
-                self._end()
-                raise ValueError(
-                    f"it takes more than {jinja.CPU_SECONDS:g} s or {jinja.MEMORY_BYTES >> 20} MiB"
-                )
-        found = json.loads(answer)
-        if "error" in found:
-            raise ValueError(found["error"])
-        return found["text"]
-
-    def _answer(self, line: bytes) -> bytes:
-        if self.process is None or self.process.poll() is not None:
-            self._end()
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", str(Path(jinja.__file__))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
+def _render_with_limits(template: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+    """Returns what the process answers; ValueError with the template's error, or the limits that it met."""
+    request = {"template": template, "messages": messages, "variables": variables}
+    # What is no JSON, such as an image, becomes a word for it: templates never read media.
+    line = json.dumps(request, default=lambda value: f"<{type(value).__name__}>").encode()
+    with _lock:
         try:
-            self.process.stdin.write(line)
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            return b""
-        ready, _, _ = select.select([self.process.stdout], [], [], _WAIT_SECONDS)
-        return self.process.stdout.readline() if ready else b""
-
-    def _end(self) -> None:
-        if self.process is not None and self.owner == os.getpid():
-            self.process.kill()
-            self.process.communicate()
-            self.process = None
-
-
-_children: list[_Child] = []
-
-
-def _child() -> _Child:
-    if not _children or _children[-1].owner != os.getpid():
-        _children[:] = [_Child()]
-    return _children[-1]
+            if not _kept or _kept[0].owner != os.getpid():
+                _kept[:] = [Child("o3jax.prompts.jinja:serve", None)]
+            _kept[0].send(line)
+            kind, said = _kept[0].receive(_WAIT_SECONDS)
+        except Died:
+            while _kept:
+                _kept.pop().end()
+            limits = f"{jinja.CPU_SECONDS:g} s or {jinja.MEMORY_BYTES >> 20} MiB"
+            raise ValueError(f"it takes more than {limits}") from None
+    if kind == "error":
+        raise ValueError(said)
+    return said

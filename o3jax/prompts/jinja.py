@@ -1,4 +1,4 @@
-"""Chat templates as transformers renders them; and, run as a program, a process that does it with limits.
+"""Chat templates as transformers renders them; and what a process does that renders them with limits.
 
 A template is somebody else's code. The sandbox keeps it from the machine, but not from looping for ever or
 from doubling a string until the memory is full. So it is rendered in a process of its own
@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
+import resource
+import signal
 from collections.abc import Callable
 from datetime import datetime
+from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from o3jax.child import limit_memory
 
 CPU_SECONDS = 2.0
 MEMORY_BYTES = 2**30
@@ -121,24 +125,18 @@ def render(template: str, messages: list[dict[str, Any]], variables: dict[str, A
         raise ValueError(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from None
 
 
-def main() -> None:
-    """Answers requests, a line of JSON each, until its input ends."""
-    import resource
-    import signal
-
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    for line in sys.stdin:
-        request = json.loads(line)
-        most = OUTPUT_CHARACTERS + 16 * len(line)
+def serve(pipe: Connection, hello: None) -> None:
+    """Answers requests, JSON each, with ("text", it) or ("error", sentence); more than the limits ends it."""
+    limit_memory(resource.RLIMIT_AS, MEMORY_BYTES)
+    pipe.send("ready")
+    while True:
+        request = pipe.recv_bytes()
+        most = OUTPUT_CHARACTERS + 16 * len(request)
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # its signal ends the process
         try:
-            text = render(request["template"], request["messages"], request["variables"])
-            answer = {"text": text} if len(text) <= most else {"error": f"it makes {len(text)} characters"}
+            text = render(**json.loads(request))
+            answer = ("text", text) if len(text) <= most else ("error", f"it makes {len(text)} characters")
         except ValueError as error:
-            answer = {"error": str(error)}
+            answer = ("error", str(error))
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        pipe.send(answer)

@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
-from o3jax.grounding import Interval
+from o3jax.grounding import Interval, join
 from o3jax.report import annotate
 from o3jax.report.answer import Answer
 from o3jax.video import OpenVideo
@@ -21,6 +21,7 @@ VIDEO_BYTES = 15 * 2**20  # of the embedded video; base64 makes 20 MiB of it
 # (least bits per second, longest side, frames per second) of a reduced copy; the first that fits is taken
 _COPIES = ((500_000, 854, 25.0), (150_000, 480, 12.5), (0, 320, 5.0))
 _AROUND_S = 3.0  # that is shown before and after a piece of evidence
+_APART_S = 2.0  # of two pieces that are shown as one
 _PIECES_S = 120.0  # of a long video, in all
 
 
@@ -95,21 +96,10 @@ def pieces(answer: Answer, duration_s: float) -> list[Interval]:
     for start, end in [*named, *answer.search.intervals] or [(0.0, 0.0)]:
         start, end = max(0.0, start - _AROUND_S), min(duration_s, end + _AROUND_S)
         end = min(end, start + _PIECES_S)
-        joined = _joined([*found, (start, end)])
+        joined = join([*found, (start, end)], _APART_S)
         if start < end and sum(b - a for a, b in joined) <= _PIECES_S:
             found = joined
     return [(float(np.floor(a)), float(min(np.ceil(b), duration_s))) for a, b in found]
-
-
-def _joined(parts: list[Interval]) -> list[Interval]:
-    """Returns the parts in order, those that are less than two seconds apart as one."""
-    found: list[Interval] = []
-    for start, end in sorted(parts):
-        if found and start <= found[-1][1] + 2.0:
-            found[-1] = (found[-1][0], max(end, found[-1][1]))
-        else:
-            found.append((start, end))
-    return found
 
 
 def _frames(

@@ -12,15 +12,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from PIL import Image, ImageDraw
 
 from o3jax import notes
 from o3jax.files import whole_file
 from o3jax.metrics.boxes import box_iou
+from o3jax.printing import fine_clock
 from o3jax.report import annotate
 from o3jax.report.answer import Answer, Evidence, format_time, segments
 from o3jax.report.embedded import Embedded, embed
+from o3jax.report.pages import page_template
 from o3jax.verify import confidence
 from o3jax.video import VideoError, probe, read_video
 
@@ -52,7 +53,7 @@ def write_report(
     texts, colors = _TEXTS[answer.language], annotate.object_colors(answer.evidence)
     with whole_file(out_path) as path:
         copy = embed(answer, video_path, size, duration_s, texts)
-        page = _template().render(
+        page = page_template(Path(__file__).with_name("report.html")).render(
             answer=answer,
             t=texts,
             language=answer.language,
@@ -112,15 +113,6 @@ def _bounded(answer: Answer) -> tuple[Answer, int]:
         candidates=answer.candidates[:MAX_EVIDENCE],
     )
     return bounded, len(answer.evidence) - len(kept)
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("report.html")
 
 
 def _evidence_items(
@@ -296,15 +288,9 @@ def _searched(answer: Answer) -> Iterator[str]:
     texts = _TEXTS[answer.language]["passes"]
     yield answer.search.text(answer.language)
     for one in answer.search.passes:
-        spans = ", ".join(f"{_clock(start)}–{_clock(end)}" for start, end in one.intervals)
+        spans = ", ".join(f"{fine_clock(start)}–{fine_clock(end)}" for start, end in one.intervals)
         every = texts["every"].format(one.every_s) if one.every_s else ""
         yield texts["pass"].format(texts[one.name], one.read, one.decoded) + every + (spans and f": {spans}")
-
-
-def _clock(time_s: float) -> str:
-    minutes, rest = divmod(time_s, 60)
-    hours, minutes = divmod(int(minutes), 60)
-    return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"
 
 
 def _ticks(duration_s: float) -> Iterator[tuple[float, str]]:

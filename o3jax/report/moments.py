@@ -101,13 +101,15 @@ def moments_of(answer: Answer, label: str) -> list[Moment]:
         start, end = max(bounds, key=lambda one: interval_iou(one, span), default=span)
         if interval_iou((start, end), span) < _SAME:
             start, end = span
-        shown = tuple(
-            Grounding(e.object, e.time_s, boxes=e.boxes, confidence=e.confidence)
-            for e in sorted(mine, key=lambda e: e.time_s)
-        )
+        shown = tuple(map(_shown, sorted(mine, key=lambda e: e.time_s)))
         sure = answer.confidence
         found.append(Moment(label, start, end, sure, shown, answer.text, answer.needs_review))
     return found
+
+
+def _shown(e: Grounding) -> Grounding:
+    """Returns what a moment keeps of an answer's evidence."""
+    return Grounding(e.object, e.time_s, boxes=e.boxes, confidence=e.confidence)
 
 
 def _distinct(spans: Iterable[Interval]) -> list[Interval]:
@@ -145,7 +147,6 @@ def claimed(answer: Answer) -> list[Moment]:
     for e in answer.evidence:
         if e.object and e.time_s is not None:
             start, end = e.interval or (max(0.0, e.time_s - _INSTANT_S), e.time_s + _INSTANT_S)
-            shown = Grounding(e.object, e.time_s, boxes=e.boxes, confidence=e.confidence)
             sure = answer.confidence if e.confidence is None else e.confidence
-            found.append(Moment(e.object, start, end, sure, (shown,), answer.text, answer.needs_review))
+            found.append(Moment(e.object, start, end, sure, (_shown(e),), answer.text, answer.needs_review))
     return found

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from o3jax.files import whole_file
+from o3jax.printing import fine_clock
 from o3jax.report.moments import Moment
+from o3jax.report.pages import page_template
 from o3jax.verify import confidence
 
 MOST_MOMENTS, MOST_PICTURES = 2000, 400  # of a page
@@ -47,28 +47,16 @@ def write_session(folder: Path, title: str, records: Sequence[Mapping[str, Any]]
         left -= len(moments)
         videos.append({**record, "name": os.path.basename(record["file"]), "moments": moments})
     found = sum(len(record["moments"]) for record in records)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-    )
-    page = environment.get_template("session.html").render(
+    page = page_template(Path(__file__).with_name("session.html")).render(
         title=title,
         videos=videos,
         counts=sorted(Counter(m["label"] for record in records for m in record["moments"]).items()),
         found=found,
         left_out=max(0, found - MOST_MOMENTS),
         nonce=secrets.token_hex(16),
-        clock=clock,
+        clock=fine_clock,
         place=lambda time_s, video: round(100 * min(time_s / max(video["duration_s"], 1e-3), 1.0), 3),
     )
     with whole_file(folder / "index.html") as path:
         path.write_text(page, encoding="utf-8", errors="replace")
     return folder / "index.html"
-
-
-def clock(seconds: float) -> str:
-    """Returns `1:02:03.4`, without hours where there are none."""
-    tenths = round(seconds * 10)
-    hours, rest = divmod(tenths // 10, 3600)
-    minutes = f"{rest // 60:02d}:" if hours else f"{rest // 60}:"
-    return (f"{hours}:" if hours else "") + f"{minutes}{rest % 60:02d}.{tenths % 10}"

@@ -21,11 +21,7 @@ Record = Mapping[str, Any]
 
 
 def field(sample: Record, name: str) -> Any:
-    """Returns a field of the record.
-
-    Raises:
-        UserError: if it is missing.
-    """
+    """Returns a field of the record; UserError if it is missing."""
     if sample.get(name) is None:
         raise UserError(f"field {name!r} is missing in the record to be rewarded; add it")
     return sample[name]

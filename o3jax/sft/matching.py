@@ -60,12 +60,7 @@ def _held(dense: DenseStream) -> Bool[Array, "B T"]:
 
 
 def matching_loss(
-    matching: Matching,
-    batch: MatchingBatch,
-    counts: Metrics,
-    runtime: Runtime = Runtime(),
-    *,
-    keep: float,
+    matching: Matching, batch: MatchingBatch, counts: Metrics, runtime: Runtime = Runtime(), *, keep: float
 ) -> tuple[Float[Array, ""], Metrics]:
     """Returns the loss of relevance and of what is held, and sums to log.
 

@@ -34,7 +34,7 @@ SAID = (
 def speaking(monkeypatch):
     """The model says `SAID`, each token with probability 0.7."""
 
-    def say(model, processor, requests, **options):
+    def say(model, processor, requests, *given, **options):
         tokens = np.array(processor.tokenizer(SAID + "<|im_end|>")["input_ids"])
         return [Response(tokens, np.full(len(tokens), 0.7), processor.decode(tokens))]
 
@@ -305,8 +305,7 @@ def test_the_video_is_never_overwritten(ask, clip):
 
 def test_the_default_model_is_o3_tiny(ask, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        o3jax, "load", lambda path, **options: asked.append(path) or o3jax.api.load("no/such/model")
-    )
+    load = o3jax.api.load
+    monkeypatch.setattr("o3jax.api.load", lambda path, **_: asked.append(path) or load("no/such/model"))
     one_sentence(ask(model_path=None))
     assert asked == ["o3-tiny"]

@@ -174,7 +174,7 @@ def speak(monkeypatch, text, probabilities=None, end=True):
     """Makes the model say `text`; returns the tokens, and what it was asked with."""
     asked = {}
 
-    def say(model, processor, requests, **options):
+    def say(model, processor, requests, *given, **options):
         (request,) = requests
         asked.update(
             processor(text=request.prompt, videos=[request.frames], video_metadata=[request.metadata])

@@ -13,7 +13,7 @@ PROGRAM = """
 
     import jax
     import numpy as np
-    from o3jax.generate.sampler import greedy
+    from o3jax.generate.sampler import Ending, greedy
     from o3jax.models.config import Config, TextConfig, VisionConfig
     from o3jax.models.layers import Initializer
     from o3jax.models.text import for_decoding
@@ -42,7 +42,7 @@ PROGRAM = """
     assert np.isfinite(metrics["loss"])
     model = state.model
     model.text.layers = for_decoding(model.text.layers)
-    assert greedy(model, batch, max_new_tokens=3, eos_ids=(), pad_id=0).tokens.shape == (1, 3)
+    assert greedy(model, batch, Ending(3, (), 0)).tokens.shape == (1, 3)
 
     try:
         text_angles(np.zeros((3, 1, 20), np.float32), 16, 1e4, (4, 2, 2))

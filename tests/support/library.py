@@ -106,11 +106,11 @@ class Unguarded:
 
 def use(monkeypatch: Any, tmp_path: Path) -> None:
     """Makes commands ask the stand-in."""
-    from experiments.library import command, session, windows
+    from experiments.library import session, windows
 
     (tmp_path / "model").mkdir(exist_ok=True)
     (tmp_path / "events.yaml").write_text(EVENTS)
-    monkeypatch.setattr(command.api, "load", lambda *_, **__: SeeingModel(tmp_path / "model"))
+    monkeypatch.setattr("o3jax.api.load", lambda *_, **__: SeeingModel(tmp_path / "model"))
     monkeypatch.setattr(session, "answers", answers)
     monkeypatch.setattr(windows, "GuardedReader", Unguarded)
 

@@ -7,7 +7,7 @@ import dataclasses
 import grain
 import numpy as np
 
-from data_pipelines.reading.child import Child
+from o3jax.child import Child
 from o3jax.models.batch import Batch, Failures, SupervisedBatch, TextRow
 
 

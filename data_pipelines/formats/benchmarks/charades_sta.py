@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from data_pipelines.formats.benchmarks import grounding, values
 from data_pipelines.formats.benchmarks.item import Item, Prompt
 from data_pipelines.formats.benchmarks.media import Media
-from data_pipelines.formats.benchmarks.tables import At, find, look, read_rows
+from data_pipelines.formats.benchmarks.tables import At, find, look, read_items, read_rows
 from data_pipelines.formats.fields import wrong
 
 LAYOUT = "Charades_sta_test.txt (or charades*.json, or test*.parquet) and Charades_v1/{id}.mp4"
@@ -56,19 +57,16 @@ def _object(path: Path, root: Path, media: Media) -> list[Item]:
 
 
 def _parquet(path: Path, root: Path, media: Media) -> list[Item]:
-    items = []
-    for number, row in enumerate(read_rows(path)):
-        with At(path, number):
-            video = values.text(row, "video")
-            items.append(
-                Item(
-                    id=f"{Path(video).stem}_{number}",
-                    video=media.video(video, "Charades_v1_480"),
-                    question=values.text(row, "caption"),
-                    intervals=values.intervals(values.parsed(row, "timestamp"), "timestamp"),
-                )
-            )
-    return items
+    def item(row: dict[str, Any], number: int) -> Item:
+        video = values.text(row, "video")
+        return Item(
+            id=f"{Path(video).stem}_{number}",
+            video=media.video(video, "Charades_v1_480"),
+            question=values.text(row, "caption"),
+            intervals=values.intervals(values.parsed(row, "timestamp"), "timestamp"),
+        )
+
+    return read_items(path, item)
 
 
 # The typing error and the example, which is the first real annotation, are lmms-eval's.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from data_pipelines.formats.benchmarks import grounding, values
 from data_pipelines.formats.benchmarks.item import Item, Prompt
 from data_pipelines.formats.benchmarks.media import Media
-from data_pipelines.formats.benchmarks.tables import At, find, read_rows
+from data_pipelines.formats.benchmarks.tables import find, read_items
 
 LAYOUT = (
     "the annotations (.jsonl, .json or .parquet) and {lvbench/all_videos,mlvu,videomme/data}/{video_id}.mp4"
@@ -20,22 +21,19 @@ def load(root: Path) -> list[Item]:
     media = Media(root)
     names = ("*extreme*when*{}", "test*{}", "data/*{}")
     path = find(root, *(name.format(end) for name in names for end in (".jsonl", ".parquet", ".json")))
-    items = []
-    for number, row in enumerate(read_rows(path)):
-        with At(path, number):
-            corpus, video = values.text(row, "source_corpus"), values.text(row, "video_id")
-            folder = _FOLDERS.get(corpus, "videos")
-            items.append(
-                Item(
-                    id=values.text(row, "qid"),
-                    video=media.video(f"{folder}/{video}", ""),
-                    question=values.text(row, "question"),
-                    intervals=(values.interval(values.parsed(row, "correct_interval"), "correct_interval"),),
-                    duration=values.number(row, "video_duration_s"),
-                    tags={"corpus": corpus, "category": values.text(row, "category", default="unknown")},
-                )
-            )
-    return items
+    return read_items(path, lambda row, _: _item(row, media))
+
+
+def _item(row: dict[str, Any], media: Media) -> Item:
+    corpus, video = values.text(row, "source_corpus"), values.text(row, "video_id")
+    return Item(
+        id=values.text(row, "qid"),
+        video=media.video(f"{_FOLDERS.get(corpus, 'videos')}/{video}", ""),
+        question=values.text(row, "question"),
+        intervals=(values.interval(values.parsed(row, "correct_interval"), "correct_interval"),),
+        duration=values.number(row, "video_duration_s"),
+        tags={"corpus": corpus, "category": values.text(row, "category", default="unknown")},
+    )
 
 
 # The line with the length is worth about 40 % of the mean IoU.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from data_pipelines.formats.benchmarks import values
 from data_pipelines.formats.benchmarks.choice import LETTERS_LMMS, interval_and_letter
 from data_pipelines.formats.benchmarks.item import Item, Prompt
 from data_pipelines.formats.benchmarks.media import Media
-from data_pipelines.formats.benchmarks.tables import At, find, look, read_rows
+from data_pipelines.formats.benchmarks.tables import find, look, read_items
 from data_pipelines.formats.fields import wrong
 from o3jax.files import read_json
 
@@ -22,27 +23,25 @@ def load(root: Path) -> list[Item]:
     segments = read_json(find(root, f"gsub_{path.stem}.json"))
     mapped = look(root, "map_vid_vidorID.json")
     names = read_json(mapped) if mapped else {}
-    items = []
-    for number, row in enumerate(read_rows(path)):
-        with At(path, number):
-            vid, qid = values.text(row, "video_id"), values.text(row, "qid")
-            about = segments.get(vid)
-            if not isinstance(about, dict) or not isinstance(about.get("location"), dict):
-                raise wrong("video_id", f"is {vid!r:.40}, which gsub_{path.stem}.json does not have")
-            options = values.options([values.text(row, f"a{index}") for index in range(5)])
-            items.append(
-                Item(
-                    id=f"{vid}_{qid}",
-                    video=media.video(str(names.get(vid, vid))),
-                    question=values.text(row, "question"),
-                    answer=values.letter(values.text(row, "answer"), options),
-                    options=options,
-                    intervals=values.intervals(about["location"].get(qid), "location"),
-                    duration=values.number(about, "duration"),
-                    tags={"type": values.text(row, "type", default="unknown")},
-                )
-            )
-    return items
+
+    def item(row: dict[str, Any], _: int) -> Item:
+        vid, qid = values.text(row, "video_id"), values.text(row, "qid")
+        about = segments.get(vid)
+        if not isinstance(about, dict) or not isinstance(about.get("location"), dict):
+            raise wrong("video_id", f"is {vid!r:.40}, which gsub_{path.stem}.json does not have")
+        options = values.options([values.text(row, f"a{index}") for index in range(5)])
+        return Item(
+            id=f"{vid}_{qid}",
+            video=media.video(str(names.get(vid, vid))),
+            question=values.text(row, "question"),
+            answer=values.letter(values.text(row, "answer"), options),
+            options=options,
+            intervals=values.intervals(about["location"].get(qid), "location"),
+            duration=values.number(about, "duration"),
+            tags={"type": values.text(row, "type", default="unknown")},
+        )
+
+    return read_items(path, item)
 
 
 def _official(item: Item) -> list[Prompt]:

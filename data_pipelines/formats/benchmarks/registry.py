@@ -37,24 +37,13 @@ class Format:
     prompts: Mapping[str, PromptBuilder]  # by the name of the harness
 
 
+# The order is that of `--benchmark=all`.
+_MODULES = (vstar, videozerobench, tvgbench, charades_sta, activitynet, timelens, extremewhenbench, rextime)
+_MODULES += (nextgqa, videomme, videomme_v2, worldsense, videommmu, longvideo_reason)
 FORMATS = {
-    "vstar": Format(vstar.load, vstar.LAYOUT, vstar.PROMPTS),
-    "videozerobench": Format(videozerobench.load, videozerobench.LAYOUT, videozerobench.PROMPTS),
-    "tvgbench": Format(tvgbench.load, tvgbench.LAYOUT, tvgbench.PROMPTS),
-    "charades_sta": Format(charades_sta.load, charades_sta.LAYOUT, charades_sta.PROMPTS),
-    "activitynet": Format(activitynet.load, activitynet.LAYOUT, activitynet.PROMPTS),
-    **{
-        f"timelens_{name}": Format(timelens.load_set(name), timelens.LAYOUT, timelens.PROMPTS)
-        for name in timelens.SETS
-    },
-    "extremewhenbench": Format(extremewhenbench.load, extremewhenbench.LAYOUT, extremewhenbench.PROMPTS),
-    "rextime": Format(rextime.load, rextime.LAYOUT, rextime.PROMPTS),
-    "nextgqa": Format(nextgqa.load, nextgqa.LAYOUT, nextgqa.PROMPTS),
-    "videomme": Format(videomme.load, videomme.LAYOUT, videomme.PROMPTS),
-    "videomme_v2": Format(videomme_v2.load, videomme_v2.LAYOUT, videomme_v2.PROMPTS),
-    "worldsense": Format(worldsense.load, worldsense.LAYOUT, worldsense.PROMPTS),
-    "videommmu": Format(videommmu.load, videommmu.LAYOUT, videommmu.PROMPTS),
-    "longvideo_reason": Format(longvideo_reason.load, longvideo_reason.LAYOUT, longvideo_reason.PROMPTS),
+    name: Format(load, module.LAYOUT, module.PROMPTS)
+    for module in _MODULES
+    for name, load in getattr(module, "LOADERS", {module.__name__.rpartition(".")[2]: module.load}).items()
 }
 
 

@@ -9,7 +9,7 @@ from data_pipelines.formats.benchmarks import values
 from data_pipelines.formats.benchmarks.choice import LETTERS_LMMS, interval_and_letter
 from data_pipelines.formats.benchmarks.item import Item, Prompt
 from data_pipelines.formats.benchmarks.media import Media
-from data_pipelines.formats.benchmarks.tables import At, find, read_rows
+from data_pipelines.formats.benchmarks.tables import find, read_items, read_rows
 from data_pipelines.formats.fields import wrong
 from o3jax.errors import UserError
 
@@ -19,14 +19,8 @@ LAYOUT = "data/rextime_val.jsonl, a file with the options (of ReXTime/ReXTime) a
 def load(root: Path) -> list[Item]:
     """Returns the items of the validation split; the test split's answers are not public."""
     path, media = find(root, "rextime_val.jsonl"), Media(root)
-    rows, options = read_rows(path), {}
-    if any(row.get("options") is None for row in rows):
-        options = _options(root, path)
-    items = []
-    for number, row in enumerate(rows):
-        with At(path, number):
-            items.append(_item(row, options, media))
-    return items
+    options = _options(root, path) if any(row.get("options") is None for row in read_rows(path)) else {}
+    return read_items(path, lambda row, _: _item(row, options, media))
 
 
 def _options(root: Path, annotations: Path) -> dict[str, Any]:

@@ -40,11 +40,7 @@ def look(root: Path, *names: str) -> Path | None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Returns the rows of a file by its ending.
-
-    Raises:
-        UserError: if it is cut off, or no table of objects.
-    """
+    """Returns the rows of a file by its ending; UserError if it is cut off, or no table of objects."""
     reader = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
     if path.suffix not in reader:
         raise UserError(f"{path} has an unknown ending: give a {', '.join(reader)} file")

@@ -3,45 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from data_pipelines.formats.benchmarks import grounding, values
 from data_pipelines.formats.benchmarks.item import Item, Prompt
 from data_pipelines.formats.benchmarks.media import Media
-from data_pipelines.formats.benchmarks.tables import At, find, read_rows
+from data_pipelines.formats.benchmarks.tables import find, read_items
 
-SETS = ("charades", "activitynet", "qvhighlights")
 LAYOUT = "{set}-timelens.json and videos/{set}/{id}.mp4 (or video_shards/*.tar.gz)"
 
 
-def load_set(name: str) -> Callable[[Path], list[Item]]:
-    """Returns the loader of one of the three sets."""
+def load(root: Path, name: str) -> list[Item]:
+    """Returns the items of one of the three sets."""
+    media, folder = Media(root), f"videos/{name}"
+    path = find(root, f"{name}-timelens.json", f"{name}*.parquet")
+    if path.suffix == ".json":
+        found = grounding.queries_by_video(path, "queries", "spans")
+        items = [
+            dataclasses.replace(item, video=media.video(f"{name}/{video}", folder))
+            for video, _, _, item in found
+        ]
+    else:
+        items = read_items(path, lambda row, number: _item(row, number, media, folder))
+    return [dataclasses.replace(item, question=_clean(item.question)) for item in items]
 
-    def load(root: Path) -> list[Item]:
-        media = Media(root)
-        path = find(root, f"{name}-timelens.json", f"{name}*.parquet")
-        folder = f"videos/{name}"
-        if path.suffix == ".json":
-            found = grounding.queries_by_video(path, "queries", "spans")
-            items = [
-                dataclasses.replace(item, video=media.video(f"{name}/{video}", folder))
-                for video, _, _, item in found
-            ]
-        else:
-            items = []
-            for number, row in enumerate(read_rows(path)):
-                with At(path, number):
-                    video = values.text(row, "video_path")
-                    span = values.intervals(values.parsed(row, "span"), "span")
-                    found = media.video(video, folder)
-                    items.append(
-                        Item(f"{Path(video).stem}-{number}", found, values.text(row, "query"), intervals=span)
-                    )
-        return [dataclasses.replace(item, question=_clean(item.question)) for item in items]
 
-    return load
+LOADERS = {
+    f"timelens_{name}": functools.partial(load, name=name)
+    for name in ("charades", "activitynet", "qvhighlights")
+}
+
+
+def _item(row: dict[str, Any], number: int, media: Media, folder: str) -> Item:
+    video = values.text(row, "video_path")
+    span = values.intervals(values.parsed(row, "span"), "span")
+    found = media.video(video, folder)
+    return Item(f"{Path(video).stem}-{number}", found, values.text(row, "query"), intervals=span)
 
 
 def _clean(query: str) -> str:

@@ -59,10 +59,7 @@ _SYSTEM = (
     "You are a video understanding assistant. Based on the user's question, answer according to the video "
     "content and strictly follow the required output format specified by the user."
 )
-_DIRECT = {
-    "en": "\nPlease directly output the final answer.",
-    "cn": "\n请直接输出问题的最终答案。",
-}
+_DIRECT = {"en": "\nPlease directly output the final answer.", "cn": "\n请直接输出问题的最终答案。"}
 _THINK = (
     "\nFirstly provide your detailed reasoning between the <think> and </think> tags, and then give your "
     "final answer between the <answer> and </answer> tags."

@@ -6,11 +6,12 @@ The benchmark is audio-visual; a model that only sees answers without the sound,
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from data_pipelines.formats.benchmarks import choice, values
 from data_pipelines.formats.benchmarks.item import Item, Prompt
 from data_pipelines.formats.benchmarks.media import Media
-from data_pipelines.formats.benchmarks.tables import At, find, read_rows
+from data_pipelines.formats.benchmarks.tables import find, read_items
 
 LAYOUT = "WorldSense.tsv (or lmms-eval's parquet) and videos/{video}.mp4 or worldsense_videos*.zip"
 TABLES = ("duration", "domain", "sub_category", "task_domain", "task_type")
@@ -19,26 +20,22 @@ TABLES = ("duration", "domain", "sub_category", "task_domain", "task_type")
 def load(root: Path) -> list[Item]:
     """Returns the items; some questions have three options only."""
     path, media = find(root, "WorldSense.tsv", "test*.parquet", "*orld*ense*.parquet"), Media(root)
-    items = []
-    for number, row in enumerate(read_rows(path)):
-        with At(path, number):
-            video = values.text(row, "video_path", "video")
-            options = values.options(values.parsed(row, "candidates"), "candidates")
-            audio = values.parsed(row, "audio_class") or []
-            spoken = values.text(row, "subtitle_path", "video")
-            items.append(
-                Item(
-                    id=values.text(row, "index", default=str(number)),
-                    video=media.video(video),
-                    question=values.text(row, "question"),
-                    answer=values.letter(values.text(row, "answer"), options),
-                    options=options,
-                    subtitles=media.subtitles(spoken),
-                    tags={name: values.text(row, name, default="unknown") for name in TABLES}
-                    | {"audio": "+".join(map(str, audio)) if isinstance(audio, list) else str(audio)},
-                )
-            )
-    return items
+    return read_items(path, lambda row, number: _item(row, number, media))
+
+
+def _item(row: dict[str, Any], number: int, media: Media) -> Item:
+    options = values.options(values.parsed(row, "candidates"), "candidates")
+    audio = values.parsed(row, "audio_class") or []
+    return Item(
+        id=values.text(row, "index", default=str(number)),
+        video=media.video(values.text(row, "video_path", "video")),
+        question=values.text(row, "question"),
+        answer=values.letter(values.text(row, "answer"), options),
+        options=options,
+        subtitles=media.subtitles(values.text(row, "subtitle_path", "video")),
+        tags={name: values.text(row, name, default="unknown") for name in TABLES}
+        | {"audio": "+".join(map(str, audio)) if isinstance(audio, list) else str(audio)},
+    )
 
 
 _SYSTEM = (

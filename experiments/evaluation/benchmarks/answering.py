@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from data_pipelines.formats.benchmarks.item import VIDEO, Item, Prompt, PromptBuilder
 from data_pipelines.formats.benchmarks.media import local
 from data_pipelines.formats.benchmarks.videozerobench import thinned
-from o3jax.api import Model
+from o3jax.api import Model, ending
 from o3jax.errors import UserError
 from o3jax.generate.sampler import greedy
 from o3jax.hf.generation import read_generation
@@ -245,15 +245,7 @@ def _blind(model: Model, prompt: Prompt, limit: int) -> Response:
     messages = [*_system(prompt), {"role": "user", "content": [{"type": "text", "text": text}]}]
     chat = model.processor.apply_chat_template(messages)
     batch = pad_inputs(model.processor(text=[chat], padding_side="right"), model.backbone)
-    made = read_generation(model.folder)
-    out = greedy(
-        model.backbone,
-        batch,
-        max_new_tokens=limit,
-        eos_ids=made.eos_ids,
-        pad_id=made.pad_id,
-        repetition_penalty=made.repetition_penalty,
-    )
+    out = greedy(model.backbone, batch, ending(read_generation(model.folder), limit))
     length = int(out.length[0])
     tokens = np.asarray(out.tokens[0, :length])
     return Response(tokens, np.exp(np.asarray(out.logprobs[0, :length])), model.processor.decode(tokens))

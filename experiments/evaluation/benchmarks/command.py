@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 import o3jax
 from data_pipelines.formats.benchmarks import media, registry
@@ -104,12 +104,7 @@ def finish(run: Run, scoring: Scoring, console: Console) -> Result:
     """Returns the result of a run whose items are all answered; it is printed and written into its folder."""
     text_only = Run(run.folder / "text_only")
     text_only = text_only if (text_only.folder / "run.json").is_file() else None
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("judging: {task.completed}"),
-        console=terminal.console(stderr=True),
-        transient=True,
-    ) as progress:
+    with terminal.progress(SpinnerColumn(), TextColumn("judging: {task.completed}")) as progress:
         bar = progress.add_task("", total=None, visible=scoring.judge is not None)
         result = score_run(run, scoring, text_only, lambda: progress.advance(bar))
     write_json(run.folder / "result.json", result, indent=1)
@@ -172,7 +167,7 @@ def _ask(
         beam.spread(work, [group[0].video for group in waiting], done, settings.runner, settings.beam_options)
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal.console(stderr=True), transient=True) as progress:
+    with terminal.progress(*columns) as progress:
         bar = progress.add_task(f"{run.folder.name}: asking", total=sum(map(len, mine)))
         progress.advance(bar, sum(map(len, mine)) - sum(map(len, waiting)))
         for group in waiting:

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from data_pipelines.formats.benchmarks.item import Item
 from data_pipelines.formats.benchmarks.media import local
 from experiments.evaluation.benchmarks.analysis import KINDS
@@ -18,6 +16,7 @@ from o3jax.files import whole_file
 from o3jax.prompts import coords, grammar
 from o3jax.report.answer import Answer, Evidence, plain_text, question_language
 from o3jax.report.html import write_report
+from o3jax.report.pages import page_template
 from o3jax.video import PRESENTED_FPS
 
 _REPORTS = 10  # of the cases that have a report of their own; each holds its video
@@ -33,13 +32,10 @@ def write_page(result: Mapping[str, Any], items: Sequence[Item], folder: Path) -
         if report and not _write_report(row, item, result, folder / report):
             report = None
         cases.append({"rank": rank + 1, "row": row, "item": item, "report": report, **_rail(row, item)})
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
     used = {name: words for name, words in KINDS.items() if any(name in c["row"]["errors"] for c in cases)}
-    page = environment.get_template("worst.html").render(result=result, cases=cases, kinds=used)
+    page = page_template(Path(__file__).with_name("worst.html")).render(
+        result=result, cases=cases, kinds=used
+    )
     with whole_file(folder / "worst.html") as path:
         path.write_text(page, encoding="utf-8", errors="replace")
     return folder / "worst.html"

@@ -173,11 +173,7 @@ SUITE: dict[str, Benchmark] = {
 
 
 def form(name: str) -> Format:
-    """Returns a benchmark's format.
-
-    Raises:
-        UserError: if there is none of this name.
-    """
+    """Returns a benchmark's format; UserError if there is none of this name."""
     if name not in registry.FORMATS:
         raise UserError(f"unknown benchmark '{name}': there is {', '.join(registry.FORMATS)}")
     return registry.FORMATS[name]

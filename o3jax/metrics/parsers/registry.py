@@ -49,10 +49,7 @@ BENCHMARKS: dict[str, Mapping[str, Part]] = {
     "videomme": _letter(choice.first_letter, choice.lmms),
     "videomme_v2": _letter(choice.first_letter_v2),
     "worldsense": _letter(choice.first_letter, choice.worldsense_lmms),
-    "videommmu": {
-        "answer": {"official": words.mmmu_open, "o3": words.o3},
-        **_letter(choice.lmms),
-    },
+    "videommmu": {"answer": {"official": words.mmmu_open, "o3": words.o3}, **_letter(choice.lmms)},
     "longvideo_reason": {
         "answer": {"official": words.longvideo_reason, "o3": words.o3},
         "letter": {"official": choice.exact, "o3": choice.o3},
@@ -61,11 +58,7 @@ BENCHMARKS: dict[str, Mapping[str, Part]] = {
 
 
 def parse(
-    benchmark: str,
-    text: str,
-    parser: str = "official",
-    options: Sequence[str] = (),
-    part: str | None = None,
+    benchmark: str, text: str, parser: str = "official", options: Sequence[str] = (), part: str | None = None
 ) -> Any:
     """Returns what a model's text answers to a question of a benchmark, or None.
 

@@ -26,7 +26,7 @@ from data_pipelines.rows.clips import FolderClips
 from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.synthetic.datasets import make_dataset
 from experiments.data.clips import report_rejects
-from experiments.training.loop import RunLength, train
+from experiments.training.loop import Feed, RunLength, train
 from experiments.training.workdir import Workdir
 from o3jax.errors import UserError
 from o3jax.tasks import SPATIO_TEMPORAL, TEMPORAL, VISUAL
@@ -353,8 +353,8 @@ def test_a_training_gets_the_good_samples_and_the_note(training, folder, capfd, 
     flags, workdir = training
     given = {}
 
-    def train(state, step, pipeline, prepare, workdir, length, note, names, **more):
-        given.update(note=note, batch=next(pipeline.open()))
+    def train(state, step, feed, workdir, length, **more):
+        given.update(note=feed.note, batch=next(feed.pipeline.open()))
         raise UserError("enough")
 
     with command("sft", *flags, "--config.max_rejected_share=0.1") as module:  # not more than the limit
@@ -379,7 +379,7 @@ def run(workdir: Workdir, note: str) -> None:
     def step(state, batch):
         return State(state.step + 1), {"loss": jnp.float32(0.5)}
 
-    train(State(jnp.int32(0)), step, data, lambda batch: batch, workdir, length, note)
+    train(State(jnp.int32(0)), step, Feed(data, note=note), workdir, length)
 
 
 def test_every_progress_line_tells_the_rejects(tmp_path, capsys):

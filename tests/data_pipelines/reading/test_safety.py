@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.reading.child import GRACE_S
 from data_pipelines.reading.guarded import GuardedReader, Limits, inside, read_image
+from o3jax.child import GRACE_S
 from o3jax.errors import UserError
 from o3jax.video import Clip, probe, read_video
 from o3jax.video.files import VideoError

@@ -30,7 +30,7 @@ from data_pipelines.rows.settings import EvidenceShape, RowShape
 from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.clips import SyntheticClips
 from data_pipelines.synthetic.datasets import write_video
-from experiments.training.loop import RunLength, train
+from experiments.training.loop import Feed, RunLength, train
 from experiments.training.workdir import Workdir
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
@@ -327,11 +327,9 @@ def trained(folder, c, pipeline, seen):
     return train(
         state,
         step,
-        pipeline,
-        lambda b: b,
+        Feed(pipeline, name_of=lambda n: f"clip-{n}"),
         Workdir(folder, c),
         RunLength.of(c, c.max_steps),
-        names=lambda n: f"clip-{n}",
     )
 
 

@@ -13,7 +13,7 @@ from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.settings import EvidenceShape, RowShape
 from data_pipelines.rows.supervised import MakeRow
 from experiments.data.clips import fit_clips, plan
-from experiments.training.loop import RunLength, train
+from experiments.training.loop import Feed, RunLength, train
 from experiments.training.workdir import Workdir
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf
@@ -48,7 +48,7 @@ def trained(folder, data_fingerprint: dict, stop: int) -> None:
 
     state = TrainState(jnp.zeros((), jnp.int32), {"w": jnp.zeros(2)}, {})
     pipeline = Pipeline([(0, 1, 2)] * 9, [Named()], batch_size=1, seed=0, data_fingerprint=data_fingerprint)
-    train(state, step, pipeline, lambda batch: batch, Workdir(folder, c), RunLength.of(c, c.max_steps))
+    train(state, step, Feed(pipeline), Workdir(folder, c), RunLength.of(c, c.max_steps))
 
 
 @pytest.mark.parametrize(

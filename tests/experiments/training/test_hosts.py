@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from data_pipelines.synthetic.datasets import make_dataset
 from experiments.cli.distributed import found_where, join_hosts
 from o3jax.errors import UserError
+from tests.support.commands import run_command
 from tests.support.paths import ROOT
 
 CONFIG = """
@@ -68,8 +69,7 @@ shell.run({command}.main)
     arguments = [sys.executable, "-c", program, f"--config={config}", f"--workdir={workdir}", *flags]
     xla_flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT)}
-    if hosts > 1:
-        environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(hosts)}
+    environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(hosts)}
     return [
         subprocess.Popen(
             arguments,
@@ -109,9 +109,11 @@ def assert_same_curve(one: Path, two: Path, rtol: float) -> None:
                 np.testing.assert_allclose(b[name], a[name], rtol=rtol, atol=1e-6, err_msg=name)
 
 
-def test_two_hosts_train_as_one(config_file, tmp_path):
-    (alone,) = train(config_file, tmp_path / "one", 1, "--config.per_device_train_batch_size=2")
-    assert alone.returncode == 0, alone.stderr
+def test_two_hosts_train_as_one(config_file, tmp_path, capfd):
+    """One is this process, which needs no start."""
+    flags = (f"--config={config_file}", "--config.per_device_train_batch_size=2")
+    alone = run_command(capfd, "sft", f"--workdir={tmp_path / 'one'}", *flags)
+    assert alone.code == 0, alone.err
     flags = ("--config.per_device_train_batch_size=1", "--config.mesh.data=2")
     both = train(config_file, tmp_path / "two", 2, *flags)
     assert [one.returncode for one in both] == [0, 0], both[0].stderr + both[1].stderr
@@ -158,13 +160,13 @@ iteration.Stopwatch.lap = lap
 """
 
 
-def test_gspo_on_two_hosts_is_that_of_one_wherever_it_is_stopped(video_model, tmp_path):
+def test_gspo_on_two_hosts_is_that_of_one_wherever_it_is_stopped(video_model, tmp_path, capfd):
     """Kills are tried by hand (docs/pods.md): a process needs a while to notice that another is gone."""
     config = tmp_path / "gspo.py"
     config.write_text(GSPO.format(model=str(video_model)))
     one, two = tmp_path / "one", tmp_path / "two"
-    (alone,) = ended(start("gspo", config, one, 1, "--config.mesh.fsdp=8", devices=8))
-    assert alone.returncode == 0, alone.stderr
+    alone = run_command(capfd, "gspo", f"--config={config}", f"--workdir={one}", "--config.mesh.fsdp=8")
+    assert alone.code == 0, alone.err  # this process has eight devices too
 
     def go_on(code: str = "") -> list[subprocess.CompletedProcess]:
         return ended(start("gspo", config, two, 2, "--config.mesh.fsdp=8", devices=4, code=code))

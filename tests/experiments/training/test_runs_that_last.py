@@ -22,7 +22,7 @@ from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.settings import RowShape
 from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.clips import SyntheticClips
-from experiments.training.loop import RunLength, train
+from experiments.training.loop import Feed, RunLength, train
 from experiments.training.workdir import Workdir
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
@@ -56,8 +56,8 @@ def run(folder: Path, numbers: list[float], config: ConfigDict) -> None:
     with Workdir(folder, config) as workdir:
         length = RunLength.of(config, config.max_steps)
         train(
-            *(state, step, pipeline),
-            lambda batch: jnp.float32([[numbers[int(batch.failures.number[0, 0])]]]),
+            *(state, step),
+            Feed(pipeline, lambda batch: jnp.float32([[numbers[int(batch.failures.number[0, 0])]]])),
             *(workdir, length),
         )
 

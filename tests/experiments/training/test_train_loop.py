@@ -20,7 +20,7 @@ from data_pipelines.rows.pipeline import Pipeline
 from data_pipelines.rows.settings import RowShape
 from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.clips import SyntheticClips
-from experiments.training.loop import RunLength
+from experiments.training.loop import Feed, RunLength
 from experiments.training.loop import train as run_steps
 from experiments.training.metrics_log import MetricsLog
 from experiments.training.workdir import Workdir
@@ -38,7 +38,7 @@ from tests.support.streams import Named
 
 STEPS = 10
 
-# `python -m experiments.sft`, with a signal to itself when a step has been logged but not yet saved, and the
+# `python -m experiments.sft`, which kills itself when a step has been logged but not yet saved, and the
 # checkpoint before it is complete ...
 AFTER_STEP = """
 import os, signal, time
@@ -51,7 +51,7 @@ def write(self, step, window, original=metrics_log.MetricsLog.write):
     if step == {step}:
         while [p for p in self.path.parent.glob("checkpoints/*") if not p.name.isdigit()]:
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.{signal})
+        os.kill(os.getpid(), signal.SIGKILL)
     return values
 
 metrics_log.MetricsLog.write = write
@@ -84,13 +84,13 @@ def train(config_file):
     """A function that trains in a process of its own, and returns how that ended."""
 
     def run(
-        workdir: Path, code: str | None = None, flags: tuple[str, ...] = (), devices: int = 1, **where
+        workdir: Path, code: str | None = None, flags: tuple[str, ...] = (), devices: int = 8, **where
     ) -> subprocess.CompletedProcess:
         program = ["-c", code.format(**where)] if code else ["-m", "experiments.sft"]
         command = [sys.executable, *program, f"--config={config_file}", f"--workdir={workdir}", *flags]
-        xla_flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-        # Each program that is compiled is named.
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags, "JAX_LOG_COMPILES": "1"}
+        # Each program that is compiled is named; the precision is this process' own.
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_LOG_COMPILES": "1"}
+        environment |= {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
     return run
@@ -102,6 +102,18 @@ def uninterrupted(train, tmp_path_factory) -> Path:
     run = train(workdir)
     assert run.returncode == 0, run.stderr
     return workdir
+
+
+def stop_after(step: int, monkeypatch) -> None:
+    """Makes this process get SIGTERM when a step has been logged but not yet saved."""
+
+    def write(self, at, window, original=MetricsLog.write):
+        values = original(self, at, window)
+        if at == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return values
+
+    monkeypatch.setattr(MetricsLog, "write", write)
 
 
 def logged(workdir: Path) -> list[int]:
@@ -126,14 +138,20 @@ def test_a_mesh_trains_as_one_device_does(train, uninterrupted, tmp_path):
     np.testing.assert_allclose(losses(tmp_path), losses(uninterrupted)[:4], rtol=1e-4)
 
 
-def test_killed_stopped_and_continued_is_the_same_run(train, uninterrupted, tmp_path):
-    killed = train(tmp_path, AFTER_STEP, signal="SIGKILL", step=6)
+def test_killed_stopped_and_continued_is_the_same_run(
+    train, config_file, uninterrupted, tmp_path, capfd, monkeypatch
+):
+    """What dies is another process; what ends is this one, and goes on to the same bytes."""
+    flags = [f"--config={config_file}", f"--workdir={tmp_path}"]
+    killed = train(tmp_path, AFTER_STEP, step=6)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert logged(tmp_path) == [1, 2, 3, 4, 5, 6] and saved(tmp_path) == {"4"}
 
-    stopped = train(tmp_path, AFTER_STEP, signal="SIGTERM", step=6)
-    assert stopped.returncode == 0, stopped.stderr
-    assert "from step 4" in stopped.stdout and "stopped by SIGTERM at step 7" in stopped.stdout
+    with monkeypatch.context() as patch:
+        stop_after(6, patch)
+        stopped = run_command(capfd, "sft", *flags)
+    assert stopped.code == 0, stopped.err
+    assert "from step 4" in stopped.out and "stopped by SIGTERM at step 7" in stopped.out
     assert saved(tmp_path) == {"4", "7"} and not (tmp_path / "model").exists()
 
     torn = train(tmp_path, INSIDE_CHECKPOINT, step=8)
@@ -142,9 +160,9 @@ def test_killed_stopped_and_continued_is_the_same_run(train, uninterrupted, tmp_
     assert any(name.startswith("8.") for name in names), "the checkpoint was not being written"
     assert saved(tmp_path) == {"4", "7"}
 
-    finished = train(tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    assert "from step 7" in finished.stdout
+    finished = run_command(capfd, "sft", *flags)
+    assert finished.code == 0, finished.err
+    assert "from step 7" in finished.out
     assert not any(path.name.startswith("8.") for path in (tmp_path / "checkpoints").iterdir())
 
     assert logged(tmp_path) == list(range(1, STEPS + 1))
@@ -220,9 +238,7 @@ def test_steps_before_a_stop_by_a_mistake_are_in_the_log(tmp_path):
 
         state = TrainState(jnp.zeros((), jnp.int32), {"w": jnp.zeros(2)}, {})
         pipeline = Pipeline([(0, 1, 2)] * 9, [Named()], batch_size=1, seed=0)
-        run_steps(
-            state, step, pipeline, lambda batch: batch, Workdir(tmp_path, c), RunLength.of(c, c.max_steps)
-        )
+        run_steps(state, step, Feed(pipeline), Workdir(tmp_path, c), RunLength.of(c, c.max_steps))
 
     with pytest.raises(UserError, match="stop"):
         steps(mistake_at=5)

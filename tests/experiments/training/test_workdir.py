@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from data_pipelines.rows.pipeline import Pipeline
 from experiments.hostility.damage import DAMAGES
 from experiments.training import workdir as workdirs
-from experiments.training.loop import RunLength, train
+from experiments.training.loop import Feed, RunLength, train
 from experiments.training.workdir import Position, Workdir
 from o3jax.errors import UserError
 from o3jax.train.state import TrainState
@@ -53,7 +53,7 @@ def go_on(folder: Path, stop: int = 0, interrupt_at: int = 0) -> np.ndarray:
     pipeline = Pipeline([(number,) * 3 for number in range(9)], [Named()], batch_size=1, seed=0)
     with Workdir(folder, config) as workdir:
         length = RunLength.of(config, config.max_steps)
-        end = train(start(), step, pipeline, lambda batch: batch, workdir, length)
+        end = train(start(), step, Feed(pipeline), workdir, length)
     return np.asarray(end.model["w"])
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from o3jax.generate.cache import prefill, prefill_behind
 from o3jax.generate.continuous import Choice, Continuous
-from o3jax.generate.sampler import greedy, said
+from o3jax.generate.sampler import Ending, greedy, said
 from o3jax.inputs.collate import collate
 from o3jax.models.batch import TextRow
 from o3jax.models.text import for_decoding
@@ -39,7 +39,7 @@ def prompts_of(model):
 
 def run(model, prompts, choices, *, slots=3, steps=4, penalty=1.0):
     """Returns what each prompt is answered with; each begins when there is room."""
-    texts = Continuous(model, slots=slots, max_new_tokens=T, eos_ids=ENDS, pad_id=PAD, penalty=penalty)
+    texts = Continuous(model, slots, Ending(T, ENDS, PAD, penalty))
     waiting, owners, found = collections.deque(enumerate(prompts)), {}, {}
     while waiting or owners:
         while waiting and texts.free():
@@ -61,7 +61,7 @@ def test_each_text_is_that_of_greedy_alone(model, penalty):
     found = run(model, prompts, [Choice()] * len(prompts), penalty=penalty)
     lengths = set()
     for (tokens, states), prompt in zip(found, prompts, strict=True):
-        alone = greedy(model, prompt, max_new_tokens=T, eos_ids=ENDS, pad_id=PAD, repetition_penalty=penalty)
+        alone = greedy(model, prompt, Ending(T, ENDS, PAD, penalty))
         count = int(alone.length[0])
         lengths.add(count)
         np.testing.assert_array_equal(tokens, alone.tokens[0, :count])
@@ -95,7 +95,7 @@ def test_what_is_drawn_follows_the_model(model):
     p = np.exp(logits - logits.max())
     p /= p.sum()
     counts = np.zeros(len(p))
-    texts = Continuous(model, slots=3, max_new_tokens=T, eos_ids=ENDS, pad_id=PAD)
+    texts = Continuous(model, 3, Ending(T, ENDS, PAD))
     for seed in range(400):
         slot = texts.begin(hidden, cache, None, Choice(0.8, 1.0, seed))
         counts[int(texts._state.slots.tokens[slot, 0, 0])] += 1

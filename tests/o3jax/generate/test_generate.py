@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from o3jax.generate.cache import extend, prefill
-from o3jax.generate.sampler import Generated, greedy
+from o3jax.generate.sampler import Ending, Generated, greedy
 from o3jax.inputs.collate import collate
 from o3jax.models.batch import Batch
 from o3jax.models.text import for_decoding, for_training
@@ -60,7 +60,7 @@ def expected(reference) -> np.ndarray:
 
 def generate(reference, inputs, eos_ids=(), **sizes) -> Generated:
     batch = collate(inputs, reference.config, **sizes)
-    out = greedy(reference.ours, batch, max_new_tokens=NEW, eos_ids=eos_ids, pad_id=PAD)
+    out = greedy(reference.ours, batch, Ending(NEW, eos_ids, PAD))
     return jax.tree.map(np.asarray, out)
 
 

@@ -17,7 +17,7 @@ from o3jax.errors import UserError
 from o3jax.generate import group
 from o3jax.generate.cache import prefill
 from o3jax.generate.group import Rollouts, sample_groups
-from o3jax.generate.sampler import greedy
+from o3jax.generate.sampler import Ending, greedy
 from o3jax.generate.sampling import Sampling, StopStrings
 from o3jax.inputs.collate import collate
 from o3jax.models.batch import map_arrays, take
@@ -200,7 +200,7 @@ def test_a_group_that_has_ended_keeps_its_tokens(sample, batch):
 
 def test_temperature_zero_is_greedy(sample, models, batch):
     out = sample(sampling=Sampling(0.0))
-    expected = greedy(models[1], batch, max_new_tokens=T, eos_ids=ENDS, pad_id=PAD)
+    expected = greedy(models[1], batch, Ending(T, ENDS, PAD))
     for s in range(G):
         np.testing.assert_array_equal(out.tokens[:, s], expected.tokens)
         np.testing.assert_array_equal(out.length[:, s], expected.length)

@@ -223,7 +223,7 @@ def asked(loaded, monkeypatch):
     """
     prompts = []
 
-    def say(backbone, batch, *, visuals, **options):
+    def say(backbone, batch, ending, visuals):
         for ids, real in zip(batch.text.input_ids, batch.text.segment_ids, strict=True):
             prompts.append(loaded.processor.decode(ids[real > 0], skip_special_tokens=False))
         ids = [loaded.processor.tokenizer(text)["input_ids"] for text in TEXTS]

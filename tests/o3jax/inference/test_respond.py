@@ -16,7 +16,7 @@ from data_pipelines.rows.supervised import MakeRow
 from data_pipelines.synthetic.clips import SyntheticClips
 from data_pipelines.synthetic.datasets import write_video
 from o3jax.generate.cache import extend, prefill
-from o3jax.generate.sampler import Generated, greedy
+from o3jax.generate.sampler import Ending, Generated, greedy
 from o3jax.inference import matching
 from o3jax.inference import respond as engine
 from o3jax.inference.respond import Request
@@ -85,7 +85,7 @@ def test_generation_records_the_state_at_each_token(model):
     request = prompt_of(model, SyntheticClips("train", 1, questions=1)[0], "When?")
     inputs = processor(text=[request.prompt], videos=[request.frames], video_metadata=[request.metadata])
     batch = collate(inputs, model.config)
-    out = greedy(backbone, batch, max_new_tokens=6, eos_ids=(), pad_id=0)
+    out = greedy(backbone, batch, Ending(6, (), 0))
     start = jax.jit(lambda m, b: prefill(m, b, 32))
     step = jax.jit(extend)
     _, cache = start(backbone, batch)
@@ -121,7 +121,7 @@ def test_an_answer_is_estimated_as_in_training(model, monkeypatch):
     requests.append(requests[0])  # a batch of three: one program with another number of rows
     texts = [templates.response(s) for s in (*clip.samples, clip.samples[0])]
 
-    def say(backbone, batch, *, visuals, **options):
+    def say(backbone, batch, ending, visuals):
         ids = [processor.tokenizer(text)["input_ids"] for text in texts]
         tokens = np.zeros((3, max(map(len, ids))), np.int32)
         kept = np.zeros((*tokens.shape, states.shape[-1]), np.float32)
@@ -154,7 +154,7 @@ def test_answers_show_both_estimates(model, tmp_path, monkeypatch):
     claim = "<obj>red circle</obj><box>[100,200,300,400]</box>at<t>2.0</t>s"
     text = f"<think>{claim} and <obj>x</obj></think><answer>yes</answer>"
 
-    def say(backbone, batch, *, visuals, **options):
+    def say(backbone, batch, ending, visuals):
         ids = np.array([model.processor.tokenizer(text)["input_ids"]], np.int32)
         states = np.zeros((*ids.shape, model.config.text.hidden_size), np.float32)
         return Generated(ids, np.zeros(ids.shape, np.float32), np.array([ids.shape[1]]), states)
@@ -201,14 +201,14 @@ def test_videos_of_like_size_run_together_and_others_apart(monkeypatch):
     ]
     batches = []
 
-    def respond(model, processor, some, **options):
+    def respond(model, processor, some, *options):
         batches.append([int(r.question) for r in some])
         return [r.question for r in some]
 
     monkeypatch.setattr(engine, "_respond", respond)
-    assert engine.respond(None, None, requests, max_new_tokens=9, eos_ids=(), pad_id=0) == list("012345")
+    assert engine.respond(None, None, requests, Ending(9, (), 0)) == list("012345")
     assert sorted(batches) == [[0, 2, 3], [1], [4], [5]]
     requests[3] = dataclasses.replace(requests[3], dense_frames=np.zeros((90, 72, 64, 3), np.uint8))
     batches.clear()
-    engine.respond(None, None, requests, max_new_tokens=9, eos_ids=(), pad_id=0)
+    engine.respond(None, None, requests, Ending(9, (), 0))
     assert sorted(batches) == [[0, 2], [1], [3], [4], [5]]

@@ -51,7 +51,7 @@ def chat(model, *content):
 @pytest.mark.parametrize(("feedback", "penalty"), [(None, 1.0), ("prompt", 1.3)])
 def test_texts_are_those_of_each_question_alone(plain, feedback, penalty):
     model = o3jax.load(plain.folder)
-    model._repetition_penalty = penalty
+    model.generation = dataclasses.replace(model.generation, repetition_penalty=penalty)
     if feedback is not None:
         rules = dataclasses.replace(EVIDENCE, feedback=feedback)
         model.backbone = with_evidence(model.backbone, rules, jax.random.key(1))
@@ -69,7 +69,7 @@ def test_several_videos_are_encoded_and_continued_together(plain, monkeypatch):
     """Their texts are those of each video alone, whatever the order of the requests."""
     rules = dataclasses.replace(EVIDENCE, feedback="prompt")
     model = o3jax.load(plain.folder)
-    model._repetition_penalty = 1.3
+    model.generation = dataclasses.replace(model.generation, repetition_penalty=1.3)
     model.backbone = with_evidence(model.backbone, rules, jax.random.key(1))
     one, other = (about(model, number, QUESTIONS[:2]) for number in (0, 1))
     apart = [response for some in (one, other) for response in ask(model, some)]

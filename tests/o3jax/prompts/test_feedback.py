@@ -124,7 +124,7 @@ def test_an_answer_is_written_from_the_proposals(video_model, monkeypatch, feedb
     model.backbone = with_evidence(model.backbone, evidence, jax.random.key(1))
     read = []
 
-    def say(backbone, batch, *, visuals, **options):
+    def say(backbone, batch, ending, visuals):
         for ids, real in zip(batch.text.input_ids, batch.text.segment_ids, strict=True):
             read.append(model.processor.decode(ids[real > 0], skip_special_tokens=False))
         width = model.config.text.hidden_size

@@ -8,9 +8,10 @@ import re
 import pytest
 
 from o3jax.grounding import Grounding
+from o3jax.printing import fine_clock
 from o3jax.report.clip import write_thumbnail
 from o3jax.report.moments import Moment
-from o3jax.report.session import clock, write_session
+from o3jax.report.session import write_session
 from tests.support import browser
 
 EVIL = "<script>alert(1)</script>\"'</div>"
@@ -35,7 +36,7 @@ def test_it_is_one_file_that_runs_nothing_of_what_it_shows(page):
     assert "alert(1)" in text and "<script>alert" not in text
     assert not re.search(r"(?:src|href)=[\"'](?!data:)", text) and "Content-Security-Policy" in text
     assert "0:01.0 – 0:02.0" in text and "2 found" in text
-    assert [clock(t) for t in (0, 59.96, 3723.4)] == ["0:00.0", "1:00.0", "1:02:03.4"]
+    assert [fine_clock(t) for t in (0, 59.96, 3723.4)] == ["0:00.0", "1:00.0", "1:02:03.4"]
 
 
 @pytest.mark.skipif(browser.EXECUTABLE is None, reason="Chromium is not installed")

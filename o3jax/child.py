@@ -157,7 +157,7 @@ from multiprocessing.connection import Connection
 parent, pipe = int(sys.argv[1]), Connection(int(sys.argv[2]))
 try:
     sys.path[:], serve, hello = pipe.recv()
-    importlib.import_module("data_pipelines.reading.child").end_with(parent)
+    importlib.import_module("o3jax.child").end_with(parent)
     module, _, function = serve.partition(":")
     getattr(importlib.import_module(module), function)(pipe, hello, *map(int, sys.argv[3:]))
 except (EOFError, ConnectionError):
