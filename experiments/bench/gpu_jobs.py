@@ -26,7 +26,7 @@ from experiments.bench.jobs import SIZES, Size, make_jobs
 from experiments.bench.ours import Ours, Side
 from experiments.bench.timing import take_turns
 from experiments.cli import shell
-from o3jax.files import json_text, write_json
+from o3jax.files import json_text, read_json, write_json
 from o3jax.generate.group import sample_groups
 from o3jax.hf.config import config_to_hf
 from o3jax.inputs.collate import collate
@@ -111,7 +111,7 @@ def alone(job: GpuJob, side: str, size: str, left_s: float) -> Found:
         if ended.returncode or not path.exists():
             last = (ended.stderr.strip().splitlines() or ["nothing was said"])[-1]
             return {"failed": f"ended with {ended.returncode}: {last[:160]}"}
-        return json.loads(path.read_text())
+        return read_json(path)
 
 
 def run(name: str, side: str, size_name: str) -> Found:

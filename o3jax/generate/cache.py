@@ -32,7 +32,7 @@ class Cache:
     values: tuple[Float[Array, "B K T H"], ...] | Float[Array, "L B K T H"]
     filled: Bool[Array, "B T"]
     length: Int[Array, ""]  # the slot of the next token, the same for all rows
-    position: Int[Array, "B"]  # the M-RoPE position of the next token, all three axes
+    position: Int[Array, " B"]  # the M-RoPE position of the next token, all three axes
 
 
 KEYS, VALUES = ("batch", "kv_heads", None, "prefix"), ("batch", "kv_heads", "prefix", None)  # their axes
@@ -112,7 +112,7 @@ def prefill_behind(model: Qwen3VL, row: TextRow, before: Cache) -> tuple[Float[A
     return rms_norm(x, text.norm[...], text.config.rms_norm_eps), cache
 
 
-def extend(model: Qwen3VL, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B D"], Cache]:
+def extend(model: Qwen3VL, tokens: Int[Array, " B"], cache: Cache) -> tuple[Float[Array, "B D"], Cache]:
     """Returns the final hidden state of one more token per row, and the cache with it."""
     text = model.text
     x = text.embedded(tokens)[:, None]

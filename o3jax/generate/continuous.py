@@ -38,9 +38,9 @@ class _Running:
     """The slots, and what the group sampler does not need: each row's choice, states and past."""
 
     slots: Slots
-    temperature: Float[Array, "B"]
-    top_p: Float[Array, "B"]
-    key: Key[Array, "B"]
+    temperature: Float[Array, " B"]
+    top_p: Float[Array, " B"]
+    key: Key[Array, " B"]
     states: Float[Array, "B T D"]  # final-norm hidden state at each token, in the column of the token
     said: Bool[Array, "B V"] | None  # tokens that stand before, where they are penalised
 
@@ -165,8 +165,8 @@ def _padded(prompt: Cache, size: int) -> Cache:
 
 
 def _choose(
-    logits: Float[Array, "B V"], running: _Running, age: Int[Array, "B"], penalty: float
-) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    logits: Float[Array, "B V"], running: _Running, age: Int[Array, " B"], penalty: float
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """Returns the next token of each row, and its log-probability under the model."""
     logits = logits.astype(jnp.float32)
     best, logprob = most_probable(logits, running.said, penalty)
@@ -229,7 +229,7 @@ def _begin(
 def _window(
     model: Qwen3VL,
     running: _Running,
-    idle: Bool[Array, "rows"],
+    idle: Bool[Array, " rows"],
     steps: Int[Array, ""],
     leave: Int[Array, ""],
     *,

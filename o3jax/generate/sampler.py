@@ -21,7 +21,7 @@ class Generated:
 
     tokens: Int[Array, "B new"]
     logprobs: Float[Array, "B new"]  # float32, of each token under the model
-    length: Int[Array, "B"]  # tokens of each row, its end-of-text included
+    length: Int[Array, " B"]  # tokens of each row, its end-of-text included
     states: Float[Array, "B new D"]  # final-norm hidden state at each token; zero at the last one
 
 

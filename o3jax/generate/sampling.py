@@ -89,7 +89,7 @@ def _from(logits: Array, lowest: Array) -> Array:
     return jnp.where(logits < lowest, -jnp.inf, logits)
 
 
-def sample_keys(key: Key[Array, ""], prompts: Int[Array, "B"], group_size: int) -> Key[Array, "B G"]:
+def sample_keys(key: Key[Array, ""], prompts: Int[Array, " B"], group_size: int) -> Key[Array, "B G"]:
     """Returns the key of each sample, which depends on nothing but `key`, prompt and number of the sample."""
     fold = jax.random.fold_in
     samples = jnp.arange(group_size)
@@ -97,7 +97,7 @@ def sample_keys(key: Key[Array, ""], prompts: Int[Array, "B"], group_size: int) 
 
 
 def draw(
-    logits: Float[Array, "B #G V"], keys: Key[Array, "B G"], step: Int[Array, "B"], sampling: Sampling
+    logits: Float[Array, " B #G V"], keys: Key[Array, "B G"], step: Int[Array, " B"], sampling: Sampling
 ) -> tuple[Int[Array, "B G"], Float[Array, "B G"]]:
     """Returns a token per sample and its log-probability under the model, without temperature and filters.
 
@@ -110,7 +110,7 @@ def draw(
         tokens = jnp.broadcast_to(jnp.argmax(logits, -1), keys.shape)
     else:
 
-        def noise(key: Key[Array, ""], step: Int[Array, ""]) -> Float[Array, "V"]:
+        def noise(key: Key[Array, ""], step: Int[Array, ""]) -> Float[Array, " V"]:
             return jax.random.gumbel(jax.random.fold_in(key, step), logits.shape[-1:], jnp.float32)
 
         gumbel = jax.vmap(jax.vmap(noise, (0, None)))(keys, step)

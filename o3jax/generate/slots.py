@@ -30,8 +30,8 @@ class Slots:
     logprobs: Float[Array, "B G T"]
     length: Int[Array, "B G"]
     finished: Bool[Array, "B G"]
-    prompt: Int[Array, "B"]  # the number that random numbers are made from
-    start: Int[Array, "B"]  # the clock when the group's first token was drawn
+    prompt: Int[Array, " B"]  # the number that random numbers are made from
+    start: Int[Array, " B"]  # the clock when the group's first token was drawn
     clock: Int[Array, ""]  # steps so far; the newest tokens are in column clock % T, and go to clock % W
 
     def done(self) -> Bool[Array, "B G"]:

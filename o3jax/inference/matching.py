@@ -63,8 +63,8 @@ def _match(
 
 
 def candidate_intervals(
-    relevance: Float[np.ndarray, "T"],
-    times: Float[np.ndarray, "T"],
+    relevance: Float[np.ndarray, " T"],
+    times: Float[np.ndarray, " T"],
     *,
     high: float = 0.5,
     low: float = 0.1,

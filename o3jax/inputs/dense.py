@@ -178,8 +178,8 @@ def visual_places(
 
 
 def interval_mask(
-    intervals: Iterable[tuple[float, float]], times: Float[np.ndarray, "T"]
-) -> Bool[np.ndarray, "T"]:
+    intervals: Iterable[tuple[float, float]], times: Float[np.ndarray, " T"]
+) -> Bool[np.ndarray, " T"]:
     """Returns which times lie in an interval, ends included.
 
     The time nearest to an interval's middle counts too, so that none is lost between two times.

@@ -149,7 +149,7 @@ class Pointer(nnx.Module):
         self.k = init.weight((D, 1, D), ("embed", None, None))
 
     def __call__(
-        self, x: Float[Array, "R M D"], places: Float[Array, "B X D"], allowed: Bool[Array, "R #M X"]
+        self, x: Float[Array, "R M D"], places: Float[Array, "B X D"], allowed: Bool[Array, " R #M X"]
     ) -> Float[Array, "R M ways X"]:
         """Returns float32 logits, never chosen where not `allowed`."""
         q = linear(rms_norm(x, self.norm[...], _EPS), self.q[...])

@@ -115,8 +115,8 @@ class _Blocks:
     """
 
     slot: Int[Array, "tokens k"]
-    owner: Int[Array, "blocks"]
-    used: Bool[Array, "blocks"]
+    owner: Int[Array, " blocks"]
+    used: Bool[Array, " blocks"]
 
     def __init__(self, chosen: Int[Array, "tokens k"], experts: int):
         """`chosen` is `experts` where the expert is not here."""
@@ -158,8 +158,8 @@ def _product(x: Float[Array, "blocks size D"], w: Array | LowRankWeight, blocks:
 def _grouped(
     x: Float[Array, "blocks size D"],
     w: Float[Array, "E D F"],
-    owner: Int[Array, "blocks"],
-    used: Bool[Array, "blocks"],
+    owner: Int[Array, " blocks"],
+    used: Bool[Array, " blocks"],
 ) -> Float[Array, "blocks size F"]:
     """Returns each block's product with the weight of its expert, zeros where a block is not used.
 

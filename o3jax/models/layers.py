@@ -55,7 +55,7 @@ class Abstract(Initializer):
 class LowRankWeight:
     """A weight W [D, *out] that low-rank factors change: `linear` computes x W + scale (x A) B."""
 
-    weight: Float[Array, "D *out"]
+    weight: Float[Array, " D *out"]
     a: Float[Array, "D r"]
     b: Float[Array, "r out"]
     scale: float = dataclasses.field(metadata={"static": True})
@@ -66,7 +66,7 @@ class LowRankWeight:
 
 
 def linear(
-    x: Float[Array, "*dims D"], w: Float[Array, "D *out"] | LowRankWeight
+    x: Float[Array, "*dims D"], w: Float[Array, " D *out"] | LowRankWeight
 ) -> Float[Array, "*dims *out"]:
     """Returns x @ w over x's last and w's first axis; further axes of w (heads, their dims) are kept."""
     if not isinstance(w, LowRankWeight):

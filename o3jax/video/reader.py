@@ -42,7 +42,7 @@ class Clip:
     """
 
     frames: UInt8[np.ndarray, "T H W 3"]
-    times_s: Float64[np.ndarray, "T"]
+    times_s: Float64[np.ndarray, " T"]
     duration_s: float
     duration_measured: bool
     source_fps: float | None

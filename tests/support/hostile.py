@@ -61,7 +61,7 @@ def sleep(path: str) -> None:
     time.sleep(600)
 
 
-def arrays(count: int, size: int) -> list[UInt8[np.ndarray, "size"]]:
+def arrays(count: int, size: int) -> list[UInt8[np.ndarray, " size"]]:
     return [np.full(size, i, np.uint8) for i in range(count)]
 
 
