@@ -181,7 +181,8 @@ EXECUTED = {
     "o3jax sft --config=sft_article": "tests/configs/test_configs.py::test_the_article_s_recipe_runs",
     "o3jax sft --config=sft_tiny": "make demo",
     "o3jax gspo --config=gspo_tiny": "tests/test_wheel.py::test_runs_an_iteration_of_gspo",
-    "o3jax evaluate": "tests/experiments/test_evaluate.py::test_the_command_prints_tables_and_writes_json",
+    "o3jax evaluate": "tests/experiments/evaluation/test_generation.py::"
+    "test_the_command_prints_tables_and_writes_json",
     "o3jax convert": "tests/test_docs.py::test_readme_converts",
 }
 README = (ROOT / "README.md").read_text(encoding="utf-8")
