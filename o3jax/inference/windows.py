@@ -9,9 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from o3jax.grounding import Interval
+from o3jax.grounding import Interval, join
 from o3jax.inference.coarse import Loaded
-from o3jax.inference.matching import join
 from o3jax.inference.respond import Request
 from o3jax.inference.search import Found, decoding, passes_of
 from o3jax.inputs.dense import FramesAt, dense_size, dense_wanted
