@@ -146,12 +146,15 @@ class _Blocks:
 
 
 def _product(x: Float[Array, "blocks size D"], w: Array | LowRankWeight, blocks: _Blocks) -> Array:
-    """Returns `_grouped` products, as `linear` makes those of one weight."""
+    """Returns `_grouped` products, as `linear` makes those of one weight.
+
+    Factors are small enough to stand beside each block; what blocks of an expert add to their gradients is
+    summed in float32.
+    """
     if not isinstance(w, LowRankWeight):
         return _grouped(x, w, blocks.owner, blocks.used)
-    low = _grouped(x, w.a, blocks.owner, blocks.used)
-    change = _grouped(low, w.b, blocks.owner, blocks.used)
-    return _grouped(x, w.weight, blocks.owner, blocks.used) + w.scale * change
+    a, b = (factor.astype(jnp.float32)[blocks.owner].astype(x.dtype) for factor in (w.a, w.b))
+    return _grouped(x, w.weight, blocks.owner, blocks.used) + w.scale * (x @ a @ b)
 
 
 @jax.custom_vjp
