@@ -63,7 +63,8 @@ def advice(plan: Plan) -> str:
     limit = max(plan.roofline_s, key=plan.roofline_s.__getitem__)
     says = {
         "products": "The products limit it, as they should.",
-        "memory": "Memory traffic limits it: another attention kernel (config.kernel) writes no scores.",
+        "memory": "Memory traffic limits it: a flash kernel (config.kernel) writes no scores, and "
+        "config.remat=names computes less twice; for TPUs see also docs/pods.md, note (4).",
         "link": "The links of a node or slice limit it: more rows a device for each gather of the weights.",
         "network": "The network limits it: put fsdp inside a node and data between the nodes.",
     }
