@@ -21,7 +21,7 @@ from o3jax.models.batch import Batch, TextRow, take
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
 
 _KEPT_BYTES = 2**30  # of prefixes
-_SIZES = coarse(64, 192, 512)  # tokens that their parts are padded to
+_SIZES = coarse(64, 128, 192, 320, 512)  # tokens that their parts are padded to
 _WINDOW = 16  # steps after which texts are streamed, and others may join
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from o3jax.generate.loop import put
 from o3jax.models.attention import attention, cached_attention
 from o3jax.models.batch import Batch, TextRow
 from o3jax.models.layers import map_layers, rms_norm
@@ -123,9 +124,8 @@ def extend(model: Qwen3VL, tokens: Int[Array, " B"], cache: Cache) -> tuple[Floa
     )
 
     def attend(q, k, v, state):
-        put = jax.lax.dynamic_update_slice_in_dim
-        k = put(state[0], rearrange(k, "b t k h -> b k h t"), cache.length, axis=3)
-        v = put(state[1], rearrange(v, "b t k h -> b k t h"), cache.length, axis=2)
+        k = put(state[0], k[:, 0], cache.length, axis=3)
+        v = put(state[1], v[:, 0], cache.length, axis=2)
         return cached_attention(q, k, v, filled[:, None]), (k, v)
 
     keys, values = [], []

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from o3jax.generate.cache import Cache
 from o3jax.generate.group import Slots, empty_slots, ended, groups_so_far, step, with_columns
+from o3jax.generate.loop import repeat_steps
 from o3jax.generate.sampler import Ending, Generated, most_probable, penalised
 from o3jax.generate.sampling import nucleus
 from o3jax.models.qwen3_vl import Qwen3VL
@@ -273,11 +274,13 @@ def _window(
             said=None if running.said is None else running.said.at[every, token].set(True),
         )
 
-    after = jax.lax.while_loop(going, body, running)
-    changed = {"slots": whole.slots, "states": whole.states, "said": whole.said}
-    new = jax.tree.map(
-        lambda a, b: a.at[:rows].set(b) if a.ndim else b,
-        changed,
-        {name: getattr(after, name) for name in changed},
+    after = repeat_steps(going, body, running)
+
+    def changed(running: _Running) -> tuple:  # all but the prompts, and how tokens are chosen
+        return dataclasses.replace(running.slots, prefix=None), running.states, running.said
+
+    slots, states, said = jax.tree.map(
+        lambda a, b: a.at[:rows].set(b) if a.ndim else b, changed(whole), changed(after)
     )
-    return dataclasses.replace(whole, **new)
+    slots = dataclasses.replace(slots, prefix=whole.slots.prefix)
+    return dataclasses.replace(whole, slots=slots, states=states, said=said)

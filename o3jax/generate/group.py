@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from o3jax.errors import UserError
 from o3jax.generate.cache import KEYS, VALUES, Cache, prefill
+from o3jax.generate.loop import put, repeat_steps
 from o3jax.generate.sampling import Sampling, StopStrings, draw, sample_keys
 from o3jax.generate.slots import Slots, placed
 from o3jax.generate.spread import Spread
@@ -306,7 +307,7 @@ def decode_window(
         )
         return placed(slots)
 
-    return jax.lax.while_loop(going, body, slots)
+    return repeat_steps(going, body, slots)
 
 
 def step(model: Qwen3VL, slots: Slots) -> tuple[Float[Array, "B G D"], Slots]:
@@ -323,8 +324,7 @@ def step(model: Qwen3VL, slots: Slots) -> tuple[Float[Array, "B G D"], Slots]:
 
     def attend(q, k, v, state):
         prefix, (keys, values) = state
-        keys = jax.lax.dynamic_update_index_in_dim(keys, k, column, axis=4)
-        values = jax.lax.dynamic_update_index_in_dim(values, v, column, axis=3)
+        keys, values = put(keys, k, column, axis=4), put(values, v, column, axis=3)
         return group_attention(q, prefix, (keys, values), slots.prefix.filled, own), (keys, values)
 
     keys, values = [], []

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from o3jax.generate.cache import extend, prefill
+from o3jax.generate.loop import repeat_steps
 from o3jax.models.batch import Batch, TextRow
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
 
@@ -111,7 +112,7 @@ def _generate(model: Qwen3VL, batch: Batch, visuals: VisualFeatures | None, endi
         return step + 1, token, done, there, cache, out
 
     token, done, there, out = choose(jnp.int32(0), hidden, jnp.zeros(rows, bool), there, out)
-    return jax.lax.while_loop(going, body, (jnp.int32(1), token, done, there, cache, out))[-1]
+    return repeat_steps(going, body, (jnp.int32(1), token, done, there, cache, out))[-1]
 
 
 def said(text: TextRow, vocabulary: int) -> Bool[Array, "B V"]:

@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from o3jax.generate.cache import prefill
+from o3jax.generate.loop import put, repeat_steps
 from o3jax.generate.sampler import Ending, Generated, most_probable
 from o3jax.models.attention import group_attention
 from o3jax.models.batch import Batch
@@ -108,8 +109,7 @@ def greedy_continuations(
 
         def attend(q, k, v, state):
             prefix_kv, (keys, values) = state
-            keys = jax.lax.dynamic_update_index_in_dim(keys, k, column, axis=4)
-            values = jax.lax.dynamic_update_index_in_dim(values, v, column, axis=3)
+            keys, values = put(keys, k, column, axis=4), put(values, v, column, axis=3)
             kept = group_attention(q, prefix_kv, (keys, values), filled[:, :prefix], allowed)
             return kept, (keys, values)
 
@@ -130,5 +130,5 @@ def greedy_continuations(
         return step + 1, token, done, before, own, out
 
     token, done, before, out = choose(jnp.int32(0), hidden, ~prompt.any(-1), before, out)
-    out = jax.lax.while_loop(going, body, (jnp.int32(1), token, done, before, own, out))[-1]
+    out = repeat_steps(going, body, (jnp.int32(1), token, done, before, own, out))[-1]
     return jax.tree.map(lambda x: x.reshape(rows * count, *x.shape[2:]), out)

@@ -18,7 +18,7 @@ from o3jax.models.batch import Batch, Questions
 from o3jax.models.evidence import DenseFeatures
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
 
-_SIZES = coarse(1024)  # tokens that questions are padded to
+_SIZES = coarse(64, 256, 1024)  # tokens that questions are padded to
 
 
 class Searched(NamedTuple):
