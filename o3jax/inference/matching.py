@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ from o3jax.models.batch import Batch, Questions
 from o3jax.models.evidence import DenseFeatures
 from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
 
-_SIZES = coarse(64, 256, 1024)  # tokens that questions are padded to
+_SIZES = coarse(1024)  # tokens that questions are padded to, so that all lengths share a program
+_SHORT = 64  # tokens of most questions: the program reads no more of one
 
 
 class Searched(NamedTuple):
@@ -51,15 +53,26 @@ def asked(processor: Processor, questions: Sequence[str], sizes: Sequence[int] =
 def match_features(model: Qwen3VL, questions: Questions, features: DenseFeatures) -> Float[Array, "R T"]:
     """Returns the logit of each of some features being evidence, without anything else of a video."""
     visuals = VisualFeatures(None, None, features, None)
-    return model.relevance(questions, visuals)[1]
+    return _relevance(model, questions, visuals)[1]
 
 
 @jax.jit
 def _match(
     model: Qwen3VL, questions: Questions, visuals: VisualFeatures
 ) -> tuple[Float[Array, "R P D"], Float[Array, "R T"]]:
-    question, relevance = model.relevance(questions, visuals)
+    question, relevance = _relevance(model, questions, visuals)
     return model.evidence.decoder.asking(question), jax.nn.sigmoid(relevance)
+
+
+def _relevance(
+    model: Qwen3VL, questions: Questions, visuals: VisualFeatures
+) -> tuple[Float[Array, "R D"], Float[Array, "R T"]]:
+    """Returns what `Qwen3VL.relevance` does; where all questions are short, without reading their padding."""
+    short = dataclasses.replace(questions, ids=questions.ids[..., :_SHORT])
+    long = (questions.ids[..., _SHORT:] >= 0).any()
+    return jax.lax.cond(
+        long, lambda: model.relevance(questions, visuals), lambda: model.relevance(short, visuals)
+    )
 
 
 def candidate_intervals(
