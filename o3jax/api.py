@@ -41,7 +41,7 @@ from o3jax.searched import Progress as SearchProgress
 from o3jax.verify import reasons
 from o3jax.verify.confidence_model import Calibration, read_calibration
 from o3jax.verify.signals import Observed
-from o3jax.verify.verdict import VERIFY, verdict
+from o3jax.verify.verdict import VERIFY, absent, verdict
 from o3jax.video import Clip, OpenVideo, Wanted
 from o3jax.video.sparse import SparseReader
 
@@ -185,7 +185,7 @@ class Model:
         judged = verdict(seen, self.calibration, full=passes is not None)
         evidence, notes = evidence_of(seen, judged.claims, clip.size, rate)
         if response.never:  # the text rests on what is not asked for
-            judged, evidence = judged.of_never(response.never), ()
+            judged, evidence = absent(response.never), ()
         if not seen.finished:
             notes.append(Note("tokens", len(response.tokens)))
         said, reasoning = reasons.answer_and_reasoning(response.text)

@@ -14,7 +14,8 @@ from o3jax.verify.risk import Bound
 from o3jax.verify.signals import Observed, evidence_signals, sameness
 
 VERIFY = ("full", "cheap")  # with the two more passes of `o3jax.inference.hidden`, and without
-CALIBRATED, UNCALIBRATED = "calibrated", "mean token probability"  # what a confidence is
+# What a confidence is.
+CALIBRATED, UNCALIBRATED, ABSENT = "calibrated", "mean token probability", "as sure as absence may be"
 
 _CLOSE_S, _FAR_S = 0.5, 1.0  # of the times of text and decoder
 _OVERLAP, _APART = 0.5, 0.3  # of their boxes
@@ -28,17 +29,15 @@ class Verdict:
     """How sure an answer may be."""
 
     confidence: float
-    kind: str  # `CALIBRATED` or `UNCALIBRATED`
+    kind: str  # `CALIBRATED`, `UNCALIBRATED` or `ABSENT`
     claims: tuple[float, ...] | None  # calibrated confidence of each claim's evidence
     reasons: tuple[Note, ...]  # what speaks against it, then what speaks for it
     bound: Bound | None  # the lowest promised share of wrong answers among those as sure
 
-    def of_never(self, why: Note) -> Verdict:
-        """Returns the verdict on "it never appears", said in place of an answer with this one.
 
-        As sure as that one is wrong, but for a person to check: what no search looked at may show it.
-        """
-        return Verdict(min(1 - self.confidence, reasons.MOST), self.kind, None, (why,), None)
+def absent(why: Note) -> Verdict:
+    """Returns the verdict on "it never appears": for a person to check, as no search looks at everything."""
+    return Verdict(reasons.MOST, ABSENT, None, (why,), None)
 
 
 def verdict(seen: Observed, calibration: Calibration | None, full: bool = False) -> Verdict:

@@ -132,7 +132,8 @@ def test_what_is_nowhere_never_appears(model, film, monkeypatch):
     ):
         answer = model.answer(film, question, max_new_tokens=4)
         assert answer.text == text and answer.evidence == () and answer.intervals == ()
-        assert answer.needs_review and answer.label == "low" and answer.search.uniform
+        assert answer.needs_review and answer.label == "low" and not answer.calibrated
+        assert answer.search.uniform and "absence" in answer.confidence_kind
         assert list(answer.reasons) == [answer.search.why.text(answer.language)]
         assert answer.raw and text not in answer.raw and text in format_answer(answer)
     assert "never" not in model.answer(film, "What is there?", max_new_tokens=4).text
