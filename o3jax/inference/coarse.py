@@ -33,7 +33,7 @@ from o3jax.video import OpenVideo
 from o3jax.video.sparse import SparseReader
 
 EVERY_S = 5.0  # between the frames of the first pass
-CUES_SHARE = 0.4  # of the frames that may be decoded, for what the packets point at
+CUES_SHARE = 0.02  # of a video's frames that what the packets point at may cost
 _LOOK_S = 2.0  # a busy stretch is looked at this long after its start, or in its middle
 _ROW = (16, 32, 64)  # frames that are encoded at a time
 _ROWS = (64, 512)  # frames whose relevance is found at a time
@@ -94,7 +94,6 @@ def coarse_features(
     model: Loaded,
     video: str | os.PathLike[str],
     *,
-    most_decoded: int | None = None,
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> CoarseFeatures:
@@ -106,7 +105,6 @@ def coarse_features(
     Args:
         model: an `o3jax.Model`.
         video: a local file.
-        most_decoded: frames that the last of these may cost; 2 % of the video by default.
         cache: the folder of kept features, see `o3jax.inference.coarse_cache.default_folder`; "" keeps none.
         progress: is told how far reading is.
 
@@ -115,11 +113,11 @@ def coarse_features(
     """
     if model.backbone.config.evidence is None:
         raise UserError(f"{model.folder} has no evidence modules, which searching a video needs")
-    store = coarse_cache.Entry(model, video, most_decoded, cache)
+    store = coarse_cache.Entry(model, video, cache)
     if kept := store.read():
         return CoarseFeatures(**kept, cached=True)
     with model.open_sparse(video) as reader:
-        made = _from_afar(model, reader, most_decoded, progress)
+        made = _from_afar(model, reader, progress)
         made = dataclasses.replace(made, notes=reader.notes(), forward=reader.forward is not None)
     store.write(made)
     return dataclasses.replace(made, notes=(*made.notes, *store.notes))
@@ -199,9 +197,7 @@ def look(
     )
 
 
-def _from_afar(
-    model: Loaded, reader: SparseReader, most_decoded: int | None, progress: Progress | None
-) -> CoarseFeatures:
+def _from_afar(model: Loaded, reader: SparseReader, progress: Progress | None) -> CoarseFeatures:
     """Returns what is seen of a video whatever is asked."""
     if reader.forward is not None:  # everything is decoded anyhow, once
         times = np.arange(0.0, reader.duration_s, EVERY_S)
@@ -212,8 +208,7 @@ def _from_afar(
     after = np.clip(np.searchsorted(keys, steps), 1, len(keys) - 1)
     times = np.unique(np.where(keys[after] - steps < steps - keys[after - 1], keys[after], keys[after - 1]))
     made = look(model, reader, times, "coarse", EVERY_S, progress)
-    most = CUES_SHARE * 0.05 * reader.cues.frames if most_decoded is None else most_decoded
-    if pointed := pointed_at(reader, made.times_s, most):
+    if pointed := pointed_at(reader, made.times_s, CUES_SHARE * reader.cues.frames):
         made = made.joined(look(model, reader, pointed, "cues", 0.0, progress))
     return made
 

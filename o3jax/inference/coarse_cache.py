@@ -47,7 +47,6 @@ class Entry:
         self,
         model: Any,  # an `o3jax.inference.coarse.Asked`
         video: str | os.PathLike[str],
-        most_decoded: int | None,
         folder: str | os.PathLike[str] | None,
     ):
         path = find_file(video)
@@ -59,9 +58,7 @@ class Entry:
         ]
         dtype = str(model.backbone.text.embed.dtype)
         name = json.dumps([str(path), str(Path(model.folder).resolve())])
-        self._key = json.dumps(
-            [name, found.st_size, found.st_mtime_ns, most_decoded, tower, dtype, code_version()]
-        )
+        self._key = json.dumps([name, found.st_size, found.st_mtime_ns, tower, dtype, code_version()])
         folder = default_folder() if folder is None else folder
         digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
         self.path = Path(folder) / f"{digest}.npz" if str(folder) else None

@@ -246,7 +246,8 @@ class Room:
 
 def passes_of(found: Found) -> tuple[Pass, ...]:
     """Returns what was decoded for this question before anything is read closely."""
-    kept = [dataclasses.replace(one, decoded=0) for one in found.features.passes if one.name != "refine"]
-    if not found.features.cached:
-        return found.features.passes
-    return (*kept, *(one for one in found.features.passes if one.name == "refine"))
+    seen = found.features
+    return tuple(
+        dataclasses.replace(one, decoded=0) if seen.cached and one.name != "refine" else one
+        for one in seen.passes
+    )
