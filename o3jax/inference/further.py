@@ -10,11 +10,15 @@ import dataclasses
 import re
 from collections.abc import Callable
 
+from o3jax.inference.coarse import EVERY_S
 from o3jax.inference.respond import Request, Response
+from o3jax.metrics.boxes import box_iou
 from o3jax.notes import Note
 from o3jax.prompts import grammar
 from o3jax.prompts.clock import named_times
+from o3jax.prompts.mentions import claim_numbers
 from o3jax.verify.signals import asks
+from o3jax.verify.verdict import OVERLAP
 from o3jax.video import Clip
 
 _TRIES = 8  # readings of one question, at most
@@ -52,9 +56,12 @@ def search_on(
     begun, found, question = (response, request, clip), request.search, request.question
     if found is None or named_times(question):  # there it is as it is
         return begun
-    is_when, seen = asks(question) == "when", named_otherwise(response.text, question)
-    if is_when and found.uniform and not found.lost:
-        return _never(response, found.why, language), request, clip
+    is_when = asks(question) == "when"
+    if found.uniform:
+        # What the model says of frames so far apart is a guess.
+        is_guess = found.passes[-1].every_s > EVERY_S and not found.lost
+        return (_never(response, found.why, language), request, clip) if is_when and is_guess else begun
+    seen = named_otherwise(response, question)
     first = seen
     for _ in range(_TRIES):
         following = seen and request.further and request.further([t for _, t in seen if t is not None])
@@ -62,7 +69,7 @@ def search_on(
             break
         request, clip = following
         (response,) = respond([request])
-        seen = named_otherwise(response.text, question)
+        seen = named_otherwise(response, question)
     if not seen:
         return response, request, clip
     response = dataclasses.replace(begun[0], search=request.search)
@@ -72,11 +79,19 @@ def search_on(
     return response, *begun[1:]
 
 
-def named_otherwise(text: str, question: str) -> list[tuple[str, float | None]]:
-    """Returns name and seconds of each thing that a text claims, if none of them is what is asked for."""
-    claims = [claim for claim in grammar.parse(text).claims if claim.object]
-    if not all(is_another(claim.object, question) for claim in claims):
-        return []
+def named_otherwise(response: Response, question: str) -> list[tuple[str, float | None]]:
+    """Returns name and seconds of each thing that a response claims, if none of them is what is asked for.
+
+    A name is believed where the text and the evidence decoder agree on the box: where they do not, the model
+    hardly sees what it names.
+    """
+    claims = [claim for claim in grammar.parse(response.text).claims if claim.object]
+    numbers = claim_numbers(response.text, [claim.span for claim in claims])
+    for claim, number in zip(claims, numbers, strict=True):
+        estimate = response.estimates[number] if number < len(response.estimates) else None
+        agree = estimate and claim.box and box_iou(claim.box, estimate.box) >= OVERLAP
+        if not agree or not is_another(claim.object, question):
+            return []
     return [(claim.object, claim.time_s) for claim in claims]
 
 

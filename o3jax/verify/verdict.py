@@ -18,7 +18,7 @@ VERIFY = ("full", "cheap")  # with the two more passes of `o3jax.inference.hidde
 CALIBRATED, UNCALIBRATED, ABSENT = "calibrated", "mean token probability", "as sure as absence may be"
 
 _CLOSE_S, _FAR_S = 0.5, 1.0  # of the times of text and decoder
-_OVERLAP, _APART = 0.5, 0.3  # of their boxes
+OVERLAP, _APART = 0.5, 0.3  # of their boxes
 _UNSURE_S = 1.5  # spread of the decoder's time
 _UNLIKELY = 0.5  # probability of the least likely token of an answer
 _SAME = 0.5  # of two answers
@@ -105,7 +105,7 @@ def _evidence_reasons(
     boxed = all(claim.boxes for claim in parsed.claims if claim.time_s is not None)
     if boxed and overlap < _APART:
         against.append(Note("boxes apart", overlap))
-    elif boxed and overlap >= _OVERLAP:
+    elif boxed and overlap >= OVERLAP:
         support.append(Note("boxes agree", overlap))
     if spread >= _UNSURE_S:
         against.append(Note("decoder unsure", spread))
