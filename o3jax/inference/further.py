@@ -61,38 +61,42 @@ def search_on(
         # What the model says of frames so far apart is a guess.
         is_guess = found.passes[-1].every_s > EVERY_S and not found.lost
         return (_never(response, found.why, language), request, clip) if is_when and is_guess else begun
-    seen = named_otherwise(response, question)
-    first = seen
+    others = first = named_otherwise(response, question)
+    if not first:
+        return begun
+    is_certain = True
     for _ in range(_TRIES):
-        following = seen and request.further and request.further([t for _, t in seen if t is not None])
+        following = request.further and request.further([t for _, t in others or () if t is not None])
         if not following:
             break
         request, clip = following
         (response,) = respond([request])
-        seen = named_otherwise(response, question)
-    if not seen:
-        return response, request, clip
+        others = named_otherwise(response, question)
+        if others == []:
+            return response, request, clip
+        is_certain &= others is not None
     response = dataclasses.replace(begun[0], search=request.search)
-    if is_when and not request.search.unread and not request.search.lost:
+    if is_certain and is_when and not request.search.unread and not request.search.lost:
         name, time_s = first[0]
         response = _never(response, Note("never named", time_s or 0.0, name[:_NAME]), language)
     return response, *begun[1:]
 
 
-def named_otherwise(response: Response, question: str) -> list[tuple[str, float | None]]:
+def named_otherwise(response: Response, question: str) -> list[tuple[str, float | None]] | None:
     """Returns name and seconds of each thing that a response claims, if none of them is what is asked for.
 
-    A name is believed where the text and the evidence decoder agree on the box: where they do not, the model
+    None where that cannot be told. A name is believed where the text and the evidence decoder agree on the box: where they do not, the model
     hardly sees what it names.
     """
     claims = [claim for claim in grammar.parse(response.text).claims if claim.object]
+    if not all(is_another(claim.object, question) for claim in claims):
+        return []
     numbers = claim_numbers(response.text, [claim.span for claim in claims])
     for claim, number in zip(claims, numbers, strict=True):
         estimate = response.estimates[number] if number < len(response.estimates) else None
-        agree = estimate and claim.box and box_iou(claim.box, estimate.box) >= OVERLAP
-        if not agree or not is_another(claim.object, question):
-            return []
-    return [(claim.object, claim.time_s) for claim in claims]
+        if not estimate or not claim.box or box_iou(claim.box, estimate.box) < OVERLAP:
+            return None
+    return [(claim.object, claim.time_s) for claim in claims] or None
 
 
 def is_another(name: str, question: str) -> bool:
