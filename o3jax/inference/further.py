@@ -85,8 +85,8 @@ def search_on(
 def named_otherwise(response: Response, question: str) -> list[tuple[str, float | None]] | None:
     """Returns name and seconds of each thing that a response claims, if none of them is what is asked for.
 
-    None where that cannot be told. A name is believed where the text and the evidence decoder agree on the box: where they do not, the model
-    hardly sees what it names.
+    None where that cannot be told. A name is believed where the text and the evidence decoder agree on the
+    box: where they do not, the model hardly sees what it names.
     """
     claims = [claim for claim in grammar.parse(response.text).claims if claim.object]
     if not all(is_another(claim.object, question) for claim in claims):
