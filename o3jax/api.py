@@ -47,6 +47,9 @@ from o3jax.video.sparse import SparseReader
 
 __all__ = ["Answer", "Evidence", "Model", "export_hf", "load", "load_processor"]
 
+# Parameters of a model that has read a padded video sooner than a program for a shorter one is made.
+_PROGRAMS_ARE_DEAR = 100_000_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Output:
@@ -162,8 +165,18 @@ class Model:
         )
         passes = None
         if verify == "full" and self.calibration is not None and not response.never:
-            passes = ask_again(ask, [request], [response])[0]
+            passes = self.ask_again(ask, [request], [response])[0]
         return self.concluded(response, question, clip, video, rate, passes)
+
+    def ask_again(
+        self,
+        respond: Callable[[list[Request]], list[Response]],
+        requests: Sequence[Request],
+        responses: Sequence[Response],
+    ) -> list[Answers]:
+        """Returns the answers of two more passes to each request, see `hidden.ask_again`."""
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.backbone))
+        return ask_again(respond, requests, responses, padded=parameters < _PROGRAMS_ARE_DEAR)
 
     def concluded(
         self,

@@ -190,9 +190,10 @@ def _logistic(rows: Rows) -> Predictor:
 
 def _boosted(rows: Rows) -> Predictor:
     from sklearn.ensemble import HistGradientBoostingClassifier
+    from threadpoolctl import threadpool_limits
 
     direction = [(name in signals.RISING) - (name in signals.FALLING) for name in rows.names]
-    model = HistGradientBoostingClassifier(
+    booster = HistGradientBoostingClassifier(
         learning_rate=0.05,
         max_iter=80,
         max_leaf_nodes=6,
@@ -201,7 +202,9 @@ def _boosted(rows: Rows) -> Predictor:
         monotonic_cst=direction,
         early_stopping=False,
         random_state=_SEED,
-    ).fit(rows.x, rows.right)
+    )
+    with threadpool_limits(1, "openmp"):  # threads that wait for each other take longer than so few rows
+        model = booster.fit(rows.x, rows.right)
     trees = tuple(_tree(stage[0].nodes) for stage in model._predictors)
     predictor = Predictor(rows.names, float(np.ravel(model._baseline_prediction)[0]), trees=trees)
     # The library has no public form of its trees: what is stored must say what it says.

@@ -17,14 +17,15 @@ from experiments.evaluation.scores import Question, score
 from experiments.evaluation.shifts import write_clips
 from o3jax.api import Model
 from o3jax.grounding import Grounding
-from o3jax.inference.hidden import ask_again
 from o3jax.metrics.boxes import box_iou
 from o3jax.prompts import grammar
 from o3jax.prompts.mentions import claim_numbers
 from o3jax.verify.signals import Observed
 
 MAX_NEW_TOKENS = 128
-_BATCH = {1: 16, 2: 16, 3: 4}  # questions answered at a time, by level: long clips take much memory
+# Questions answered at a time, by level. Windows of long clips have many shapes: one by one they need few
+# programs.
+_BATCH = {1: 16, 2: 16, 3: 1}
 _MIN_IOU = 0.5  # of the box of right evidence
 
 
@@ -113,7 +114,7 @@ def _answered(model: Model, part: Part, clips: list[tuple[Question, Path]]) -> I
     read = [model.request(path, question.sample.question) for question, path in asked]
     requests = [request for request, _ in read]
     responses = model.respond(requests, max_new_tokens=MAX_NEW_TOKENS)
-    again = ask_again(lambda some: _padded(model, some, 2 * size), requests, responses)
+    again = model.ask_again(lambda some: _padded(model, some, size), requests, responses)
     for (question, _), (_, clip), response, passes in zip(clips, read, responses, again, strict=False):
         seen = model.observe(response, question.sample.question, clip, passes)
         yield Line(

@@ -2,7 +2,7 @@
 the evidence is shown, or all but the evidence.
 
 What is not shown is left out of both streams before anything reads it, so nothing of it can leak through the
-temporal encoder or through keys and values. Both passes are rows of one batch.
+temporal encoder or through keys and values.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from o3jax.grounding import Interval
-from o3jax.inference.respond import Request, Response
+from o3jax.inference.respond import Request, Response, size_of
 from o3jax.inputs.processor import Processor
 from o3jax.notes import Note
 from o3jax.prompts import grammar
@@ -72,24 +72,31 @@ def ask_again(
     respond: Callable[[list[Request]], list[Response]],
     requests: Sequence[Request],
     responses: Sequence[Response],
+    padded: bool = False,
 ) -> list[Answers]:
     """Returns what is answered to each request with only its evidence, and with all but its evidence.
 
     Args:
-        respond: answers requests, as `Model.respond`; it is called once for all.
+        respond: answers requests, as `Model.respond`; it is called once with only the evidence, and once
+            without it.
         responses: what was answered to the whole requests.
+        padded: whether what is shown is padded to the whole requests, so that their programs serve.
     """
-    asked = [
-        change(request, evidence_of(response))
-        for request, response in zip(requests, responses, strict=True)
-        for change in (only, without)
-    ]
-    rows = [number for number, request in enumerate(asked) if request is not None]
-    said: list[str | None] = [None] * len(asked)
-    if rows:
-        for number, response in zip(rows, respond([asked[number] for number in rows]), strict=True):
-            said[number] = grammar.parse(response.text).answer
-    return list(zip(said[::2], said[1::2], strict=True))
+    passes = []
+    for change in (only, without):
+        said: list[str | None] = [None] * len(requests)
+        shown = [change(*pair) for pair in zip(requests, map(evidence_of, responses), strict=True)]
+        rows = [number for number, request in enumerate(shown) if request is not None]
+        if padded:
+            room = [tuple(count for count, _ in size_of(request)) for request in requests]
+            shown = [
+                request and dataclasses.replace(request, room=room[n]) for n, request in enumerate(shown)
+            ]
+        if rows:
+            for number, response in zip(rows, respond([shown[number] for number in rows]), strict=True):
+                said[number] = grammar.parse(response.text).answer
+        passes.append(said)
+    return list(zip(*passes, strict=True))
 
 
 def evidence_of(response: Response) -> list[Interval]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -54,6 +55,8 @@ class Request:
     frames_at: FramesAt | None = None  # where boxes are read from the frame pointed at
     clock: Clock | None = None  # of the model, where that is not the video's; all times here are the video's
     search: Search | None = None  # how these frames were found in a long video
+    # Frames of each stream that there is room for at least, so that a longer one's programs serve this one.
+    room: tuple[int, ...] = ()
     # Reads what else of it is relevant, when what is at some seconds is not what is asked for; None: nothing
     further: Callable[[Sequence[float]], tuple[Request, Clip] | None] | None = None
 
@@ -178,9 +181,12 @@ def respond(
 
 
 def size_of(request: Request) -> list[tuple[int, int]]:
-    """Returns how many frames each stream of a request has, and of how many pixels."""
+    """Returns how many frames each stream of a request has, or has room for, and of how many pixels."""
     streams = [request.frames] + ([] if request.dense_frames is None else [request.dense_frames])
-    return [(len(frames), frames.shape[1] * frames.shape[2]) for frames in streams]
+    counts = itertools.zip_longest(map(len, streams), request.room[: len(streams)], fillvalue=0)
+    return [
+        (max(count), frames.shape[1] * frames.shape[2]) for count, frames in zip(counts, streams, strict=True)
+    ]
 
 
 def _respond(
@@ -195,7 +201,8 @@ def _respond(
     videos, metadata = [r.frames for r in requests], [r.metadata for r in requests]
     texts = [r.prompt for r in requests]
     inputs = processor(text=texts, videos=videos, video_metadata=metadata, padding_side="right")
-    batch = pad_inputs(inputs, model)
+    frames = max(size_of(request)[0][0] for request in requests)
+    batch = pad_inputs(inputs, model, frames)
     if model.evidence is not None:
         batch = add_evidence_inputs(model, processor, requests, inputs["video_grid_thw"], batch)
     visuals = steps.encode(model, batch)
@@ -210,7 +217,7 @@ def _respond(
             for r, mine in zip(requests, proposed, strict=True)
         ]
         inputs = processor(text=texts, videos=videos, video_metadata=metadata, padding_side="right")
-        batch = dataclasses.replace(batch, text=pad_inputs(inputs, model).text)
+        batch = dataclasses.replace(batch, text=pad_inputs(inputs, model, frames).text)
     out = steps.generate(model, batch, ending, visuals)
     responses = [
         Response(tokens, probabilities, processor.decode(tokens))
@@ -234,13 +241,18 @@ def _respond(
     ]
 
 
-def pad_inputs(inputs: Mapping[str, np.ndarray], model: Qwen3VL) -> Batch:
-    """Returns the batch of a processor's output, padded to sizes that recur."""
+def pad_inputs(inputs: Mapping[str, np.ndarray], model: Qwen3VL, frames: int = 0) -> Batch:
+    """Returns the batch of a processor's output, padded to sizes that recur.
+
+    Args:
+        frames: of a row's video that there is room for at least.
+    """
     exact = collate(inputs, model.config)
     sizes = {"length": bucket(exact.text.input_ids.shape[1], _PROMPTS)}
     if exact.patches is not None:
         frame_pairs, patches = exact.patches.values.shape[1:3]
-        sizes |= {"frame_pairs": bucket(frame_pairs), "patches": patches}
+        least = -(-frames // model.config.vision.temporal_patch_size)
+        sizes |= {"frame_pairs": bucket(max(frame_pairs, least)), "patches": patches}
     return collate(inputs, model.config, **sizes)
 
 
@@ -259,8 +271,8 @@ def add_evidence_inputs(
 ) -> Batch:
     """Returns the batch with what the evidence modules read beside the language stream."""
     c, video = model.config.vision, processor.video_config
-    pairs = -(-max(len(r.dense_frames) for r in requests) // video.temporal_patch_size)
-    area = max(r.dense_frames.shape[1] * r.dense_frames.shape[2] for r in requests)
+    counts, areas = zip(*(size_of(request)[1] for request in requests), strict=True)
+    pairs, area = -(-max(counts) // video.temporal_patch_size), max(areas)
     sizes = {"frame_pairs": bucket(pairs), "patches": area // video.patch_size**2}
     shown = dict(zip(sizes, batch.patches.values.shape[1:3], strict=True))
     dense, places = [], []
