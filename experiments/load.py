@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import os
 import random
 import re
 import signal
@@ -61,6 +62,11 @@ class _Server:
         """Returns the resident bytes of the server, without the processes that read."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
+
+    def processor_s(self) -> float:
+        """Returns the processor time that the server has taken, without the processes that read."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def post(self, path: str, body: bytes, kind: str = "application/json") -> tuple[int, dict[str, Any]]:
         """Returns the status and the JSON of a response; status 0 where there is none."""
@@ -135,8 +141,14 @@ def main(argv: Sequence[str]) -> None:
             ids = {path: server.upload(path) for path in dict.fromkeys(path for path, _ in asked)}
             pairs = [(ids[path], question) for path, question in asked]
             _run(server, pairs[: 2 * _CLIENTS.value], _CLIENTS.value)  # programs are compiled
+            used = [server.processor_s()]
             alone, figures["alone_s"] = _run(server, pairs, 1)
+            used.append(server.processor_s())
             together, figures["together_s"] = _run(server, pairs, _CLIENTS.value)
+            used.append(server.processor_s())
+            # Of the server for a question: what others do on the machine changes it little.
+            names = ("processor_s_alone", "processor_s_together")
+            figures |= zip(names, np.diff(used) / len(pairs), strict=True)
             figures["questions"] = len(pairs)
             figures["times_as_fast"] = figures["alone_s"] / figures["together_s"]
             figures["differ"] = sum(a[:2] != b[:2] for a, b in zip(alone, together, strict=True))
@@ -147,6 +159,7 @@ def main(argv: Sequence[str]) -> None:
             server.process.kill()
         figures |= _library(asked)
     figures["times_the_library"] = figures["library_s"] / figures["together_s"]
+    figures["load_average"] = os.getloadavg()[0]
     for name, value in figures.items():
         print(f"{name:24}{value:.3g}" if isinstance(value, float) else f"{name:24}{value}")
     if _OUT.value:
