@@ -86,11 +86,14 @@ def named_otherwise(response: Response, question: str) -> list[tuple[str, float 
     """Returns name and seconds of each thing that a response claims, if none of them is what is asked for.
 
     None where that cannot be told. A name is believed where the text and the evidence decoder agree on the
-    box: where they do not, the model hardly sees what it names.
+    box: where they do not, the model hardly sees what it names. Of several things that a question names, one
+    is the answer, whatever the model sees.
     """
     claims = [claim for claim in grammar.parse(response.text).claims if claim.object]
     if not all(is_another(claim.object, question) for claim in claims):
         return []
+    if _SEVERAL.search(question):
+        return [(claim.object, claim.time_s) for claim in claims] or None
     numbers = claim_numbers(response.text, [claim.span for claim in claims])
     for claim, number in zip(claims, numbers, strict=True):
         estimate = response.estimates[number] if number < len(response.estimates) else None

@@ -65,6 +65,7 @@ def test_a_name_is_believed_where_both_boxes_agree():
     for beside, others in ((0.0, 1), (0.06, 1), (0.07, 0), (0.5, 0)):  # IoU 1, 0.54, 0.48, 0
         said = response(("red circle", 1.0, beside))
         assert len(named_otherwise(said, "When is the red star visible?") or ()) == others
+    assert named_otherwise(said, "Which is first, the red star or the red square?") == [("red circle", 1.0)]
     plain = dataclasses.replace(said, estimates=())
     assert named_otherwise(plain, "When is the red star visible?") is None
 
