@@ -370,18 +370,13 @@ def write_arrays(path: str | os.PathLike, **arrays: Any) -> None:
         np.savez(file, **arrays)
 
 
-def read_json(path: str | os.PathLike, kind: type[T] = dict, *, absent: T | None = None) -> T:
+def read_json(path: str | os.PathLike, kind: type[T] = dict) -> T:
     """Returns the object that a JSON file holds, or the list.
-
-    Args:
-        absent: what to return where there is no file; an error by default.
 
     Raises:
         UserError: if the file cannot be read, is no JSON, or holds something else.
     """
     path = as_path(path)
-    if absent is not None and not path.exists():
-        return absent
     try:
         value = json.loads(path.read_bytes())
     except OSError as error:

@@ -100,9 +100,9 @@ class Index:
     media: dict[str, VideoInfo]
 
 
-def index_folder(path: str | Path, limits: Limits = _DEFAULT) -> tuple[list[Sample], list[Reject]]:
+def index_folder(path: str | Path) -> tuple[list[Sample], list[Reject]]:
     """Returns the samples and rejects of `read_index`."""
-    index = read_index(path, limits)
+    index = read_index(path)
     return index.samples, index.rejects
 
 

@@ -117,7 +117,7 @@ class LoRA(nnx.Module):
             what = f"names '{unknown[0]}', which is no projection" if unknown else "is empty"
             raise UserError(f"config.lora.targets {what}: choose some of {', '.join(names)}")
         self.scale = alpha / rank
-        self.base = _replaced(model, "evidence", None)
+        self.base = _with_evidence(model, None)
         for number, tower in enumerate(_TOWERS):
             mine = [name for name in known[tower] if name in targets]
             layers = getattr(model, tower).layers
@@ -126,7 +126,7 @@ class LoRA(nnx.Module):
 
     def adapted(self) -> Qwen3VL:
         """Returns the model with a `LowRank` in place of every adapted weight."""
-        model = _replaced(self.base, "evidence", self.evidence)
+        model = _with_evidence(self.base, self.evidence)
         for tower in _TOWERS:
             layers, adapters = getattr(model, tower).layers, getattr(self, tower)
             for name in adapters.names:
@@ -173,10 +173,10 @@ def _of_experts(targets: Sequence[str]) -> list[str]:
     return [name for name in targets if name not in halves] + ["gate_up"] * bool(halves)
 
 
-def _replaced(model: Qwen3VL, name: str, value: nnx.Module | None) -> Qwen3VL:
-    """Returns a new container around the same arrays, with another attribute."""
+def _with_evidence(model: Qwen3VL, evidence: nnx.Module | None) -> Qwen3VL:
+    """Returns a new container around the same arrays, with other evidence modules."""
     model = jax.tree.map(lambda a: a, model)
-    setattr(model, name, value)
+    model.evidence = evidence
     return model
 
 

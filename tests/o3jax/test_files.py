@@ -111,7 +111,6 @@ def test_json_that_cannot_be_used_is_one_sentence(tmp_path, content, kind, says)
     with pytest.raises(UserError) as caught:
         files.read_json(path, kind)
     assert str(path) in str(caught.value) and says in str(caught.value) and "\n" not in str(caught.value)
-    assert files.read_json(tmp_path / "none.json", absent={}) == {}
 
 
 def test_places_that_cannot_be_written(tmp_path):
@@ -248,7 +247,7 @@ def test_a_store_takes_files_and_folders(bucket, tmp_path, monkeypatch):
     files.write_json(f"{bucket}/run/a.json", {"a": 1})
     run = files.as_path(bucket) / "run"
     assert (run / "a.txt").read_text() == "视频\n"
-    assert files.read_json(run / "a.json") == {"a": 1} and files.read_json(run / "b", absent={}) == {}
+    assert files.read_json(run / "a.json") == {"a": 1}
     with files.whole_folder(run / "model") as folder:
         (folder / "part").mkdir()
         (folder / "part" / "x").write_bytes(b"\x00")

@@ -40,7 +40,6 @@ def make_benchmarks(
     clips: int = 5,
     level: int = 1,
     names: Sequence[str] = tuple(WRITERS),
-    on_clip: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Returns the names of the benchmarks that it writes, each into its folder; two items a clip and more.
 
@@ -48,7 +47,6 @@ def make_benchmarks(
         clips: how many clips, 5 or more for ten items.
         level: of the synthetic world.
         names: which benchmarks.
-        on_clip: called after every clip.
 
     Raises:
         UserError: if the folder holds something else.
@@ -62,7 +60,6 @@ def make_benchmarks(
         if not path.exists():
             write_video(scene, path)
         facts += [Fact(len(facts) + k, scene, path, thing) for k, thing in enumerate(scene.objects[:2])]
-        on_clip()
     for name in names:
         shutil.rmtree(out / name, ignore_errors=True)
         (out / name).mkdir()
