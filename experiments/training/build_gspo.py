@@ -113,20 +113,9 @@ def build_gspo(
     clips = open_clips(config, processor, "rl_data_path")
     mesh, rules = open_mesh(config.mesh), ShardingRules.of(config.sharding)
     rows = make_prompts(config, processor, architecture)
-    minibatches = config.minibatches_per_rollout
+    minibatches, hosts = config.minibatches_per_rollout, jax.process_count()
     each = config.prompts_per_iteration // minibatches  # prompts of an optimizer step
-    hosts = jax.process_count()
-    if each % hosts:
-        raise UserError(
-            f"config.prompts_per_iteration / minibatches_per_rollout is {each}, which {hosts} hosts cannot "
-            "share: make it a multiple"
-        )
-    prompted = architecture.evidence is not None and architecture.evidence.feedback == "prompt"
-    if hosts > 1 and (config.reward_evidence != "text" or prompted):
-        raise UserError(
-            f"{hosts} hosts sample and reward the text alone, and here evidence modules are read: write "
-            "config.reward_evidence=text and config.feedback=none, or run on one host"
-        )
+    _check_hosts(config, architecture, each, hosts)
     planned = plan(config, clips, rows, each, workdir, "rl_data_path")
     steps = math.ceil(planned.steps / minibatches) * minibatches
     fingerprint = planned.data_fingerprint | base_fingerprint(config, source)
@@ -184,6 +173,21 @@ def build_gspo(
         step=step,
         length=RunLength.of(config, steps),
     )
+
+
+def _check_hosts(config: ConfigDict, architecture: Config, each: int, hosts: int) -> None:
+    """Refuses what several hosts cannot do; `each` is how many prompts an optimizer step has."""
+    if each % hosts:
+        raise UserError(
+            f"config.prompts_per_iteration / minibatches_per_rollout is {each}, which {hosts} hosts cannot "
+            "share: make it a multiple"
+        )
+    prompted = architecture.evidence is not None and architecture.evidence.feedback == "prompt"
+    if hosts > 1 and (config.reward_evidence != "text" or prompted):
+        raise UserError(
+            f"{hosts} hosts sample and reward the text alone, and here evidence modules are read: write "
+            "config.reward_evidence=text and config.feedback=none, or run on one host"
+        )
 
 
 def architecture_of(config: ConfigDict, have: Config) -> Config:

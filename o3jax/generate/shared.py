@@ -13,9 +13,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from o3jax.generate.cache import prefill
+from o3jax.generate.cache import Cache, prefill
 from o3jax.generate.loop import put, repeat_steps
 from o3jax.generate.sampler import Ending, Generated, most_probable
 from o3jax.models.attention import group_attention
@@ -56,18 +56,7 @@ def greedy_continuations(
     prompt = rearrange(filled[:, prefix:], "b (g w) -> b g w", g=count)
     width = prompt.shape[-1]
     there = jnp.pad(prompt, ((0, 0), (0, 0), (0, max_new_tokens)))
-    new = [(0, max_new_tokens)]
-    own = tuple(
-        (
-            jnp.pad(rearrange(k[..., prefix:], "b k h (g w) -> b g k h w", g=count), [(0, 0)] * 4 + new),
-            jnp.pad(
-                rearrange(v[:, :, prefix:], "b k (g w) h -> b g k w h", g=count),
-                [(0, 0)] * 3 + new + [(0, 0)],
-            ),
-        )
-        for k, v in zip(cache.keys, cache.values, strict=True)
-    )
-    shared = tuple((k[..., :prefix], v[:, :, :prefix]) for k, v in zip(cache.keys, cache.values, strict=True))
+    shared, own = _parted(cache, prefix, count, max_new_tokens)
     out = Generated(
         jnp.full((rows, count, max_new_tokens), pad_id, jnp.int32),
         jnp.zeros((rows, count, max_new_tokens), jnp.float32),
@@ -78,12 +67,7 @@ def greedy_continuations(
     before = None
     if penalty != 1:
         size = model.config.text.vocab_size
-        ids = jnp.where(filled, row.input_ids, size)
-        begun, each = jnp.zeros((rows, size), bool), jnp.zeros((rows, count, size), bool)
-        begun = begun.at[jnp.arange(rows)[:, None], ids[:, :prefix]].set(True, mode="drop")
-        own_ids = rearrange(ids[:, prefix:], "b (g w) -> b g w", g=count)
-        at = jnp.arange(rows)[:, None, None], jnp.arange(count)[None, :, None], own_ids
-        before = begun[:, None] | each.at[at].set(True, mode="drop")
+        before = _tokens_before(jnp.where(filled, row.input_ids, size), prefix, count, size)
 
     def choose(
         step: Array, hidden: Float[Array, "B G D"], done: Array, before: Array | None, out: Generated
@@ -132,3 +116,25 @@ def greedy_continuations(
     token, done, before, out = choose(jnp.int32(0), hidden, ~prompt.any(-1), before, out)
     out = repeat_steps(going, body, (jnp.int32(1), token, done, before, own, out))[-1]
     return jax.tree.map(lambda x: x.reshape(rows * count, *x.shape[2:]), out)
+
+
+def _parted(cache: Cache, prefix: int, count: int, new: int) -> tuple[tuple, tuple]:
+    """Returns each layer's keys and values of the prefix; and of each continuation, with `new` free slots."""
+    shared, own = [], []
+    for k, v in zip(cache.keys, cache.values, strict=True):
+        shared.append((k[..., :prefix], v[:, :, :prefix]))
+        keys = rearrange(k[..., prefix:], "b k h (g w) -> b g k h w", g=count)
+        values = rearrange(v[:, :, prefix:], "b k (g w) h -> b g k w h", g=count)
+        free, none = (0, new), (0, 0)
+        own.append((jnp.pad(keys, [*[none] * 4, free]), jnp.pad(values, [*[none] * 3, free, none])))
+    return tuple(shared), tuple(own)
+
+
+def _tokens_before(ids: Int[Array, "B S"], prefix: int, count: int, size: int) -> Bool[Array, "B G V"]:
+    """Returns which of `size` tokens stand in the prefix or in each continuation; an id of `size` is none."""
+    rows = len(ids)
+    begun, each = jnp.zeros((rows, size), bool), jnp.zeros((rows, count, size), bool)
+    begun = begun.at[jnp.arange(rows)[:, None], ids[:, :prefix]].set(True, mode="drop")
+    own = rearrange(ids[:, prefix:], "b (g w) -> b g w", g=count)
+    at = jnp.arange(rows)[:, None, None], jnp.arange(count)[None, :, None], own
+    return begun[:, None] | each.at[at].set(True, mode="drop")
