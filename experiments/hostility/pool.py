@@ -8,6 +8,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -68,8 +69,7 @@ class _Worker:
     def __init__(self, opened: Opened, folder: Path, limits: Limits, log: Path) -> None:
         self._mark = f"O3JAX_WORKER={uuid.uuid4().hex}"
         self._pipe, theirs = Pipe()
-        self.peak = 0.0
-        folder.mkdir(parents=True)
+        self._limits, self._peak = limits, 0.0
         with log.open("ab") as said, theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _WORK.format(theirs.fileno())],
@@ -79,23 +79,32 @@ class _Worker:
                 stderr=said,
                 env=os.environ | dict([self._mark.split("=")]),
             )
-        self._pipe.send((opened, folder, limits.gib))
+        self._pipe.send((opened, Path(tempfile.mkdtemp(dir=folder)), limits.gib))
         self.names: list[str] = self._answer(_START_S)
 
-    def attempt(self, number: int, limit_s: float) -> Tried:
-        """Returns what became of a case.
-
-        Raises:
-            _Died: with the signal and the fault, if it takes too long, or the process down.
-        """
-        self._pipe.send(number)
-        return self._answer(limit_s)
+    def attempt(self, number: int) -> tuple[Tried, bool]:
+        """Returns what became of a case, and whether the worker lives."""
+        began, most = time.monotonic(), self._limits.gib
+        try:
+            self._pipe.send(number)
+            tried = self._answer(self._limits.seconds)
+        except _Died as died:
+            said, fault = died.args
+            # What cannot get its memory aborts, where it is not Python.
+            if fault == "traceback" and most and self._peak > 0.75 * most:
+                fault = "memory"
+            seconds = time.monotonic() - began
+            return Tried(self.names[number], failed(said, fault), seconds, self._peak), False
+        if most and tried.gib > most and tried.outcome.status != "failed":
+            tried = tried._replace(outcome=failed(f"{tried.gib:.1f} GiB", "memory"))
+        return tried, True
 
     def _answer(self, limit_s: float) -> Any:
+        """Returns what it sends; _Died, with the signal and the fault, if that takes too long or it ends."""
         until = time.monotonic() + (limit_s or float("inf"))
         try:
             while not self._pipe.poll(_POLL_S):
-                self.peak = peak_gib(self._process.pid) or self.peak
+                self._peak = peak_gib(self._process.pid) or self._peak
                 if time.monotonic() > until:
                     raise _Died(f"no end after {limit_s:.0f} s", "time")
             return self._pipe.recv()
@@ -134,29 +143,11 @@ def try_all(
     """
     done: queue.Queue[Tried | BaseException | None] = queue.Queue()
     waiting: deque[int] = deque()
-    lock, stopped = threading.Lock(), threading.Event()
-    made = iter(range(10**9))
+    stopped = threading.Event()
+    folder.mkdir(parents=True, exist_ok=True)
 
     def start() -> _Worker:
-        with lock:
-            number = next(made)
-        return _Worker(opened, folder / str(number), limits, log)
-
-    def judged(worker: _Worker, number: int) -> tuple[Tried, bool]:
-        """Returns what became of a case, and whether the worker lives."""
-        began = time.monotonic()
-        try:
-            tried = worker.attempt(number, limits.seconds)
-        except _Died as died:
-            said, fault = died.args
-            # What cannot get its memory aborts, where it is not Python.
-            if fault == "traceback" and limits.gib and worker.peak > 0.75 * limits.gib:
-                fault = "memory"
-            seconds = time.monotonic() - began
-            return Tried(worker.names[number], failed(said, fault), seconds, worker.peak), False
-        if limits.gib and tried.gib > limits.gib and tried.outcome.status != "failed":
-            tried = tried._replace(outcome=failed(f"{tried.gib:.1f} GiB", "memory"))
-        return tried, True
+        return _Worker(opened, folder, limits, log)
 
     def work(worker: _Worker | None) -> None:
         last = "no case"
@@ -167,7 +158,7 @@ def try_all(
                 except IndexError:
                     break
                 worker = worker or start()
-                tried, lives = judged(worker, number)
+                tried, lives = worker.attempt(number)
                 last = tried.name
                 done.put(tried)
                 if not lives:
