@@ -99,7 +99,8 @@ ALLOWED = {
     "o3jax.rewards": ("o3jax.prompts", "o3jax.metrics"),
     "o3jax.verify": ("o3jax.prompts", "o3jax.metrics"),
     "o3jax.inference": (
-        *("o3jax.generate", "o3jax.inputs", "o3jax.models", "o3jax.prompts", "o3jax.verify", "o3jax.video"),
+        *("o3jax.generate", "o3jax.inputs", "o3jax.metrics", "o3jax.models", "o3jax.prompts", "o3jax.verify"),
+        "o3jax.video",
     ),
     "o3jax.report": ("o3jax.video", "o3jax.prompts", "o3jax.metrics", "o3jax.verify"),
     "o3jax": ("o3jax",),
