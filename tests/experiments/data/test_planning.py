@@ -235,8 +235,9 @@ def test_the_readmes_record_trains_its_evidence(folder, video_model, tmp_path, c
     (folder / "annotations.json").write_text(json.dumps(records))
     seen = {}
 
-    def train(state, step, pipeline, prepare, workdir, length, note, names, **more):
-        seen.update(note=note, batches=[next(rows) for rows in [pipeline.open()] for _ in range(2)])
+    def train(state, step, feed, workdir, length, **more):
+        batches = [next(rows) for rows in [feed.pipeline.open()] for _ in range(2)]
+        seen.update(note=feed.note, batches=batches)
         raise UserError("enough")
 
     flags = f"--config={path}", f"--workdir={tmp_path / 'run'}"
