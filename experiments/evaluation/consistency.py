@@ -181,7 +181,7 @@ def _bounds(
             bound = risk.bound(sure[half], good[half], rate)
             made += bound.threshold is not None
             taken = rest[sure[rest] >= bound.threshold] if bound.threshold is not None else []
-            kept += not len(taken) or (~good[taken]).mean() <= rate
+            kept += not len(taken) or bool((~good[taken]).mean() <= rate)
         row = {"rate": rate, "resplits_kept": kept, "resplits_promised": made}
         for promised in fitted.full.bounds if fitted else ():
             if promised.rate == rate and promised.threshold is not None:

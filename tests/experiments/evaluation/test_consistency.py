@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,6 +60,13 @@ def test_the_report_is_whole_and_printed(tmp_path):
     assert "accuracy where the evidence is right: 0.900" in out.getvalue()
     consistency._draw(found, tmp_path / "reliability.png")
     assert (tmp_path / "reliability.png").stat().st_size > 5000
+
+
+def test_promises_that_are_made_are_plain_numbers_too():
+    good = [line for line in LINES if line.correct]
+    found = consistency.report(good * 4, fitted())["bounds"]
+    assert json.loads(json.dumps(found)) == found
+    assert all(row["resplits_promised"] == row["resplits_kept"] == 100 for row in found)
 
 
 def test_lines_survive_their_file(tmp_path):
