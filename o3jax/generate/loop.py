@@ -18,13 +18,15 @@ from o3jax.models.batch import Tree
 
 def repeat_steps(going: Callable[[Tree], Array], body: Callable[[Tree], Tree], carry: Tree) -> Tree:
     """Returns what `jax.lax.while_loop` returns."""
-    whole = jax.eval_shape(lambda: carry)
+    leaves, structure = jax.tree.flatten(carry)
+    shapes = [leaf.shape for leaf in leaves]
 
-    def lean(tree: Tree) -> Tree:
-        return jax.tree.map(_lean, tree)
+    def lean(tree: Tree) -> list[Array]:
+        return [_lean(leaf) for leaf in jax.tree.leaves(tree)]
 
-    def full(tree: Tree) -> Tree:
-        return jax.tree.map(lambda a, like: a.reshape(like.shape), tree, whole)
+    def full(carried: list[Array]) -> Tree:
+        pairs = zip(carried, shapes, strict=True)
+        return structure.unflatten([leaf.reshape(shape) for leaf, shape in pairs])
 
     return full(jax.lax.while_loop(lambda c: going(full(c)), lambda c: lean(body(full(c))), lean(carry)))
 

@@ -8,7 +8,7 @@ from experiments.hostility.folders import cases, make, make_good, try_folder
 
 CASES = {case.name: case for case in cases()}
 SAMPLE = (
-    *("config.json/pipe", "config.json/nested-lists", "config.json/text_config.num_hidden_layers=True#1"),
+    *("config.json/pipe", "config.json/nested-lists", "config.json/text_config.hidden_size=True#2"),
     *("generation_config.json/large", "o3_config.json/zeros", "preprocessor_config.json/+size"),
     *("tokenizer.json/id-beyond", "model.safetensors/header-long-name", "adapter/use_dora"),
     *("o3_evidence.safetensors/tensors-nan-0", "index/'/etc/passwd'", "template/12"),
