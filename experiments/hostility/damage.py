@@ -50,6 +50,16 @@ def _file(name: str) -> Change:
     return lambda run: (shutil.rmtree(run / name, ignore_errors=True), write(run / name, b"x")) and None
 
 
+def _link(name: str, target: str) -> Change:
+    """Returns a damage that puts a link where there may be a folder."""
+
+    def change(run: Path) -> None:
+        shutil.rmtree(run / name, ignore_errors=True)
+        os.symlink(target, run / name)
+
+    return change
+
+
 def _part(name: str) -> Change:
     return lambda run: ((run / name).mkdir(), write(run / name / "x", b"x" * 1000)) and None
 
@@ -97,8 +107,8 @@ DAMAGES: dict[str, Change] = {
     "file/tensorboard": _file("tensorboard"),
     "file/samples": _file("samples"),
     "file/all": lambda run: (shutil.rmtree(run), write(run, b"x")) and None,
-    "link/model": lambda run: ((run / "elsewhere").mkdir(), os.symlink("elsewhere", run / "model")) and None,
-    "link/loop": lambda run: os.symlink("model", run / "model"),
+    "link/model": lambda run: ((run / "elsewhere").mkdir(), _link("model", "elsewhere")(run)) and None,
+    "link/loop": _link("model", "model"),
     "rollouts/cut": lambda run: [_halve(path) for path in run.glob("rollout_*")] and None,
     "rollouts/gone": lambda run: [path.unlink() for path in run.glob("rollout_*")] and None,
 }
