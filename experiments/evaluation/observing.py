@@ -7,7 +7,6 @@ A run that was stopped goes on where it was; what is measured of the lines costs
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from data_pipelines.synthetic.scenes import Object
 from experiments.evaluation.scores import Question, score
 from experiments.evaluation.shifts import write_clips
+from experiments.library.records import append_line, lines
 from o3jax.api import Model
 from o3jax.grounding import Grounding
 from o3jax.metrics.boxes import box_iou
@@ -56,14 +56,9 @@ class Line:
     evidence_right: tuple[bool, ...]  # of each claim of the response
     seen: Observed
 
-    def to_json(self) -> str:
-        """Returns the line of the file."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
-
     @staticmethod
-    def from_json(text: str) -> Line:
-        """Returns what `to_json` wrote."""
-        values = json.loads(text)
+    def of(values: dict[str, Any]) -> Line:
+        """Returns the line that `dataclasses.asdict` made these values of."""
         seen = values["seen"]
         estimates = tuple(
             Grounding(
@@ -92,18 +87,17 @@ def lines_of(
     on_answer(len(there))
     if len(there) == part.count:
         return there
+    done = {line.id for line in there}
     clips = write_clips(folder / "clips", part.shift, part.split, part.count, part.level, part.seed)
-    rest = clips[len(there) :]
+    rest = [clip for clip in clips if clip[0].sample.id not in done]
     folder.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as out:
-        size = _BATCH[part.level]
-        for begin in range(0, len(rest), size):
-            some = rest[begin : begin + size]
-            for line in _answered(model, part, some):
-                out.write(line.to_json() + "\n")
-                there.append(line)
-            out.flush()
-            on_answer(len(some))
+    size = _BATCH[part.level]
+    for begin in range(0, len(rest), size):
+        some = rest[begin : begin + size]
+        for line in _answered(model, part, some):
+            append_line(file, dataclasses.asdict(line))
+            there.append(line)
+        on_answer(len(some))
     return there
 
 
@@ -155,9 +149,9 @@ def _shows(thing: Object, interval: tuple[float, float], found: Grounding) -> bo
 
 
 def _read(file: Path) -> Iterator[Line]:
-    if file.exists():
-        for text in file.read_text(encoding="utf-8").splitlines():
-            yield Line.from_json(text)
+    """Yields each answer once: two processes may have given it."""
+    found = {values["id"]: values for values in lines(file)}
+    yield from map(Line.of, found.values())
 
 
 def _tuple(value: Any) -> Any:

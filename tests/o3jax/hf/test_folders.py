@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,6 @@ from o3jax.hf import config_from_hf, load_weights
 from o3jax.hf.generation import DONE, OFF, WITHOUT_EFFECT, read_generation
 from o3jax.models.config import VisionConfig
 from tests.support.tiny import make_inputs
-
-
-@pytest.fixture
-def folder(tiny, tmp_path) -> Path:
-    return Path(shutil.copytree(tiny("dense").folder, tmp_path / "model"))
 
 
 def edit(path: Path, **fields) -> None:

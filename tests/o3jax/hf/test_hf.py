@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -44,19 +43,6 @@ def random_model(config) -> Qwen3VL:
     rng = np.random.default_rng(0)
     shapes = abstract_model(config)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes)
-
-
-@pytest.fixture
-def folder(tiny, tmp_path):
-    """A copy of the dense reference's folder, to be damaged."""
-    return Path(shutil.copytree(tiny("dense").folder, tmp_path / "model"))
-
-
-@pytest.fixture
-def sharded(tiny, tmp_path):
-    """The dense reference exported in several shards."""
-    export_weights(tiny("dense").ours, tmp_path / "model", max_shard_bytes=300_000)
-    return tmp_path / "model"
 
 
 # --- round trips ---

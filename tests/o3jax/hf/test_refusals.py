@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from o3jax.errors import UserError
-from o3jax.hf import config_from_hf, export_weights, load_weights
+from o3jax.hf import config_from_hf, load_weights
 from o3jax.hf.names import model_leaves
 
 INDEX = "model.safetensors.index.json"
@@ -42,19 +42,6 @@ def edit_config(folder: Path, path: str, value) -> None:
     else:
         place[last] = value
     (folder / "config.json").write_text(json.dumps(config))
-
-
-@pytest.fixture
-def folder(tiny, tmp_path):
-    """A copy of the dense reference's folder, to be damaged."""
-    return Path(shutil.copytree(tiny("dense").folder, tmp_path / "model"))
-
-
-@pytest.fixture
-def sharded(tiny, tmp_path):
-    """The dense reference exported in several shards."""
-    export_weights(tiny("dense").ours, tmp_path / "model", max_shard_bytes=300_000)
-    return tmp_path / "model"
 
 
 @pytest.mark.parametrize(
