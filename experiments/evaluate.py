@@ -98,8 +98,11 @@ _PARSER = flags.DEFINE_enum(
 _BOX_SPACE = flags.DEFINE_enum(
     "box_space", "per_mille", SPACES, "How the model writes boxes: 0-1000, 0-1, or pixels of the video."
 )
-_FRAMES = flags.DEFINE_integer(
-    "frames", None, "Frames of a video at most; None: as the model says.", lower_bound=2
+_FRAMES = flags.DEFINE_string(
+    "frames",
+    None,
+    "Frames of a video at most; `published`: those of the harness's own run, where they are published; None: "
+    "as the model says.",
 )
 _JUDGE = flags.DEFINE_string(
     "judge",
@@ -195,7 +198,7 @@ def _benchmarks(names: Sequence[str], console: Console) -> list[dict[str, Any]]:
             data_root=Path(_DATA_ROOT.value),
             workdir=_workdir(),
             harness=_HARNESS.value,
-            frames=_FRAMES.value,
+            frames=_frames(),
             limit=_LIMIT.value,
             ids=tuple(_IDS.value),
             shard=Shard.parse(_SHARD.value),
@@ -208,6 +211,16 @@ def _benchmarks(names: Sequence[str], console: Console) -> list[dict[str, Any]]:
         ),
         console,
     )
+
+
+def _frames() -> int | str | None:
+    """Returns what --frames says; UserError if it is neither a number nor `published`."""
+    said = _FRAMES.value
+    if said in (None, command.PUBLISHED):
+        return said
+    if not said.isdecimal() or not 2 <= int(said[:9]) < 2**20:
+        raise UserError(f"--frames must be a number from 2, or published, not {said!r:.40}")
+    return int(said)
 
 
 def _workdir() -> Path:

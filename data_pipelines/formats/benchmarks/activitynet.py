@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 
 from data_pipelines.formats.benchmarks import grounding
-from data_pipelines.formats.benchmarks.item import Item
+from data_pipelines.formats.benchmarks.item import TIME_R1_FRAMES, Item
 from data_pipelines.formats.benchmarks.media import Media
 from data_pipelines.formats.benchmarks.tables import find
 
@@ -25,3 +25,4 @@ def load(root: Path) -> list[Item]:
 
 
 PROMPTS = {"official": grounding.time_r1, "o3": grounding.o3}
+FRAMES = {"official": TIME_R1_FRAMES}

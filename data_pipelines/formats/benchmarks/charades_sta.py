@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.formats.benchmarks import grounding, values
-from data_pipelines.formats.benchmarks.item import Item, Prompt
+from data_pipelines.formats.benchmarks.item import TIME_R1_FRAMES, Item, Prompt
 from data_pipelines.formats.benchmarks.media import Media
 from data_pipelines.formats.benchmarks.tables import At, find, look, read_items, read_rows
 from data_pipelines.formats.fields import wrong
@@ -83,3 +83,4 @@ def _lmms(item: Item) -> list[Prompt]:
 
 
 PROMPTS = {"official": grounding.time_r1, "lmms": _lmms, "o3": grounding.o3}
+FRAMES = {"official": TIME_R1_FRAMES}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.formats.benchmarks import grounding, values
-from data_pipelines.formats.benchmarks.item import Item, Prompt
+from data_pipelines.formats.benchmarks.item import Frames, Item, Prompt
 from data_pipelines.formats.benchmarks.media import Media
 from data_pipelines.formats.benchmarks.tables import find, read_items
 
@@ -52,3 +52,4 @@ def _official(item: Item) -> list[Prompt]:
 
 
 PROMPTS = {"official": _official, "lmms": _official, "o3": grounding.o3}
+FRAMES = dict.fromkeys(("official", "lmms"), Frames("rate", 768))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from o3jax.grounding import Box, Interval
 
@@ -66,3 +66,31 @@ class Prompt:
 VIDEO = "<video>"
 
 PromptBuilder = Callable[[Item], Sequence[Prompt]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frames:
+    """Which frames of a video a published run shows to its model, and how large.
+
+    They are, with n of all frames at the file's own rate:
+      ends: of `linspace(0, n - 1, most)` the whole parts;
+      inner: the whole parts of the i-th of `most + 1` equal steps, i from 1;
+      rate: `fps` a second, an even number from `least` to `most`, evenly (qwen-vl-utils);
+      seconds: the first of each second, or `ends` where the video lasts longer than `most` seconds.
+    """
+
+    sampling: Literal["ends", "inner", "rate", "seconds"]
+    most: int
+    fps: float = 2.0
+    least: int = 4
+    # Their size is the model's own rule, or this height, or an area within the limits of one frame and of
+    # all of them (qwen-vl-utils; two frames count as one).
+    height: int | None = None
+    pixels: tuple[int, int] | None = None
+    all_pixels: int = 24576 * 28 * 28
+
+
+# Time-R1's evaluation; a frame has at most the default of qwen-vl-utils.
+TIME_R1_FRAMES = Frames("rate", 768, pixels=(16 * 28**2, 768 * 28**2), all_pixels=3584 * 28**2)
+# Open-o3 Video's evaluation of multiple choice; a frame has at least the default of qwen-vl-utils.
+OPEN_O3_FRAMES = Frames("rate", 64, pixels=(128 * 28**2, 262144))

@@ -24,7 +24,7 @@ from data_pipelines.formats.benchmarks import (
     vstar,
     worldsense,
 )
-from data_pipelines.formats.benchmarks.item import Item, PromptBuilder
+from data_pipelines.formats.benchmarks.item import Frames, Item, PromptBuilder
 from o3jax.errors import UserError
 
 
@@ -35,13 +35,14 @@ class Format:
     load: Callable[[Path], list[Item]]
     layout: str  # what its folder is expected to hold
     prompts: Mapping[str, PromptBuilder]  # by the name of the harness
+    frames: Mapping[str, Frames]  # of the harnesses that publish theirs
 
 
 # The order is that of `--benchmark=all`.
 _MODULES = (vstar, videozerobench, tvgbench, charades_sta, activitynet, timelens, extremewhenbench, rextime)
 _MODULES += (nextgqa, videomme, videomme_v2, worldsense, videommmu, longvideo_reason)
 FORMATS = {
-    name: Format(load, module.LAYOUT, module.PROMPTS)
+    name: Format(load, module.LAYOUT, module.PROMPTS, getattr(module, "FRAMES", {}))
     for module in _MODULES
     for name, load in getattr(module, "LOADERS", {module.__name__.rpartition(".")[2]: module.load}).items()
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.formats.benchmarks import grounding, values
-from data_pipelines.formats.benchmarks.item import Item, Prompt
+from data_pipelines.formats.benchmarks.item import Frames, Item, Prompt
 from data_pipelines.formats.benchmarks.media import Media
 from data_pipelines.formats.benchmarks.tables import find, read_items
 
@@ -68,3 +68,4 @@ def _lmms(item: Item) -> list[Prompt]:
 
 
 PROMPTS = {"official": _official, "lmms": _lmms, "o3": grounding.o3}
+FRAMES = {"official": Frames("rate", 768, pixels=(64 * 32**2, 768 * 32**2), all_pixels=14336 * 32**2)}

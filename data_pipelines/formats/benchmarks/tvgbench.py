@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_pipelines.formats.benchmarks import grounding, values
-from data_pipelines.formats.benchmarks.item import Item, Prompt
+from data_pipelines.formats.benchmarks.item import TIME_R1_FRAMES, Item, Prompt
 from data_pipelines.formats.benchmarks.media import Media
 from data_pipelines.formats.benchmarks.tables import find, read_items
 
@@ -48,3 +48,4 @@ def _r1(item: Item) -> list[Prompt]:
 
 
 PROMPTS = {"official": grounding.time_r1, "r1": _r1, "o3": grounding.o3}
+FRAMES = dict.fromkeys(PROMPTS, TIME_R1_FRAMES)  # Open-o3 Video's authors take Time-R1's code

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.formats.benchmarks import choice, values
-from data_pipelines.formats.benchmarks.item import Item, Prompt
+from data_pipelines.formats.benchmarks.item import OPEN_O3_FRAMES, Frames, Item, Prompt
 from data_pipelines.formats.benchmarks.media import Media
 from data_pipelines.formats.benchmarks.tables import find, read_items
 
@@ -65,3 +65,7 @@ def _think(item: Item) -> list[Prompt]:
 
 
 PROMPTS = {"official": _official, "lmms": _lmms, "o3": _think}
+FRAMES = {
+    "official": Frames("rate", 512, pixels=(3584, 401408), all_pixels=19267584),  # Qwen3-VL's
+    "o3": OPEN_O3_FRAMES,
+}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.formats.benchmarks import choice, values
-from data_pipelines.formats.benchmarks.item import Item, Prompt
+from data_pipelines.formats.benchmarks.item import Frames, Item, Prompt
 from data_pipelines.formats.benchmarks.media import Media
 from data_pipelines.formats.benchmarks.tables import find, read_items
 from data_pipelines.formats.fields import wrong
@@ -76,3 +76,4 @@ PROMPTS = {
     "lmms": _official,
     "o3": choice.own_style,
 }
+FRAMES = dict.fromkeys(("official", "subtitles", "reasoning"), Frames("inner", 64))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.formats.benchmarks import choice, values
-from data_pipelines.formats.benchmarks.item import Item, Prompt
+from data_pipelines.formats.benchmarks.item import OPEN_O3_FRAMES, Item, Prompt
 from data_pipelines.formats.benchmarks.media import Media
 from data_pipelines.formats.benchmarks.tables import find, read_items
 from data_pipelines.formats.fields import wrong
@@ -95,3 +95,4 @@ def _think(item: Item) -> list[Prompt]:
 
 
 PROMPTS = {"official": _official, "lmms": _official, "o3": _think}
+FRAMES = {"o3": OPEN_O3_FRAMES}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.formats.benchmarks import values
-from data_pipelines.formats.benchmarks.item import BoxesAt, Item, Prompt
+from data_pipelines.formats.benchmarks.item import BoxesAt, Frames, Item, Prompt
 from data_pipelines.formats.benchmarks.media import Media
 from data_pipelines.formats.benchmarks.tables import find, read_items
 from data_pipelines.formats.fields import wrong
@@ -108,6 +108,7 @@ def _per_mille(box: tuple[float, ...]) -> str:
 
 
 PROMPTS = {"official": lambda item: _prompts(item, False), "o3": lambda item: _prompts(item, True)}
+FRAMES = dict.fromkeys(PROMPTS, Frames("ends", 384, height=128))  # the preset for Qwen3-VL
 
 
 def thinned(indices: Sequence[int], keys: set[int], most: int) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.formats.benchmarks import values
-from data_pipelines.formats.benchmarks.item import VIDEO, BoxesAt, Item, Prompt
+from data_pipelines.formats.benchmarks.item import VIDEO, BoxesAt, Frames, Item, Prompt
 from data_pipelines.formats.benchmarks.media import Media
 from data_pipelines.formats.benchmarks.tables import find, read_items
 from data_pipelines.formats.fields import NUMBER, read_field, wrong
@@ -134,3 +134,5 @@ def _prompts(item: Item, think: bool) -> list[Prompt]:
 
 
 PROMPTS = {"official": lambda item: _prompts(item, False), "o3": lambda item: _prompts(item, True)}
+# As large as they are, within the default of qwen-vl-utils for pictures.
+FRAMES = dict.fromkeys(PROMPTS, Frames("seconds", 16, pixels=(4 * 32**2, 16384 * 32**2), all_pixels=2**40))

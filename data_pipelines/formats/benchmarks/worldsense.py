@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.formats.benchmarks import choice, values
-from data_pipelines.formats.benchmarks.item import Item, Prompt
+from data_pipelines.formats.benchmarks.item import OPEN_O3_FRAMES, Item, Prompt
 from data_pipelines.formats.benchmarks.media import Media
 from data_pipelines.formats.benchmarks.tables import find, read_items
 
@@ -77,3 +77,4 @@ def _think(item: Item) -> list[Prompt]:
 
 
 PROMPTS = {"official": _official, "lmms": _lmms, "o3": _think}
+FRAMES = {"o3": OPEN_O3_FRAMES}

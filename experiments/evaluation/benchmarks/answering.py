@@ -16,9 +16,10 @@ import jax
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data_pipelines.formats.benchmarks.item import VIDEO, Item, Prompt, PromptBuilder
+from data_pipelines.formats.benchmarks.item import VIDEO, Frames, Item, Prompt, PromptBuilder
 from data_pipelines.formats.benchmarks.media import local
 from data_pipelines.formats.benchmarks.videozerobench import thinned
+from experiments.evaluation.benchmarks.frames import read_shown
 from o3jax.api import Model, ending
 from o3jax.errors import UserError
 from o3jax.generate.sampler import greedy
@@ -45,10 +46,11 @@ class Decoding:
 
 
 class Asked(NamedTuple):
-    """An item with its prompts."""
+    """An item with its prompts, and the rule of its frames where that is not the model's own."""
 
     item: Item
     prompts: Sequence[Prompt]
+    frames: Frames | None = None
 
 
 def answer_video(model: Model, asked: Sequence[Asked], decoding: Decoding) -> list[Record]:
@@ -136,13 +138,17 @@ def _parts(
     Args:
         numbers: of the items in the records, by what is asked of each.
     """
-    base, clip = model.request(path, asked[0].item.question, search=False)
+    rule, question = asked[0].frames, asked[0].item.question
+    base, clip = model.request(path, question, search=False, max_frames=2 if rule else None)
+    if rule:
+        base = read_shown(rule, base, path, model.processor.video_config)
+    most = rule.most if rule else len(base.frames)
     height, width = clip.size
     about = {"size": [width, height], "duration_s": round(clip.duration_s, 3), "status": clip.status}
     wanted = [(one, prompt) for one in asked for prompt in one.prompts]
     parts = []
     for frames, some in _by_frames(wanted):
-        seen = _with_frames(model, base, clip, path, *frames)
+        seen = _with_frames(base, clip, path, most, *frames)
         seconds = [round(i / seen.metadata["fps"], 3) for i in seen.metadata["frames_indices"]]
         for begin in range(0, len(some), _TOGETHER):
             parts.append([])
@@ -167,16 +173,18 @@ def _by_frames(wanted: Sequence[tuple[Asked, Prompt]]) -> list[tuple[tuple, list
 
 
 def _with_frames(
-    model: Model, base: Request, clip: Clip, path: Path, key_times: tuple[float, ...], picture: bytes | None
+    base: Request, clip: Clip, path: Path, most: int, key_times: tuple[float, ...], picture: bytes | None
 ) -> Request:
-    """Returns the request with the frames of some times among its own, and with a picture after them."""
+    """Returns the request with the frames of some times among its own, so many at most, and with a picture
+    after them."""
     fps, indices = base.metadata["fps"], list(base.metadata["frames_indices"])
     frames = dict(zip(map(int, indices), base.frames, strict=True))
     if key_times:
-        more = read_video(path, times_s=sorted(t for t in key_times if 0 <= t <= clip.duration_s))
+        times = sorted(t for t in key_times if 0 <= t <= clip.duration_s)
+        more = read_video(path, times_s=times, size=base.frames.shape[1:3])
         keys = [int(np.floor(t * fps + 0.5)) for t in more.times_s]
         frames |= dict(zip(keys, more.frames, strict=True))
-        kept = thinned(sorted(frames), set(keys), max(len(base.frames), len(keys)))
+        kept = thinned(sorted(frames), set(keys), max(most, len(keys)))
         frames = {index: frames[index] for index in kept}
     if picture is not None:
         height, width = base.frames.shape[1:3]

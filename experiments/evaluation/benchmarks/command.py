@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from rich.console import Console
@@ -15,10 +15,12 @@ from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRem
 
 import o3jax
 from data_pipelines.formats.benchmarks import media, registry
-from data_pipelines.formats.benchmarks.item import Item, PromptBuilder
+from data_pipelines.formats.benchmarks.item import Frames, Item
+from data_pipelines.formats.benchmarks.registry import Format
 from experiments.cli import terminal
 from experiments.evaluation.benchmarks import page, tables
 from experiments.evaluation.benchmarks.answering import Asked, Decoding, answer_video, prompts_of
+from experiments.evaluation.benchmarks.frames import video_rules
 from experiments.evaluation.benchmarks.results import Scoring, score_run
 from experiments.evaluation.benchmarks.runs import Run
 from experiments.evaluation.benchmarks.suite import form
@@ -30,6 +32,7 @@ from o3jax.files import write_json
 from o3jax.hf.generation import read_generation
 
 Result = dict[str, Any]
+PUBLISHED = "published"
 _VERSIONS = ("jax", "flax", "numpy", "av", "transformers", "tokenizers")
 
 
@@ -40,7 +43,8 @@ class Settings:
     data_root: Path
     workdir: Path
     harness: str = "o3"
-    frames: int | None = None  # of a video at most; None: as the model's processor
+    # Of a video at most; or as the harness published them, if it did; None: as the model's processor.
+    frames: int | Literal["published"] | None = None
     limit: int | None = None
     ids: tuple[str, ...] = ()
     shard: Shard = Shard()
@@ -76,16 +80,16 @@ def run_benchmarks(
     if settings.runner and settings.videos_together > 1:
         raise UserError("--runner gives each worker one video at a time: leave --videos_together=1")
     model = load_model()
-    _limit_frames(model, settings.frames)
+    own = model.processor.video_config
     for name, items in chosen.items():
+        model.processor.video_config = video_rules(own, settings.frames, rule := _rule(forms[name], settings))
         runs = [Run(settings.workdir / name, settings.shard.suffix, items)]
         if settings.text_only:
             runs.append(Run(settings.workdir / name / "text_only", settings.shard.suffix, items))
         for run, blind in zip(runs, (False, True), strict=False):
             decoding = dataclasses.replace(settings.decoding, blind=blind)
-            run.begin(_made_with(name, model, settings, decoding))
-            build = forms[name].prompts[settings.harness]
-            _ask(model, run, items, build, decoding, settings, sources[name])
+            run.begin(_made_with(name, model, settings, decoding, rule))
+            _ask(model, run, items, forms[name], decoding, settings, sources[name])
         if missing := [len(items) - len(run.records()) for run in runs if len(run.records()) < len(items)]:
             console.print(f"{name}: {max(missing)} of {len(items)} items are left for other processes")
             continue
@@ -93,11 +97,9 @@ def run_benchmarks(
     return results
 
 
-def _limit_frames(model: Model, most: int | None) -> None:
-    if most is not None:
-        config = model.processor.video_config
-        least = min(config.min_frames, most)
-        model.processor.video_config = dataclasses.replace(config, max_frames=most, min_frames=least)
+def _rule(form: Format, settings: Settings) -> Frames | None:
+    """Returns the published rule of the frames, if it is asked for and there is one."""
+    return form.frames.get(settings.harness) if settings.frames == PUBLISHED else None
 
 
 def finish(run: Run, scoring: Scoring, console: Console) -> Result:
@@ -140,7 +142,7 @@ def _ask(
     model: Model,
     run: Run,
     items: Sequence[Item],
-    build: PromptBuilder,
+    form: Format,
     decoding: Decoding,
     settings: Settings,
     source: Path,
@@ -171,7 +173,7 @@ def _ask(
         bar = progress.add_task(f"{run.folder.name}: asking", total=sum(map(len, mine)))
         progress.advance(bar, sum(map(len, mine)) - sum(map(len, waiting)))
         for group in waiting:
-            run.add(answer_group(model, group, build, decoding))
+            run.add(answer_group(model, group, form, settings, decoding))
             progress.advance(bar, len(group))
 
 
@@ -193,29 +195,33 @@ class AskWork:
         """Returns what answers a video's questions."""
         run, settings = Run(Path(self.folder), name), self.settings
         benchmark = run.made_with()["benchmark"]
-        model, build = beam.load_once(self.model), form(benchmark).prompts[settings.harness]
-        _limit_frames(model, settings.frames)
+        model, one = beam.load_once(self.model), form(benchmark)
+        own = o3jax.load_processor(self.model).video_config  # the model may have served another run
+        model.processor.video_config = video_rules(own, settings.frames, _rule(one, settings))
         items = _chosen(benchmark, self.source, settings)
 
         def answer(video: str) -> None:
             group = [item for item in items if item.video == video]
-            run.add(answer_group(model, group, build, self.decoding))
+            run.add(answer_group(model, group, one, settings, self.decoding))
 
         return answer
 
 
 def answer_group(
-    model: Model, group: Sequence[Item], build: PromptBuilder, decoding: Decoding
+    model: Model, group: Sequence[Item], form: Format, settings: Settings, decoding: Decoding
 ) -> list[dict[str, Any]]:
     """Returns the records of the items about one video or a few."""
     there = [item for item in group if decoding.blind or media.exists(item.video)]
     lost = [item for item in group if item not in there]
-    asked = [Asked(item, prompts_of(build, item, model)) for item in there]
+    build, rule = form.prompts[settings.harness], _rule(form, settings)
+    asked = [Asked(item, prompts_of(build, item, model), rule) for item in there]
     records = answer_video(model, asked, decoding) if asked else []
     return records + [{"id": item.id, "error": f"{item.video} is missing"} for item in lost]
 
 
-def _made_with(name: str, model: Model, settings: Settings, decoding: Decoding) -> dict[str, Any]:
+def _made_with(
+    name: str, model: Model, settings: Settings, decoding: Decoding, rule: Frames | None
+) -> dict[str, Any]:
     video = model.processor.video_config
     return {
         "benchmark": name,
@@ -235,6 +241,7 @@ def _made_with(name: str, model: Model, settings: Settings, decoding: Decoding) 
             "least": video.min_frames,
             "most": video.max_frames,
             "max_pixels": video.max_pixels,
+            **({"published": rule and dataclasses.asdict(rule)} if settings.frames == PUBLISHED else {}),
         },
         "versions": {"o3jax": o3jax.__version__, "backend": jax.default_backend()}
         | {package: importlib.metadata.version(package) for package in _VERSIONS},

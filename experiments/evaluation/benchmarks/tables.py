@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.evaluation.benchmarks.analysis import KINDS
+from experiments.evaluation.benchmarks.frames import in_words
 from experiments.evaluation.benchmarks.suite import SUITE
 
 _COUNTS = ("counted", "groups", "N")
@@ -19,7 +20,7 @@ def print_result(result: Result, console: Console) -> None:
     """Prints the tables of one benchmark: metrics beside floors and anchors, groups, errors, notes."""
     name, floors, anchors = result["benchmark"], result["floors"], result["anchors"]
     title = f"{name}: {result['items']} items, {result['model']['name']}, prompts {result['harness']}, "
-    title += f"parser {result['parser']}; in percent"
+    title += f"parser {result['parser']}, frames {in_words(result['frames'])}; in percent"
     headline = [metric for metric in SUITE[name].headline if metric in result["metrics"]]
     table = Table("", *headline, title=title)
     table.add_row("this model", *(_shown(metric, result["metrics"][metric]) for metric in headline))
