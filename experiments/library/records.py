@@ -91,6 +91,8 @@ class RunFolder:
         for path in sorted(self.folder.glob("records*.jsonl")):
             for line in lines(path):
                 for record in line.get("records", ()):
+                    if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+                        continue  # as little as a line that was cut off
                     if "error" not in record or record["id"] not in found:
                         found[record["id"]] = record
         return found

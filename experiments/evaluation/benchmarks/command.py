@@ -103,15 +103,25 @@ def _rule(form: Format, settings: Settings) -> Frames | None:
 
 
 def finish(run: Run, scoring: Scoring, console: Console) -> Result:
-    """Returns the result of a run whose items are all answered; it is printed and written into its folder."""
+    """Returns the result of a run whose items are all answered; it is printed and written into its folder.
+
+    Raises:
+        UserError: if the folder is damaged, or the judge does not answer.
+    """
     text_only = Run(run.folder / "text_only")
     text_only = text_only if (text_only.folder / "run.json").is_file() else None
-    with terminal.progress(SpinnerColumn(), TextColumn("judging: {task.completed}")) as progress:
-        bar = progress.add_task("", total=None, visible=scoring.judge is not None)
-        result = score_run(run, scoring, text_only, lambda: progress.advance(bar))
+    try:
+        with terminal.progress(SpinnerColumn(), TextColumn("judging: {task.completed}")) as progress:
+            bar = progress.add_task("", total=None, visible=scoring.judge is not None)
+            result = score_run(run, scoring, text_only, lambda: progress.advance(bar))
+        tables.print_result(result, console)
+        worst = page.write_page(result, run.items(), run.folder)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # all of it is read in the folder
+        raise UserError(
+            f"{run.folder} holds what no run writes ({type(error).__name__}: {error!s:.60}): restore its "
+            "files, or choose another --workdir and ask again"
+        ) from error
     write_json(run.folder / "result.json", result, indent=1)
-    tables.print_result(result, console)
-    worst = page.write_page(result, run.items(), run.folder)
     console.print(f"{run.folder / 'result.json'}; the worst answers: {worst}")
     return result
 

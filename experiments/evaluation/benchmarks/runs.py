@@ -15,6 +15,7 @@ from typing import Any
 
 from data_pipelines.formats.benchmarks.item import BoxesAt, Item
 from experiments.library.records import RunFolder, lines
+from o3jax.errors import UserError
 from o3jax.files import whole_file
 
 
@@ -33,8 +34,12 @@ class Run(RunFolder):
             temporary.write_text("".join(texts), encoding="utf-8")
 
     def items(self) -> list[Item]:
-        """Returns the items as they were when the run began."""
-        return [_from_json(row) for row in lines(self.folder / "items.jsonl")]
+        """Returns the items as they were when the run began; UserError if one of them cannot be read."""
+        path = self.folder / "items.jsonl"
+        found = [_from_json(row) for row in lines(path)]
+        if not found or len(path.read_bytes().splitlines()) != len(found):  # it is written whole
+            raise UserError(f"{path} is cut off: restore it, or choose another --workdir and ask again")
+        return found
 
 
 def _to_json(item: Item) -> dict[str, Any]:
