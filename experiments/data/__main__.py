@@ -66,7 +66,7 @@ def make() -> None:
     if not _OUT.value:
         raise UserError("--out is missing: name the folder of the new data set")
     if _FORMAT.value == "benchmarks":
-        names = make_benchmarks(_OUT.value, max(5, _COUNT.value))
+        names = make_benchmarks(_OUT.value, max(5, _COUNT.value), _LEVEL.value)
         print(f"{_OUT.value}: {', '.join(names)}")
         return
     write = {"stgr": datasets.make_dataset, "article": make_article, "published": make_published}[

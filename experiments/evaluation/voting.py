@@ -4,7 +4,6 @@ evidence, and by calibrated confidence, all from the same samples."""
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,18 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.cli import terminal
+from experiments.evaluation.benchmarks.command import model_digest
 from experiments.evaluation.observing import MAX_NEW_TOKENS
 from experiments.evaluation.scores import Question, score
 from experiments.evaluation.shifts import write_clips
+from experiments.library.records import RunFolder
 from o3jax.api import Model
 from o3jax.errors import UserError
 from o3jax.generate.sampling import Sampling
 from o3jax.inference.respond import Request, Response
 from o3jax.inference.samples import sampling_steps
 from o3jax.prompts import coords, grammar
+from o3jax.verify.signals import VERSION
 from o3jax.verify.verdict import verdict
 from o3jax.verify.voting import CROPPED, MOST_CROPS, evidence_prompt, evidence_weight, vote
 from o3jax.video import Clip
@@ -35,27 +37,37 @@ _LEVELS = (1, 2)
 def run_voting(
     load: Callable[[], Model], folder: Path, count: int, samples: int, seed: int, console: Console
 ) -> dict[str, Any]:
-    """Returns the accuracy of each way, printed as a table too; the votes are kept in the folder's file.
+    """Returns the accuracy of each way, printed as a table too; votes that the folder holds are not taken
+    again.
 
     Args:
         count: questions, in equal shares of levels 1 and 2.
         samples: N, of each question, at temperature 1.
+
+    Raises:
+        UserError: if the model has no calibration, or the folder holds another run.
     """
     model = load()
     if model.calibration is None:
         raise UserError(
             f"{model.folder} has no calibration to vote by: fit one with o3jax evaluate --calibrate"
         )
-    rows = []
-    folder.mkdir(parents=True, exist_ok=True)
+    run = RunFolder(folder)
+    made_with = {"model": model_digest(model.folder), "samples": samples, "seed": seed, "signals": VERSION}
+    run.begin(made_with)
+    known, rows = run.records(), []
     with terminal.progress() as progress:
         bar = progress.add_task("voting", total=count)
         for level in _LEVELS:
             share = -(-count // len(_LEVELS))
             for question, path in write_clips(folder / "clips", "none", "test", share, level, seed):
-                rows.append(_voted(model, question, path, samples, seed) | {"level": level})
+                row = known.get(question.sample.id)
+                if row is None:
+                    row = {"id": question.sample.id, "level": level}
+                    row |= _voted(model, question, path, samples, seed)
+                    run.add([row])
+                rows.append(row)
                 progress.advance(bar)
-    (folder / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     table = Table(
         "", *map(str, _LEVELS), "all", title=f"accuracy from {samples} samples of {len(rows)} questions"
     )
