@@ -1,20 +1,22 @@
-"""V-STaR's five generations an item: the video encoded once, against the naive loop that encodes it five
-times.
+"""V-STaR's five generations an item: each video read and encoded once for all its items, as an evaluation
+does it, against the naive loop that reads and encodes it for each generation.
 
-    python -m experiments.bench.vstar [items]
+    python -m experiments.bench.vstar [clips] [level]
 
-Both sides read the made benchmark with o3-tiny. Nothing is timed before both have given the same texts;
-then they take turns, and the ratio is the median over the items.
+Both sides read the made benchmark, two items a clip, with o3-tiny. Clips of level 3 (the default) last 30 to
+90 s, V-STaR's 15 s to an hour; those of level 1, which `o3jax data make` writes, 6 s. Nothing is timed before
+both sides have given the same texts; then they take turns.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from data_pipelines.formats.benchmarks import registry
 from data_pipelines.formats.benchmarks.item import Item
@@ -25,51 +27,68 @@ from o3jax import api
 from o3jax.errors import UserError
 
 NEW_TOKENS = 64
-_LEVEL = 3  # clips of 30 to 90 s: V-STaR's are of 15 s to an hour
 _PROMPTS = registry.FORMATS["vstar"].prompts["official"]
 
 
-def together(model: api.Model, item: Item) -> dict[str, str]:
-    """Returns the five texts, as an evaluation makes them."""
-    (record,) = answer_video(model, [Asked(item, prompts_of(_PROMPTS, item, model))], Decoding(NEW_TOKENS))
-    return record["texts"]
+Ask = Callable[[api.Model, Sequence[Item]], list[dict[str, str]]]
 
 
-def naive(model: api.Model, item: Item) -> dict[str, str]:
-    """Returns the five texts, each by a call of its own, as `model.answer` makes one: it reads the video,
-    encodes it, and asks the evidence decoder for each mention."""
-    texts = {}
-    for prompt in prompts_of(_PROMPTS, item, model):
-        request, clip = model.request(item.video, item.question)
-        request = asked_for(model, request, item, prompt, clip)
-        texts[prompt.part] = model.respond([request], max_new_tokens=NEW_TOKENS)[0].text
-    return texts
+def together(model: api.Model, items: Sequence[Item]) -> list[dict[str, str]]:
+    """Returns the five texts of each item about a video, as an evaluation makes them."""
+    asked = [Asked(item, prompts_of(_PROMPTS, item, model)) for item in items]
+    return [record["texts"] for record in answer_video(model, asked, Decoding(NEW_TOKENS))]
 
 
-def measure(count: int) -> list[tuple[float, float]]:
-    """Returns the seconds of each item, naive and together."""
+def naive(model: api.Model, items: Sequence[Item]) -> list[dict[str, str]]:
+    """Returns the same, each by a call of its own, as `model.answer` makes one: it reads the video, encodes
+    it, and asks the evidence decoder for each mention."""
+    found = []
+    for item in items:
+        texts = {}
+        for prompt in prompts_of(_PROMPTS, item, model):
+            request, clip = model.request(item.video, item.question, search=False)
+            request = asked_for(model, request, item, prompt, clip)
+            texts[prompt.part] = model.respond([request], max_new_tokens=NEW_TOKENS)[0].text
+        found.append(texts)
+    return found
+
+
+def measure(clips: int, level: int) -> Iterator[tuple[str, Sequence[Item], list[float], list[float]]]:
+    """Yields (video, items, processor and wall seconds of the naive loop, and of them together)."""
     model = api.load("o3-tiny")
     with tempfile.TemporaryDirectory(prefix="o3jax-") as folder:
-        make_benchmarks(folder, -(-count // 2), _LEVEL, ["vstar"])
-        items = registry.load("vstar", Path(folder) / "vstar")[:count]
-        for item in items:  # compiles, too
-            if naive(model, item) != together(model, item):
-                raise UserError(f"{item.id}: no speed is shown because the texts differ")
-        return [(_timed(naive, model, item), _timed(together, model, item)) for item in items]
+        make_benchmarks(folder, clips, level, ["vstar"])
+        items = registry.load("vstar", Path(folder) / "vstar")
+        videos = [[item for item in items if item.video == video] for video in {i.video: 0 for i in items}]
+        for some in videos:  # compiles, too
+            if naive(model, some) != together(model, some):
+                raise UserError(f"{some[0].video}: no speed is shown because the texts differ")
+        for some in videos:
+            yield Path(some[0].video).stem, some, _timed(naive, model, some), _timed(together, model, some)
 
 
-def _timed(ask: Callable[[api.Model, Item], dict[str, str]], model: api.Model, item: Item) -> float:
-    began = time.perf_counter()
-    ask(model, item)
-    return time.perf_counter() - began
+def _timed(ask: Ask, model: api.Model, items: Sequence[Item]) -> list[float]:
+    clocks = (time.process_time, time.perf_counter)
+    began = [clock() for clock in clocks]
+    ask(model, items)
+    return [clock() - start for clock, start in zip(clocks, began, strict=True)]
+
+
+def _told(name: str, items: int, naive_s: Sequence[float], together_s: Sequence[float]) -> str:
+    both = zip(("processor", "clock"), naive_s, together_s, strict=True)
+    sides = (f"{kind} {a / items:.2f} s and {b / items:.2f} s, ratio {a / b:.2f}" for kind, a, b in both)
+    return f"{name}: {items} items; an item, naive and together: {'; '.join(sides)}"
+
+
+def main(clips: int = 5, level: int = 3) -> None:
+    """Prints the seconds of each video, and of all."""
+    total, count = np.zeros((2, 2)), 0
+    for name, items, *seconds in measure(clips, level):
+        print(_told(f"{name}, {items[0].duration:g} s", len(items), *seconds), flush=True)
+        total, count = total + seconds, count + len(items)
+    print(_told("all, the same texts", count, *total))
 
 
 if __name__ == "__main__":
     shell.use_compilation_cache()
-    found = measure(int(sys.argv[1]) if len(sys.argv) > 1 else 10)
-    ratios = sorted(one / other for one, other in found)
-    seconds = [statistics.median(side) for side in zip(*found, strict=True)]
-    print(
-        f"{len(found)} items, the same texts: naive {seconds[0]:.2f} s, together {seconds[1]:.2f} s an "
-        f"item; ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f})"
-    )
+    main(*map(int, sys.argv[1:]))

@@ -246,7 +246,7 @@ def _packed(parts: Sequence[_Part]) -> list[list[_Part]]:
         return len(some) * (prefix + width * count)
 
     packed: list[list[_Part]] = []
-    for part in parts:
+    for part in sorted(parts, key=lambda part: (len(part.own), part.shared)):  # neighbours are of like size
         joined = [*packed[-1], part] if packed else [part]
         together = slots(joined)
         if packed and together <= _MAX_SLOTS and together <= _SPARE * sum(slots([one]) for one in joined):
