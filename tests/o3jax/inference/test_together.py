@@ -86,7 +86,7 @@ def test_several_videos_are_encoded_and_continued_together(plain, monkeypatch):
     # Each text has read its own video.
     assert np.abs(apart[0].probabilities - apart[2].probabilities).max() > 1e-3
     assert len(encoded) == 1 and len(continued) == 1
-    assert encoded[0][1].patches.values.shape[0] == 2 and continued[0][5].tolist() == [0, 0, 1, 1]
+    assert encoded[0][1].patches.values.shape[0] == 2 and sorted(continued[0][5]) == [0, 0, 1, 1]
 
 
 def test_a_video_in_the_middle_of_its_prompt(plain, monkeypatch):
