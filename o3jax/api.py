@@ -152,21 +152,38 @@ class Model:
             budget, progress: as for `request`.
 
         Raises:
-            UserError: if the question is empty, fps is not positive or the video cannot be read.
+            UserError: if the question is empty, fps is not positive, or video or calibration are refused.
         """
         if verify not in VERIFY:
             raise UserError(f"verify must be one of {', '.join(VERIFY)}, not {verify!r}")
+        calibration = self.calibration  # refused before anything is read
         rate = self.settings.fps if fps is None else fps
         part = {"start_s": start_s, "end_s": end_s, "max_frames": max_frames}
-        request, clip = self.request(video, question, fps=rate, **part, budget=budget, progress=progress)
+        read = self.request(video, question, fps=rate, **part, budget=budget, progress=progress)
         ask = functools.partial(self.respond, max_new_tokens=max_new_tokens)
-        response, request, clip = search_on(
-            ask, request, clip, ask([request])[0], question_language(question)
-        )
+        response, request, clip = self.respond_searching(ask, [read])[0]
         passes = None
-        if verify == "full" and self.calibration is not None and not response.never:
+        if verify == "full" and calibration is not None and not response.never:
             passes = self.ask_again(ask, [request], [response])[0]
         return self.concluded(response, question, clip, video, rate, passes)
+
+    def respond_searching(
+        self,
+        respond: Callable[[list[Request]], list[Response]],
+        read: Sequence[tuple[Request, Clip]],
+    ) -> list[tuple[Response, Request, Clip]]:
+        """Returns the response to each question as `answer` takes it, and what was read for it: where a long
+        video shows something else than what is asked for, its search goes on.
+
+        Args:
+            respond: answers requests, as `respond`.
+            read: what `request` returned.
+        """
+        said, exact = respond([request for request, _ in read]), self.settings.exact_names
+        return [
+            search_on(respond, request, clip, one, question_language(request.question), exact)
+            for (request, clip), one in zip(read, said, strict=True)
+        ]
 
     def ask_again(
         self,

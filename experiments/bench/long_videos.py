@@ -73,7 +73,6 @@ class Asked:
 def ask(model: Any, path: Path, question: Question, uniform: bool = False) -> Asked:
     """Returns what becomes of a question; read uniformly, with what that reading took."""
     from o3jax.inference import search
-    from o3jax.inference.further import search_on
 
     sample, respond = question.sample, functools.partial(model.respond, max_new_tokens=256)
     whole, before = None, np.zeros(2)
@@ -83,8 +82,8 @@ def ask(model: Any, path: Path, question: Question, uniform: bool = False) -> As
         search.coarse_features, search.STEPS_S = lambda *_, **__: whole, ()
     begun = _spent()
     try:
-        request, clip = model.request(path, sample.question, budget=1.0 if uniform else None)
-        response, *_ = search_on(respond, request, clip, respond([request])[0], sample.language)
+        read = model.request(path, sample.question, budget=1.0 if uniform else None)
+        ((response, *_),) = model.respond_searching(respond, [read])
     finally:
         if uniform:
             search.coarse_features, search.STEPS_S = read, steps

@@ -96,12 +96,17 @@ def load_model(path: str, **options: Any) -> Any:
 
     Args:
         options: of `o3jax.load`.
+
+    Raises:
+        UserError: if it cannot answer: the weights or the calibration are refused.
     """
     from o3jax import api  # after the flags are checked: starting JAX takes seconds
 
     use_compilation_cache()
     with progress("reading the weights") as show:
-        return api.load(path, progress=show, **options)
+        model = api.load(path, progress=show, **options)
+    _ = model.calibration  # refused before a video is read
+    return model
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

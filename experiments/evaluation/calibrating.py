@@ -75,7 +75,8 @@ class Rows:
 
 
 def rows_of(lines: Sequence[Line], which: str) -> Rows:
-    """Returns the rows for "full", "cheap" or "evidence"."""
+    """Returns the rows for "full", "cheap" or "evidence": of the answers whose confidence is calibrated."""
+    lines = [line for line in lines if not line.never]
     if which == "evidence":
         names = signals.evidence_names()
         found = [

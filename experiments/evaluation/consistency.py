@@ -22,7 +22,7 @@ from experiments.evaluation import calibrating
 from experiments.evaluation.observing import Line, Part, lines_of
 from experiments.evaluation.shifts import SHIFTS
 from o3jax.api import Model
-from o3jax.verify import calibration, risk
+from o3jax.verify import calibration, reasons, risk
 from o3jax.verify.confidence import MEDIUM
 from o3jax.verify.confidence_model import Calibration, fingerprint
 from o3jax.verify.signals import VERSION
@@ -94,8 +94,8 @@ def run_consistency(
 ) -> dict[str, Any]:
     """Returns the report of the experiment, printed as tables too; its diagram is `reliability.png`."""
     model = load()
-    asked = parts("test", count, seed, count // 10)
-    result = report(collect(model, asked, folder), model.calibration)
+    asked, fitted = parts("test", count, seed, count // 10), model.calibration
+    result = report(collect(model, asked, folder), fitted)
     result |= {"benchmark": "consistency", "model": str(model.folder), "seed": seed}
     _print(result, console)
     _draw(result, folder / "reliability.png")
@@ -162,6 +162,8 @@ def consistency(lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def _confidence(line: Line, fitted: Calibration | None) -> float:
+    if line.never:
+        return reasons.MOST
     full = line.seen.kept is not None or line.seen.hidden is not None
     return verdict(line.seen, fitted, full).confidence
 

@@ -13,7 +13,7 @@ from experiments.evaluation.baselines import Asked
 from experiments.evaluation.scores import Question
 from o3jax.api import Model
 from o3jax.errors import UserError
-from o3jax.inference.respond import Response
+from o3jax.inference.respond import Request, Response
 from o3jax.prompts import templates
 
 BOX_STEP = 10  # of the grid that o3-tiny writes boxes on
@@ -57,24 +57,34 @@ def generate(
     max_new_tokens: int,
     on_batch: Callable[[int], None],
 ) -> list[Response]:
-    """Returns the model's greedy response to each question about the mp4 files in `folder`.
-
-    All batches have the same size, the last one filled up with its last question, so that one compiled
-    program serves them all.
-    """
+    """Returns the model's greedy response to each question about the mp4 files in `folder`."""
     size = min(batch_size, len(questions))
-    responses: list[Response] = []
+    respond, responses = in_batches(model, size, max_new_tokens), []
     for begin in range(0, len(questions), size):
-        rows = list(questions[begin : begin + size])
-        real = len(rows)
-        rows += rows[-1:] * (size - real)
-        requests = [
-            model.request(folder / row.sample.video_path, row.sample.question, task=row.sample.task)[0]
+        rows = questions[begin : begin + size]
+        read = [
+            model.request(folder / row.sample.video_path, row.sample.question, task=row.sample.task)
             for row in rows
         ]
-        responses += model.respond(requests, max_new_tokens=max_new_tokens)[:real]
-        on_batch(real)
+        responses += [response for response, _, _ in model.respond_searching(respond, read)]
+        on_batch(len(rows))
     return responses
+
+
+def in_batches(model: Model, size: int, max_new_tokens: int) -> Callable[[list[Request]], list[Response]]:
+    """Returns what answers up to `size` requests as `Model.respond` does.
+
+    All batches have this size, filled up with the last request, so that one compiled program serves them all.
+    What was searched has many shapes, and is answered one by one, as `Model.answer` does.
+    """
+
+    def respond(requests: list[Request]) -> list[Response]:
+        if any(request.search for request in requests):
+            return [model.respond([one], max_new_tokens=max_new_tokens)[0] for one in requests]
+        rows = [*requests, *requests[-1:] * (size - len(requests))]
+        return model.respond(rows, max_new_tokens=max_new_tokens)[: len(requests)]
+
+    return respond
 
 
 def baseline_texts(questions: Sequence[Question], seed: int) -> dict[str, list[str]]:

@@ -39,6 +39,7 @@ class Settings:
     clip_s: float = 60.0  # seconds of a long video that it is asked about at a time
     whole_s: float = 120.0  # seconds: longer videos are searched, if there are evidence modules
     clock: str = "video"  # whose seconds it reads of what a search found, see `o3jax.prompts.clock`
+    exact_names: bool = False  # it has one name for each thing: another one is another thing (`search_on`)
 
 
 def read_settings(folder: Path) -> Settings:

@@ -42,6 +42,7 @@ def search_on(
     clip: Clip,
     response: Response,
     language: str,
+    exact_names: bool,
 ) -> tuple[Response, Request, Clip]:
     """Returns the response that names what is asked for, and what was read for it.
 
@@ -52,6 +53,7 @@ def search_on(
         respond: answers requests, as `Model.respond`.
         response: to the request as it was read first.
         language: "en" or "zh", of what is said in place of the model.
+        exact_names: whether another name is another thing to the model. Else nothing follows from names.
     """
     begun, found, question = (response, request, clip), request.search, request.question
     if found is None or named_times(question):  # there it is as it is
@@ -61,7 +63,7 @@ def search_on(
         # What the model says of frames so far apart is a guess.
         is_guess = found.passes[-1].every_s > EVERY_S and not found.lost
         return (_never(response, found.why, language), request, clip) if is_when and is_guess else begun
-    others = first = named_otherwise(response, question)
+    others = first = named_otherwise(response, question) if exact_names else None
     if not first:
         return begun
     is_certain = True

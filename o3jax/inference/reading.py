@@ -70,7 +70,8 @@ def read_request(model: Reader, video: str | os.PathLike[str], asked: Asked) -> 
             raise UserError(f"start_s is {part.start_s:g}, but {video} ends at {info.duration_s:.3f} s")
         end_s = info.duration_s if part.end_s is None else min(part.end_s, info.duration_s)
         is_long = end_s - part.start_s > model.settings.whole_s
-        if evidence is not None and is_long and asked.search:
+        is_late = part.start_s > 0 and model.settings.clock == "window"  # times that the model does not know
+        if evidence is not None and (is_long or is_late) and asked.search:
             return _searched(model, video, asked, (part.start_s, end_s), keep_bytes)
         first = math.ceil(part.start_s * rate - 1e-6)
         # Of all frames at the rate, HF's sample.

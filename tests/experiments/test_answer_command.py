@@ -16,8 +16,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import o3jax
+from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.hf.export import export_weights
+from o3jax.hf.folder import ASSETS
 from o3jax.inference.respond import Response
 from o3jax.video.decoder import VideoFile
 from tests.support.commands import run_command
@@ -265,6 +267,14 @@ def test_a_model_that_cannot_be_loaded(ask, model_copy, damage):
     damage(model_copy)
     sentence = one_sentence(ask(model_path=model_copy))
     assert MODELS[damage] in sentence and str(model_copy) in sentence
+
+
+def test_a_calibration_is_refused_before_the_video_is_read(ask, model_copy):
+    shutil.copy(ASSETS / "o3-tiny" / "o3_confidence.json", model_copy)
+    said = one_sentence(ask(model_path=model_copy, video_path="no/such.mp4"))
+    assert "is the calibration of another model" in said and "o3jax evaluate --calibrate" in said
+    with pytest.raises(UserError, match="of another model"):
+        o3jax.load(model_copy).answer("no/such.mp4", "When?")
 
 
 def test_a_model_that_is_not_there(ask):

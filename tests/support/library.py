@@ -70,7 +70,7 @@ class SeeingModel:
     def __init__(self, folder: Path):
         self.folder = folder
         self.settings = SimpleNamespace(fps=float(FPS), prompt_style="plain", clip_s=3.0)
-        self.config = SimpleNamespace(evidence=None)
+        self.config, self.calibration = SimpleNamespace(evidence=None), None
         self.processor = Processor()
 
 

@@ -35,9 +35,9 @@ from tests.support.paths import ROOT
 class Oracle:
     """A stand-in for a model: it finds the question in the prompt and prints the truth, with an estimate."""
 
-    settings = SimpleNamespace(prompt_style="plain", fps=25.0, whole_s=60.0)
+    settings = SimpleNamespace(prompt_style="plain", fps=25.0, whole_s=60.0, clock="video", exact_names=False)
     config = SimpleNamespace(evidence=None)
-    request = Model.request
+    request, respond_searching = Model.request, Model.respond_searching
 
     def __init__(self, folder: Path, count: int, level: int = 1):
         self.open_video = OpenVideo

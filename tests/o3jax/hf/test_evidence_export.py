@@ -130,6 +130,7 @@ def test_the_files_say_what_the_model_is(made, exported):
         "box_step": 1,
         "clip_s": 60.0,
         "whole_s": 120.0,
+        "exact_names": False,
         "clock": "video",
         "evidence": dataclasses.asdict(EVIDENCE) | {"window_s": "inf"},
     }

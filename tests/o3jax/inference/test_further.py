@@ -103,9 +103,9 @@ class Film:
         name, time_s, *beside = self.seen[number]
         return response((name, time_s, *(beside or [0.0])), search=request.search)
 
-    def found(self, language="en"):
+    def found(self, language="en", exact_names=True):
         request = self.request(0)
-        return search_on(self.respond, request, "clip 0", self.said(0, request), language)
+        return search_on(self.respond, request, "clip 0", self.said(0, request), language, exact_names)
 
 
 WHEN = "When does the red star appear?"
@@ -156,4 +156,4 @@ def test_what_is_not_certain_is_not_said(film):
 def test_a_video_that_was_read_whole_is_answered_as_it_is():
     request = Request(WHEN, "", np.zeros(0), {})
     said = response(("red circle", 5.0, 0.0))
-    assert search_on(pytest.fail, request, "clip", said, "en") == (said, request, "clip")
+    assert search_on(pytest.fail, request, "clip", said, "en", True) == (said, request, "clip")

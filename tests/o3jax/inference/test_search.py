@@ -227,11 +227,12 @@ def test_a_model_without_evidence_modules_does_not_search(video_model, film):
         coarse_features(plain, film)
 
 
-def test_what_is_a_window_already_is_not_searched(model, film, monkeypatch):
+@pytest.mark.parametrize("end_s", [60.0, 44.0])  # beyond whole_s, and not
+def test_what_is_a_window_already_is_not_searched(model, film, monkeypatch, end_s):
     settings = dataclasses.replace(model.settings, clock="window", clip_s=6.0, whole_s=8.0)
     monkeypatch.setattr(model, "settings", settings)
-    request, clip = model.request(film, "Where is it?", start_s=40.0, end_s=60.0)
-    assert request.search.intervals == ((40.0, 60.0),) and "short enough" in request.search.why
+    request, clip = model.request(film, "Where is it?", start_s=40.0, end_s=end_s)
+    assert request.search.intervals == ((40.0, end_s),) and "short enough" in request.search.why
     assert request.search.decoded < 50 + 20 * FPS + 60 and clip.times_s.min() == 40.0
     own = request.as_read(model.processor.tokenizer.quoted)
     assert 0 == own.dense_times.min() and own.dense_times.max() < 6
