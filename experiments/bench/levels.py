@@ -1,4 +1,4 @@
-"""`python -m experiments.studies.levels --level=3`: what of a level is hard for a model.
+"""`python -m experiments.bench.levels --level=3`: what of a level is hard for a model.
 
 Questions of the kinds that level 1 has are asked about the clips as they are, about the right part of each
 alone, and about that part of clips in which one thing, and then all, is as at level 1.
