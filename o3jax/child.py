@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import os
 import resource
 import signal
@@ -19,6 +20,7 @@ from typing import Any
 START_S = 60.0  # a child that cannot even import its modules in this time never will
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 _WATCH_S = 0.5  # between two looks whether the parent lives
+PARENT = "O3JAX_PARENT"  # in the environment of a process: who started it, see `guard_from_the_first_line`
 GRACE_S = 1.0  # between the parent's clock and the child's own
 # What threads reserve of the address space, which may be limited, without ever using it.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
@@ -130,6 +132,17 @@ def no_stops() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def guard_from_the_first_line() -> None:
+    """Lets the processes that `multiprocessing` starts end with this one from their first line on.
+
+    Each begins with the main module of the process that starts it, which for a command means seconds of
+    imports that it does not need, and in which nothing would notice that the run was killed. So they are
+    told that this is `o3jax.started`. For a process whose own functions are not theirs to call.
+    """
+    os.environ[PARENT] = str(os.getpid())
+    sys.modules["__main__"].__spec__ = importlib.machinery.ModuleSpec("o3jax.started", None)
 
 
 def end_with(parent: int) -> None:

@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-import numpy as np
 from etils import epath
 
 from o3jax.errors import UserError
@@ -362,12 +361,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def write_arrays(path: str | os.PathLike, **arrays: Any) -> None:
-    """Writes an .npz file of arrays by name, whole or not at all."""
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
 
 
 def read_json(path: str | os.PathLike, kind: type[T] = dict) -> T:

@@ -62,6 +62,7 @@ def inside(name: str, *packages: str) -> bool:
 LEAVES = tuple(
     f"o3jax.{name}"
     for name in (
+        "arrays",
         "child",
         "choices",
         "errors",
@@ -71,10 +72,12 @@ LEAVES = tuple(
         "notes",
         "printing",
         "searched",
+        "started",
         "tasks",
     )
 )
 ALLOWED = {
+    "o3jax.arrays": (),
     "o3jax.child": (),
     "o3jax.choices": (),
     "o3jax.errors": (),
@@ -84,6 +87,7 @@ ALLOWED = {
     "o3jax.notes": (),
     "o3jax.printing": (),
     "o3jax.searched": (),
+    "o3jax.started": (),
     "o3jax.tasks": (),
     "o3jax.sharding": (),
     "o3jax.video": (),
@@ -118,6 +122,7 @@ LIGHT = (
     "o3jax.rewards",
     "o3jax.verify",
     "o3jax.report",
+    "o3jax.arrays",
     "o3jax.child",
     "o3jax.choices",
     "o3jax.errors",
@@ -127,6 +132,7 @@ LIGHT = (
     "o3jax.notes",
     "o3jax.printing",
     "o3jax.searched",
+    "o3jax.started",
     "o3jax.tasks",
     "o3jax.models.batch",
     "o3jax.models.config",

@@ -26,7 +26,8 @@ from experiments.bench.tables import Row, table
 from experiments.bench.timing import peak_bytes
 from experiments.cli import shell
 from experiments.evaluation.scores import Question, Scored, score
-from o3jax.files import write_arrays, write_json
+from o3jax.arrays import read_arrays, write_arrays
+from o3jax.files import write_json
 from o3jax.searched import Pass, Search
 
 _FOLDER = flags.DEFINE_string("folder", "data/level4", "Where the videos are made, and stay.")
@@ -112,8 +113,7 @@ def every_half_second(model: Any, video: Path) -> tuple[Any, np.ndarray]:
             found = look(model, reader, np.arange(0, duration_s, _UNIFORM_S), "uniform", _UNIFORM_S)
             made = {"times_s": found.times_s, "features": found.features, "cells": found.cells}
             write_arrays(kept, **made, spent=_spent() - begun)
-    with np.load(kept) as file:
-        made = {name: file[name] for name in file.files}
+    made = read_arrays(kept)
     spent = made.pop("spent")
     # What it cost is told beside the budget, which is for reading closely then.
     return CoarseFeatures(**made, duration_s=duration_s, frames=frames, passes=(), forward=True), spent

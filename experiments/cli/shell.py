@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 import configs
 from experiments.cli import terminal
 from experiments.cli.verbs import VERBS
+from o3jax.child import guard_from_the_first_line
 from o3jax.errors import UserError
 from o3jax.files import is_remote, local_path, refusal, refused
 from o3jax.printing import shortened
@@ -33,6 +34,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(_help(main))
         sys.exit()
+    guard_from_the_first_line()
     logging.set_verbosity(logging.WARNING)
 
     def guarded(argv: Sequence[str]) -> None:

@@ -41,6 +41,7 @@ from experiments.training.trainer import (
     optimizer_of,
 )
 from experiments.training.workdir import Workdir
+from o3jax.arrays import read_arrays
 from o3jax.errors import UserError
 from o3jax.generate.sampling import Sampling
 from o3jax.gspo.rows import UpdateShape
@@ -88,6 +89,12 @@ class GspoRun(Run):
         """Returns the model as the update computes it."""
         model = jax.tree.map(lambda a: a.astype(jnp.dtype(self.dtype)), state.model)
         return model.adapted() if isinstance(model, LoRA) else model
+
+    def check(self, step: int) -> None:
+        """Raises OSError or ValueError if a step inside an iteration has no whole rollout to go on from."""
+        iteration, minibatch = divmod(step, self.prompts.minibatches)
+        if minibatch:
+            read_arrays(self.rollout_path(iteration))
 
     def rollout_path(self, iteration: int | str) -> Path:
         """Returns the file of an iteration's rollout, of several hosts this one's; "*" for all of them."""

@@ -30,7 +30,7 @@ def train_gspo(run: GspoRun) -> TrainState:
     length, stops = run.length, Stops()
     with use_mesh(run.mesh, run.rules), run.rewarder.scorer:
         step = _one_by_one(run, stops)
-        feed = Feed(run.prompts, note=run.note, name_of=run.name_of)
+        feed = Feed(run.prompts, note=run.note, name_of=run.name_of, check=run.check)
         state = train(run.state, step, feed, run.workdir, length, stops=stops)
         if run.held_out is not None and int(state.step) == length.max_steps:
             evaluate(run, state)

@@ -83,6 +83,7 @@ class Feed:
     prepare: Callable[[Any], Any] = lambda batch: batch  # host batch -> what a step takes
     note: str = ""  # on every progress line, such as how many records were rejected
     name_of: Callable[[int], str] = str  # what a clip is called by its number
+    check: Callable[[int], None] = lambda step: None  # raises where what goes on from a step is not whole
 
 
 class _Steps:
@@ -163,7 +164,8 @@ def train(
             its gradient is no finite number; the last good state is saved.
     """
     pipeline, begun = feed.pipeline, time.perf_counter()
-    state, start = workdir.restore(state, Position(data_fingerprint=dict(pipeline.data_fingerprint)))
+    begin = Position(data_fingerprint=dict(pipeline.data_fingerprint))
+    state, start = workdir.restore(state, begin, feed.check)
     first, steps = int(state.step), _Steps(int(state.step))
     iterator = pipeline.open(start.rows)
     failures = FailedSamples(workdir.path, first, start.clips, feed.name_of)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from experiments.training.hosts import gathered
 from experiments.training.sampling import Sampled
-from o3jax.files import write_arrays
+from o3jax.arrays import read_arrays, write_arrays
 from o3jax.gspo.rows import UpdateBatch, UpdateShape, pack_groups
 from o3jax.gspo.update import response_logprobs
 from o3jax.models.batch import PromptBatch, TextRow, Tree, flatten, take, unflatten
@@ -46,8 +46,7 @@ class Rollout:
     @classmethod
     def load(cls, path: Path, prompts: PromptBatch) -> Rollout:
         """Returns what `save` wrote, with the pixels or features of `prompts`."""
-        with np.load(path) as saved:
-            arrays = {name: saved[name] for name in saved.files}
+        arrays = read_arrays(path)
         inputs = dataclasses.replace(prompts.inputs, text=unflatten(TextRow, arrays, "text"))
         prompts = dataclasses.replace(prompts, inputs=inputs)
         names = ("tokens", "logprobs", "length", "finished")

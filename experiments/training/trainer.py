@@ -105,6 +105,9 @@ class Run:
         """Returns what a clip is called."""
         return self.clips[number].samples[0].id
 
+    def check(self, step: int) -> None:
+        """Raises OSError or ValueError if what the run goes on from at a step is not whole."""
+
     def export(self, state: TrainState, workdir: Workdir, config: ConfigDict) -> None:
         """Writes WORKDIR/model, with how the model was asked in training; every host must call it."""
         asked = {"prompt_style": config.prompt_style, "box_step": config.box_step}

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +179,15 @@ class Workdir:
                         left.rmtree(missing_ok=True)
                 raise
 
-    def restore(self, state: TrainState, start: Position) -> tuple[TrainState, Position]:
+    def restore(
+        self, state: TrainState, start: Position, check: Callable[[int], None] = lambda step: None
+    ) -> tuple[TrainState, Position]:
         """Returns the newest saved state and where its data stopped; what was given if none is saved.
 
         A checkpoint that cannot be read is moved to WORKDIR/damaged, and the one before it taken.
+
+        Args:
+            check: raises for a step from which the run cannot go on, since what else it needs is not there.
 
         Raises:
             UserError: if the data are not those of the saved state: the position would mean other samples;
@@ -193,6 +198,7 @@ class Workdir:
         for step in steps:
             try:
                 found = self._read(step, state, start)
+                check(step)
             except UserError:
                 raise
             except Exception as error:  # the library raises all kinds for files that are not whole

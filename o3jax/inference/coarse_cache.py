@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ import numpy as np
 import o3jax.inputs
 import o3jax.models
 import o3jax.video
+from o3jax.arrays import read_arrays, write_arrays
 from o3jax.errors import UserError
-from o3jax.files import refusal, write_arrays
+from o3jax.files import refusal
 from o3jax.notes import Note
 from o3jax.searched import Pass
 from o3jax.video.files import find_file
@@ -69,10 +69,9 @@ class Entry:
         if self.path is None or not self.path.exists():
             return None
         try:
-            # The archive's own checksums tell what is not whole.
-            with np.load(self.path, allow_pickle=False) as file:
-                head = json.loads(str(file["head"]))
-                arrays = {name: file[name] for name in ("times_s", "features", "cells")}
+            kept = read_arrays(self.path)
+            head = json.loads(str(kept["head"]))
+            arrays = {name: kept[name] for name in ("times_s", "features", "cells")}
             fields = head["fields"]
             passes = tuple(Pass(**one | {"intervals": ()}) for one in fields.pop("passes"))
             notes = tuple(Note(*parts) for parts in fields.pop("notes"))
@@ -81,7 +80,7 @@ class Entry:
             if head["key"] == self._key and len(sizes) == 1 and arrays["features"].ndim == 3:
                 return arrays | fields
             self.notes = (Note("cache old"),)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, EOFError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             self.notes = (Note("cache damaged"),)
         return None
 

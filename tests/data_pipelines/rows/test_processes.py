@@ -31,6 +31,21 @@ if __name__ == "__main__":
     rows.close()
 """
 
+STARTING = """
+import time
+from data_pipelines.rows.pipeline import Pipeline
+from o3jax.child import guard_from_the_first_line
+from tests.support.streams import ReadInChild
+
+if __name__ != "__main__":
+    time.sleep(60)
+else:
+    guard_from_the_first_line()
+    rows = Pipeline([(0,) * 3], [ReadInChild()], batch_size=1, seed=0, num_workers=2).open()
+    print("open", flush=True)
+    time.sleep(60)
+"""
+
 
 @pytest.fixture
 def run(tmp_path):
@@ -81,6 +96,22 @@ def test_a_killed_run_leaves_no_process_and_no_shared_memory(run, tmp_path):
     wait_until_none(tmp_path)
     assert "Traceback" not in run.communicate()[1]
     assert not [path for path in ours if path.exists()]
+
+
+def test_a_run_killed_while_its_processes_start_leaves_none(tmp_path):
+    """A command's own imports take seconds, here a minute; its workers need none of them."""
+    (tmp_path / "run.py").write_text(STARTING)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MARK": str(tmp_path)}
+    run = subprocess.Popen(
+        [sys.executable, "run.py"], env=environment, cwd=tmp_path, text=True, stdout=subprocess.PIPE
+    )
+    assert run.stdout.readline() == "open\n"
+    until = time.monotonic() + 60
+    while len(started(tmp_path)) < 4 and time.monotonic() < until:  # it, two workers, a tracker of memory
+        time.sleep(0.02)
+    run.kill()
+    run.communicate()
+    wait_until_none(tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
