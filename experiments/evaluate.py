@@ -139,6 +139,9 @@ _SAMPLES = flags.DEFINE_integer(
 _CALIBRATE = flags.DEFINE_boolean(
     "calibrate", False, "Fit the calibration of the model's confidences, in place of a benchmark."
 )
+_REVIEWS = flags.DEFINE_string(
+    "reviews", None, "--calibrate: a folder of answers with people's reviews, which count beside the others."
+)
 _RESCORE = flags.DEFINE_string("rescore", None, "Score a workdir (or one benchmark's folder in it) again.")
 _OUT = flags.DEFINE_string("out", None, "The JSON file to write.")
 
@@ -171,7 +174,9 @@ def _voting(console: Console) -> dict[str, Any]:
 def _calibrate(console: Console) -> dict[str, Any]:
     if _FEEDBACK.value or _BOX_FRAMES.value:
         raise UserError("--calibrate fits the model as it is: leave out --feedback and --box_frames")
-    return run_calibration(_load, _workdir() / "calibrate", _NUM_QUESTIONS.value or 800, _SEED.value, console)
+    folder, count = _workdir() / "calibrate", _NUM_QUESTIONS.value or 800
+    reviews = None if _REVIEWS.value is None else Path(_REVIEWS.value)
+    return run_calibration(_load, folder, count, _SEED.value, console, reviews)
 
 
 # Evaluations that are no benchmark of the field: each makes what it asks.
@@ -287,6 +292,8 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: everything is given as --flags")
     check_outputs({"--out": _OUT.value})
+    if _REVIEWS.value is not None and not _CALIBRATE.value:
+        raise UserError("--reviews goes with --calibrate: give both, or leave it out")
     console = terminal.console(markup=False, highlight=False)  # paths and ids may hold brackets
     if _RESCORE.value is not None:
         results = _rescored(console)

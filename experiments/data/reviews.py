@@ -150,22 +150,30 @@ def tagged(text: str) -> str:
     return _SECONDS.sub(lambda found: grammar.render_time(float(found[1])), text)
 
 
-def _sample(one: Reviewed) -> Sample | None:
-    """Returns the record of a review; None where nobody says what is right."""
+def right_answer(one: Reviewed) -> Candidate | None:
+    """Returns the answer as it should be; None where nobody says what is right."""
     said, review = one.said, one.review
     if review.verdict == "wrong":
         return None
-    language, right = question_language(one.question), dataclasses.replace(said, preference=1.0)
-    if review.verdict == "fixed":
-        answer, mentions = said.answer, said.mentions
-        if review.evidence is not None:
-            mentions = review.evidence
-            if _only_times(answer) and (spans := _intervals(mentions)):
-                answer = "; ".join(grammar.render_interval(*span, language) for span in spans)
-        if review.answer is not None:
-            answer = tagged(review.answer)
-        intervals = _intervals(mentions) or grammar.parse(answer).intervals or said.intervals
-        right = Candidate(answer, 1.0, "", mentions, intervals)
+    if review.verdict == "right":
+        return dataclasses.replace(said, preference=1.0)
+    answer, mentions = said.answer, said.mentions
+    if review.evidence is not None:
+        mentions = review.evidence
+        if _only_times(answer) and (spans := _intervals(mentions)):
+            language = question_language(one.question)
+            answer = "; ".join(grammar.render_interval(*span, language) for span in spans)
+    if review.answer is not None:
+        answer = tagged(review.answer)
+    intervals = _intervals(mentions) or grammar.parse(answer).intervals or said.intervals
+    return Candidate(answer, 1.0, "", mentions, intervals)
+
+
+def _sample(one: Reviewed) -> Sample | None:
+    """Returns the record of a review; None where nobody says what is right."""
+    right = right_answer(one)
+    if right is None:
+        return None
     info = probe(one.video)
     digest = hashlib.sha256(f"{os.path.abspath(one.video)}\0{one.question}".encode(errors="replace"))
     folder = hashlib.sha256(os.path.abspath(one.video).encode(errors="replace")).hexdigest()[:8]
@@ -181,8 +189,8 @@ def _sample(one: Reviewed) -> Sample | None:
         reasoning=right.reasoning,
         mentions=right.mentions,
         intervals=right.intervals,
-        candidates=(right, said) if review.verdict == "fixed" else (),
-        language=language,
+        candidates=(right, one.said) if one.review.verdict == "fixed" else (),
+        language=question_language(one.question),
     )
 
 

@@ -20,6 +20,7 @@ from data_pipelines.synthetic.datasets import claim_folder
 from experiments.cli import terminal
 from experiments.evaluation import calibrating
 from experiments.evaluation.observing import Line, Part, lines_of
+from experiments.evaluation.reviewed import lines_of_reviews
 from experiments.evaluation.shifts import SHIFTS
 from o3jax.api import Model
 from o3jax.verify import calibration, reasons, risk
@@ -59,13 +60,26 @@ def collect(model: Model, asked: Sequence[Part], folder: Path) -> list[Line]:
 
 
 def run_calibration(
-    load: Callable[[], Model], folder: Path, count: int, seed: int, console: Console
+    load: Callable[[], Model],
+    folder: Path,
+    count: int,
+    seed: int,
+    console: Console,
+    reviews: Path | None = None,
 ) -> dict[str, Any]:
-    """Returns the figures of the calibration that it writes into the model's folder, printed too."""
+    """Returns the figures of the calibration that it writes into the model's folder, printed too.
+
+    Args:
+        reviews: a folder of answers with what people said of them, which count beside the made questions.
+    """
     model = load()
+    reviewed = [] if reviews is None else lines_of_reviews(model, reviews)
     asked = parts("val", count * 3 // 4, seed, count // 4 // (len(SHIFTS) - 1))
-    lines = collect(model, asked, folder)
+    lines = collect(model, asked, folder) + reviewed
     data = {"world": "synthetic", "parts": {part.name: part.count for part in asked}}
+    if reviews is not None:
+        data["reviews"] = len(reviewed)
+        console.print(f"reviewed answers of {reviews} that the model gives again: {len(reviewed)}")
     figures = calibrating.calibrate(model.folder, lines, data)
     table = Table("predictor of", "kind", "fit on", "held out", "accuracy", "ECE", "Brier", "AUROC")
     for which, found in figures.items():

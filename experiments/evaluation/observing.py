@@ -7,7 +7,7 @@ A run that was stopped goes on where it was; what is measured of the lines costs
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from experiments.evaluation.shifts import write_clips
 from experiments.evaluation.synthetic import in_batches
 from experiments.library.records import append_line, lines
 from o3jax.api import Model
-from o3jax.grounding import Grounding
+from o3jax.grounding import Box, Grounding
+from o3jax.inference.respond import Response
 from o3jax.metrics.boxes import box_iou
 from o3jax.prompts import grammar
 from o3jax.prompts.mentions import claim_numbers
@@ -103,12 +104,10 @@ def lines_of(
 
 
 def _answered(model: Model, part: Part, clips: list[tuple[Question, Path]]) -> Iterator[Line]:
-    respond = in_batches(model, _BATCH[part.level], MAX_NEW_TOKENS)
-    read = [model.request(path, question.sample.question) for question, path in clips]
-    responses, requests, shown = zip(*model.respond_searching(respond, read), strict=True)
-    again = model.ask_again(respond, requests, responses)
-    for (question, _), clip, response, passes in zip(clips, shown, responses, again, strict=True):
-        seen = model.observe(response, question.sample.question, clip, passes)
+    asked = [(path, question.sample.question) for question, path in clips]
+    for (question, _), (response, seen) in zip(
+        clips, answered(model, asked, _BATCH[part.level]), strict=True
+    ):
         yield Line(
             id=question.sample.id,
             level=part.level,
@@ -121,14 +120,33 @@ def _answered(model: Model, part: Part, clips: list[tuple[Question, Path]]) -> I
         )
 
 
+def answered(
+    model: Model, asked: Sequence[tuple[Path, str]], size: int
+) -> Iterator[tuple[Response, Observed]]:
+    """Yields how the model answers up to `size` questions about videos, and what was seen of each answer."""
+    respond = in_batches(model, size, MAX_NEW_TOKENS)
+    read = [model.request(path, question) for path, question in asked]
+    responses, requests, shown = zip(*model.respond_searching(respond, read), strict=True)
+    again = model.ask_again(respond, requests, responses)
+    for (_, question), clip, response, passes in zip(asked, shown, responses, again, strict=True):
+        yield response, model.observe(response, question, clip, passes)
+
+
+def claimed(seen: Observed) -> list[Grounding]:
+    """Returns the evidence of each claim of a response, the decoder's word where there is one."""
+    claims = grammar.parse(seen.text).claims
+    numbers = claim_numbers(seen.text, [claim.span for claim in claims])
+    return [
+        seen.estimates[number] if number < len(seen.estimates) else claim
+        for claim, number in zip(claims, numbers, strict=True)
+    ]
+
+
 def _right(question: Question, seen: Observed) -> Iterator[bool]:
     """Yields whether each claim's evidence is right: its time is one at which an object that answers is
-    visible, and its box has IoU >= 0.5 with that object's at this time. The decoder's word where there is
-    one."""
-    claims = grammar.parse(seen.text).claims
+    visible, and its box has IoU >= 0.5 with that object's at this time."""
     truth = [question.thing(mention.object) for mention in question.sample.mentions]
-    for claim, number in zip(claims, claim_numbers(seen.text, [c.span for c in claims]), strict=True):
-        found = seen.estimates[number] if number < len(seen.estimates) else claim
+    for found in claimed(seen):
         yield any(
             _shows(thing, interval, found)
             for thing, interval in zip(truth, question.sample.intervals, strict=True)
@@ -136,10 +154,13 @@ def _right(question: Question, seen: Observed) -> Iterator[bool]:
 
 
 def _shows(thing: Object, interval: tuple[float, float], found: Grounding) -> bool:
-    if found.time_s is None or found.box is None or not interval[0] <= found.time_s <= interval[1]:
-        return False
-    box = thing.box(found.time_s)
-    return box is not None and box_iou(found.box, box) >= _MIN_IOU
+    return found.time_s is not None and is_right(found, interval, thing.box(found.time_s))
+
+
+def is_right(found: Grounding, interval: tuple[float, float], box: Box | None) -> bool:
+    """Returns whether evidence lies in an interval, and its box has IoU >= 0.5 with the right one."""
+    there = found.time_s is not None and interval[0] <= found.time_s <= interval[1]
+    return there and found.box is not None and box is not None and box_iou(found.box, box) >= _MIN_IOU
 
 
 def _read(file: Path) -> Iterator[Line]:
