@@ -13,8 +13,9 @@ signals, and writes it into the model's folder.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from absl import flags
@@ -37,7 +38,7 @@ from experiments.library import beam
 from experiments.library.records import Shard
 from o3jax import api
 from o3jax.errors import UserError
-from o3jax.files import write_json
+from o3jax.files import read_json, write_json
 from o3jax.models.config import BOX_FRAMES
 from o3jax.prompts.feedback import FEEDBACK
 
@@ -93,10 +94,16 @@ _HARNESS = flags.DEFINE_string(
     "harness", "o3", "Whose prompts: official, lmms, o3, or one of a benchmark's own."
 )
 _PARSER = flags.DEFINE_enum(
-    "parser", None, ["official", "lmms", "o3"], "Who reads the texts; None: the parser of the harness."
+    "parser",
+    None,
+    ["official", "lmms", "o3"],
+    "Who reads the texts; None: the parser of the harness, with --rescore as before.",
 )
 _BOX_SPACE = flags.DEFINE_enum(
-    "box_space", "per_mille", SPACES, "How the model writes boxes: 0-1000, 0-1, or pixels of the video."
+    "box_space",
+    None,
+    SPACES,
+    "How the model writes boxes: 0-1000, 0-1, or pixels; None: per_mille, with --rescore as before.",
 )
 _FRAMES = flags.DEFINE_string(
     "frames",
@@ -187,9 +194,20 @@ EXPERIMENTS: dict[str, Callable[[Console], dict[str, Any]]] = {
 }
 
 
-def _scoring() -> Scoring:
-    parser = _PARSER.value or (_HARNESS.value if _HARNESS.value in ("official", "lmms") else "o3")
-    return Scoring(parser, _BOX_SPACE.value, make_judge(_JUDGE.value), _JUDGE_BUDGET.value)
+def _scoring(before: Mapping[str, Any] = MappingProxyType({})) -> Scoring:
+    """Returns how texts are scored.
+
+    Args:
+        before: the result of a run that is scored again: what no flag says stays as it was.
+    """
+    harness = before.get("harness", _HARNESS.value)
+    parser = harness if harness in ("official", "lmms") else "o3"
+    return Scoring(
+        _PARSER.value or before.get("parser", parser),
+        _BOX_SPACE.value or before.get("box_space", "per_mille"),
+        make_judge(_JUDGE.value),
+        _JUDGE_BUDGET.value,
+    )
 
 
 def _benchmarks(names: Sequence[str], console: Console) -> list[dict[str, Any]]:
@@ -245,7 +263,12 @@ def _rescored(console: Console) -> list[dict[str, Any]]:
         raise UserError(
             f"--rescore={folder} holds no run: name a workdir, or the folder of a benchmark in it"
         )
-    return [command.finish(Run(run), _scoring(), console) for run in runs]
+    results = []
+    for run in runs:
+        last = run / "result.json"
+        before = read_json(last if last.is_file() else run / "run.json")
+        results.append(command.finish(Run(run), _scoring(before), console))
+    return results
 
 
 def _names(console: Console) -> list[str]:

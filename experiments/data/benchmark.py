@@ -42,7 +42,7 @@ def check(name: str, folder: str) -> None:
         table.add_row(words, str(count))
     for tag in sorted({tag for item in items for tag in item.tags}):
         values = Counter(value for item in items if isinstance(value := item.tags.get(tag), str))
-        if values and len(values) <= 30 and max(values.values()) > 1:
+        if 1 < len(values) <= min(30, len(items) // 2):
             table.add_row(f"by {tag}", ", ".join(f"{value} {n}" for value, n in sorted(values.items())))
     console = terminal.console(markup=False, highlight=False)
     console.print(table)

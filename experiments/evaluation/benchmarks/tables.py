@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from experiments.evaluation.benchmarks.analysis import KINDS
 from experiments.evaluation.benchmarks.frames import in_words
@@ -16,13 +16,18 @@ _COUNTS = ("counted", "groups", "N")
 Result = Mapping[str, Any]
 
 
+def _table(title: str, *headers: str) -> Table:
+    """Returns a table whose cells are folded on a narrow screen, never cut off."""
+    return Table(*(Column(header, overflow="fold") for header in headers), title=title)
+
+
 def print_result(result: Result, console: Console) -> None:
     """Prints the tables of one benchmark: metrics beside floors and anchors, groups, errors, notes."""
     name, floors, anchors = result["benchmark"], result["floors"], result["anchors"]
     title = f"{name}: {result['items']} items, {result['model']['name']}, prompts {result['harness']}, "
     title += f"parser {result['parser']}, frames {in_words(result['frames'])}; in percent"
     headline = [metric for metric in SUITE[name].headline if metric in result["metrics"]]
-    table = Table("", *headline, title=title)
+    table = _table(title, "", *headline)
     table.add_row("this model", *(_shown(metric, result["metrics"][metric]) for metric in headline))
     table.add_section()
     for floor, metrics in floors.items():
@@ -37,14 +42,14 @@ def print_result(result: Result, console: Console) -> None:
         console.print("*published, with their own frames and prompts")
     groups = result["groups"].items()
     if any(len(group) > 1 for _, group in groups):
-        table = Table("", "N", *headline, title=f"{name} by group")
+        table = _table(f"{name} by group", "", "N", *headline)
         for tag, group in groups:
             for value, metrics in group.items():
                 row = (_shown(metric, metrics[metric]) for metric in headline)
                 table.add_row(f"{tag}: {value}", str(metrics["N"]), *row)
             table.add_section()
         console.print(table)
-    table = Table("share of the answers with", "percent", title=f"{name}: what goes wrong")
+    table = _table(f"{name}: what goes wrong", "share of the answers with", "percent")
     for kind, words in KINDS.items():
         table.add_row(words, _shown(kind, result["errors"][kind]))
     console.print(table)
@@ -63,9 +68,8 @@ def print_result(result: Result, console: Console) -> None:
 def print_overview(results: Sequence[Result], console: Console) -> None:
     """Prints one table of several benchmarks: the first metrics of each beside its floor and the best
     anchor."""
-    table = Table(
-        "benchmark", "items", "metric", "model", "random", "best floor", "published*", title="in percent"
-    )
+    headers = ("benchmark", "items", "metric", "model", "random", "best floor", "published*")
+    table = _table("in percent", *headers)
     for result in results:
         name = result["benchmark"]
         for metric in SUITE[name].headline[:4]:

@@ -130,6 +130,22 @@ def test_another_parser_needs_no_model(evaluate, monkeypatch, tmp_path, capfd):
     assert again.code == 0 and result_of(tmp_path, "tvgbench") == before
 
 
+def test_what_is_not_asked_anew_stays_as_it_was(evaluate, monkeypatch, tmp_path, capfd):
+    """A run that is scored again, for a judge say, keeps its parser and its space of boxes."""
+    scripted(monkeypatch)
+    flags = ("--harness=official", "--box_space=pixels")
+    assert evaluate("vstar", *flags).code == 0
+    before = result_of(tmp_path, "vstar")
+    assert (before["parser"], before["box_space"]) == ("official", "pixels")
+    for lost in (False, True):
+        if lost:  # a run whose result was never written
+            (tmp_path / "run" / "vstar" / "result.json").unlink()
+        done = run_command(capfd, "evaluate", f"--rescore={tmp_path / 'run'}", "--judge=rule")
+        after = result_of(tmp_path, "vstar")
+        assert done.code == 0 and after["parser"] == "official" and after["judge"]["name"] == "rule"
+        assert lost or after["box_space"] == "pixels"
+
+
 def test_official_predictions_of_timelens_are_whole_seconds(evaluate, monkeypatch, tmp_path):
     scripted(monkeypatch, lambda item, part: "The event happens in 1.4 - 4.6 seconds.")
     for parser, interval in (("official", [1.0, 5.0]), ("lmms", [1.4, 4.6])):
