@@ -20,7 +20,8 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -382,3 +383,9 @@ def read_json(path: str | os.PathLike, kind: type[T] = dict) -> T:
 
 
 _NAMES = {dict: "object", list: "list"}
+
+
+def code_hash(files: Iterable[Path], *libraries: str) -> str:
+    """Returns a hash of source files and of the libraries' versions: what a cache was made by."""
+    code = [file.read_bytes() for file in files] + [version(library).encode() for library in libraries]
+    return hashlib.sha256(b"\0".join(code)).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -32,8 +33,14 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-# Few tests that take minutes: first, so that no process waits for them at the end.
-_LONG = ("test_train_loop.py", "test_gspo_loop.py", "test_joint.py", "test_configs.py", "test_hosts.py")
+# Tracing makes many objects and few cycles: looking for these took a twelfth of the time.
+gc.set_threshold(50_000, 10, 10)
+
+# Few files that take long: first, so that no process waits for them at the end.
+_LONG = (
+    *("test_train_loop.py", "test_gspo_loop.py", "test_joint.py", "test_configs.py", "test_hosts.py"),
+    *("test_bench_gpu.py", "test_wheel.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

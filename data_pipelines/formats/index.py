@@ -19,7 +19,7 @@ from data_pipelines.formats.fields import Record, RecordError, check_box, check_
 from data_pipelines.formats.published import checked_size
 from data_pipelines.formats.sample import Candidate, Sample
 from data_pipelines.formats.stgr import from_stgr
-from data_pipelines.reading.guarded import GuardedReader, Limits, inside, read_image
+from data_pipelines.reading.guarded import GuardedReader, inside, read_image
 from o3jax.errors import UserError
 from o3jax.files import read_json
 from o3jax.grounding import Box
@@ -60,7 +60,6 @@ _PLACES = ("stgr.json", "annotations.json", "json_data/STGR-SFT.json")
 # Texts tell times in tenths of a second, so one that is right may lie this far behind the end.
 END_TOLERANCE_S = 0.1
 
-_DEFAULT = Limits()
 _TIME = re.compile(r"<t>([^<]*)</t>")
 _SECTION = re.compile("</?(?:think|answer)>")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -106,19 +105,20 @@ def index_folder(path: str | Path) -> tuple[list[Sample], list[Reject]]:
     return index.samples, index.rejects
 
 
-def read_index(path: str | Path, limits: Limits = _DEFAULT, reader: GuardedReader | None = None) -> Index:
+def read_index(path: str | Path, reader: GuardedReader | None = None) -> Index:
     """Returns the usable samples of a data set, and what is wrong with its other records, in order.
 
     A record is rejected if it has unknown, missing or wrong fields, reversed or empty boxes or intervals,
     a box outside the frame, a time outside the video, or names a video, image or key frame that is not
-    readable inside the folder and `limits`. Each file is opened once, in a process that may crash.
+    readable inside the folder and the reader's limits. Each file is opened once, in a process that may
+    crash.
 
     Args:
         path: one annotation file, or the folder that holds it: `stgr.json` (our own), `annotations.json`
             (the article's), `json_data/STGR-SFT.json` (published; name `json_data/STGR-RL.json` for the
             other one), or what `tfds_builders.write` made of any. Files that begin with `stgr` or
             `annotations` are read as these.
-        reader: opens the files; by default one with these limits, for this call alone.
+        reader: opens the files; by default one of its own, for this call alone.
 
     Raises:
         UserError: if there is no annotation file, or it is no JSON list.
@@ -127,29 +127,27 @@ def read_index(path: str | Path, limits: Limits = _DEFAULT, reader: GuardedReade
     if any(path.glob("o3_*/*/dataset_info.json")):
         from data_pipelines.formats import tfds as tfds_builders
 
-        return judge_samples(tfds_builders.read(path), path, limits, reader)
+        return judge_samples(tfds_builders.read(path), path, reader)
     file = path if path.is_file() else next((p for name in _PLACES if (p := path / name).is_file()), None)
     if file is None:
         raise UserError(f"{path} has neither {' nor '.join(_PLACES)}: make one with experiments.data")
-    with _reading(limits, reader) as opened:
+    with _reading(reader) as opened:
         return _judged(read_json(file, list), file.stem, _format(file), data_root(path), opened)
 
 
-def judge_samples(
-    samples: Iterable[Sample], root: Path, limits: Limits = _DEFAULT, reader: GuardedReader | None = None
-) -> Index:
+def judge_samples(samples: Iterable[Sample], root: Path, reader: GuardedReader | None = None) -> Index:
     """Returns the index of samples that were built, perhaps elsewhere: nothing is trusted.
 
     Args:
         root: the folder that their paths are relative to.
-        limits, reader: as for `read_index`.
+        reader: as for `read_index`.
     """
-    with _reading(limits, reader) as opened:
+    with _reading(reader) as opened:
         return _judged(samples, root.name, _BUILT, root, opened)
 
 
-def _reading(limits: Limits, reader: GuardedReader | None) -> AbstractContextManager[GuardedReader]:
-    return closing(GuardedReader(limits)) if reader is None else nullcontext(reader)
+def _reading(reader: GuardedReader | None) -> AbstractContextManager[GuardedReader]:
+    return closing(GuardedReader()) if reader is None else nullcontext(reader)
 
 
 def _judged(records: Iterable[Any], stem: str, form: _Format, root: Path, reader: GuardedReader) -> Index:

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,7 +25,7 @@ from data_pipelines.reading import guarded, sources
 from data_pipelines.reading.guarded import GuardedReader, Limits
 from o3jax import video
 from o3jax.errors import UserError
-from o3jax.files import PART, refusal, whole_file
+from o3jax.files import PART, code_hash, refusal, whole_file
 from o3jax.inputs import image
 
 Arrays = tuple[np.ndarray, ...]
@@ -192,8 +191,5 @@ def _json_default(value: Any) -> Any:
 @functools.cache
 def code_version() -> str:
     """Returns a hash of the code that decodes and resizes: this project's and the libraries' versions."""
-    modules = (image, guarded, sources)
-    files = [*sorted(Path(video.__file__).parent.glob("*.py")), *(Path(m.__file__) for m in modules)]
-    code = [file.read_bytes() for file in files]
-    code += [version(library).encode() for library in ("av", "pillow")]
-    return hashlib.sha256(b"\0".join(code)).hexdigest()[:16]
+    modules = (Path(module.__file__) for module in (image, guarded, sources))
+    return code_hash([*sorted(Path(video.__file__).parent.glob("*.py")), *modules], "av", "pillow")

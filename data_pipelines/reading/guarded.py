@@ -33,13 +33,12 @@ _KEPT_BYTES = 64 * 2**20  # of the shared file, between calls: what is kept need
 _PICTURES = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 
 
-def inside(root: str | os.PathLike[str], relative: str, *, allow_absolute: bool = False) -> Path:
+def inside(root: str | os.PathLike[str], relative: str) -> Path:
     """Returns the absolute path, without links, of a file that a data set names.
 
     Args:
         root: the data set's folder, which the file must be in.
         relative: the path as the record has it.
-        allow_absolute: absolute paths and links may then lead out of the folder; `..` never may.
 
     Raises:
         UserError: if the path leads out of the folder, looks like a URL, or names nothing that exists.
@@ -49,11 +48,11 @@ def inside(root: str | os.PathLike[str], relative: str, *, allow_absolute: bool 
         raise UserError(f"{shown} is no path; write the file's path inside {root}")
     if ".." in PurePath(relative).parts:
         raise UserError(f"{shown} goes up with '..'; write a path inside {root}")
-    if PurePath(relative).is_absolute() and not allow_absolute:
+    if PurePath(relative).is_absolute():
         raise UserError(f"{shown} is an absolute path; write one that is relative to {root}")
     refuse_protocol(relative)
     found = find_file(Path(root) / relative)
-    if not allow_absolute and not found.is_relative_to(Path(root).resolve()):
+    if not found.is_relative_to(Path(root).resolve()):
         raise UserError(f"{shown} is a link out of {root}; copy the file to there")
     return found
 

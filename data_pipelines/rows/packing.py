@@ -102,6 +102,8 @@ def clip_order(
 
 def first_fit(cost: Sequence[RowCost], capacity: RowCapacity) -> list[list[int]]:
     """Returns rows of clips (as numbers of `cost`): each goes to the first open row that has room."""
+    if capacity.clips == 1:
+        return [[number] for number in range(len(cost))]
     free = np.zeros((0, len(capacity.counts())))
     rows: list[list[int]] = []
     kinds: list[tuple[int, ...]] = []

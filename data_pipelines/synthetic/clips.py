@@ -46,11 +46,11 @@ class SceneSource:
 class SyntheticClips:
     """Clip i of a split of the synthetic world."""
 
-    def __init__(self, split: str, level: int, questions: int, seed: int = 0, size: int = 1 << 31):
-        self.split, self.level, self.questions, self.seed, self.size = split, level, questions, seed, size
+    def __init__(self, split: str, level: int, questions: int, seed: int = 0):
+        self.split, self.level, self.questions, self.seed = split, level, questions, seed
 
     def __len__(self) -> int:
-        return self.size
+        return 1 << 31
 
     def __getitem__(self, index: int) -> Clip:
         scene = make_scene(scene_seed(self.split, int(index), self.seed), self.level, self.questions)

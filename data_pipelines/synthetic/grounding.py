@@ -34,11 +34,11 @@ class FramePairs:
     sequences teach it cheaply.
     """
 
-    def __init__(self, processor: Processor, level: int, pairs: int, seed: int, size: int = 1 << 31):
-        self.processor, self.level, self.pairs, self.seed, self.size = processor, level, pairs, seed, size
+    def __init__(self, processor: Processor, level: int, pairs: int, seed: int):
+        self.processor, self.level, self.pairs, self.seed = processor, level, pairs, seed
 
     def __len__(self) -> int:
-        return self.size
+        return 1 << 31
 
     def __getitem__(self, index: int) -> Clip:
         scene = make_scene(scene_seed("train", int(index), self.seed), self.level)

@@ -30,12 +30,11 @@ _TRIES = 1000
 class LevelClips:
     """Clip i of a split: one of the levels up to `levels`, of the long ones a film of some windows."""
 
-    def __init__(self, split: str, levels: int, questions: int, seed: int, size: int = 1 << 31):
-        self.split, self.levels, self.questions = split, levels, questions
-        self.seed, self.size = seed, size
+    def __init__(self, split: str, levels: int, questions: int, seed: int):
+        self.split, self.levels, self.questions, self.seed = split, levels, questions, seed
 
     def __len__(self) -> int:
-        return self.size
+        return 1 << 31
 
     def __getitem__(self, index: int) -> Clip:
         seed = scene_seed(self.split, int(index), self.seed)

@@ -11,7 +11,7 @@ hidden    the object that answers is not there; what was true of the whole clip 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,7 @@ class Changed:
 
 
 def write_clips(
-    folder: Path,
-    shift: str,
-    split: str,
-    count: int,
-    level: int,
-    seed: int,
-    on_question: Callable[[], None] = lambda: None,
+    folder: Path, shift: str, split: str, count: int, level: int, seed: int
 ) -> list[tuple[Question, Path]]:
     """Returns the first `count` questions of a split with their mp4s, which are written where they are not
     there.
@@ -93,7 +87,6 @@ def write_clips(
                 folder.mkdir(parents=True, exist_ok=True)
                 write_video(Changed(shown, shift), path, fps=_RATE if shift == "rate" else FPS)
             found.append((question, path))
-            on_question()
     return found[:count]
 
 

@@ -53,7 +53,7 @@ class Server(uvicorn.Server):
     Until then it refuses new requests with 503; a second signal ends it at once.
     """
 
-    def __init__(self, app: Callable, engine: Engine, seconds: float, options: dict[str, Any] | None = None):
+    def __init__(self, app: Callable, engine: Engine, seconds: float):
         config = uvicorn.Config(
             app,
             http=_Protocol,
@@ -65,7 +65,6 @@ class Server(uvicorn.Server):
             limit_concurrency=_CONNECTIONS,
             timeout_keep_alive=10,
             timeout_graceful_shutdown=5,
-            **options or {},
         )
         super().__init__(config)
         self.engine, self.seconds = engine, seconds

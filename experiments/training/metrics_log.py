@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 from google.protobuf.message import Message
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from experiments.training.hosts import is_first_host
 from o3jax.files import append_text, write_text, writing
 from o3jax.train.state import Metrics
+
+# Where torch is installed, tensorboardX would load it for what is not used here: a second of every start.
+sys.modules.setdefault("torch", None)
+try:
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar
+finally:
+    if sys.modules["torch"] is None:
+        del sys.modules["torch"]
 
 
 def lines_until(path: Path, step: int) -> list[str]:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import o3jax.models
 import o3jax.video
 from o3jax.arrays import read_arrays, write_arrays
 from o3jax.errors import UserError
-from o3jax.files import refusal
+from o3jax.files import code_hash, refusal
 from o3jax.notes import Note
 from o3jax.searched import Pass
 from o3jax.video.files import find_file
@@ -116,6 +115,4 @@ def code_version() -> str:
     """Returns a hash of the code that reads and encodes videos."""
     roots = [Path(package.__file__).parent for package in (o3jax.video, o3jax.inputs, o3jax.models)]
     files = [path for root in roots for path in sorted(root.rglob("*.py"))]
-    files += [Path(__file__), Path(__file__).with_name("coarse.py")]
-    code = [path.read_bytes() for path in files] + [version("av").encode()]
-    return hashlib.sha256(b"\0".join(code)).hexdigest()[:16]
+    return code_hash([*files, Path(__file__), Path(__file__).with_name("coarse.py")], "av")

@@ -37,6 +37,7 @@ Your response should be a single integer from 0, 1, 2, or 3.
 """
 USER = "Question: {}\nGroundtruth answer: {}\nCandidate answer: {}\nYour response: "
 _MAX_REPLY = 1_000_000  # bytes
+_RETRIES, _TIMEOUT_S = 4, 120.0
 UNREADABLE = -1
 
 
@@ -70,19 +71,18 @@ class Rule:
 class Served:
     """A model behind an OpenAI-compatible address, which the environment names."""
 
-    def __init__(self, model: str, *, retries: int = 4, timeout_s: float = 120.0):
+    def __init__(self, model: str):
         url = os.environ.get(URL)
         if not url or not url.startswith(("http://", "https://")):
             raise UserError(f"--judge=openai:{model} needs the address in {URL}, such as http://host:8000/v1")
         self.name, self._model = f"openai:{model}", model
         self._url = f"{url.rstrip('/')}/chat/completions"
         self._key = os.environ.get(KEY, "")
-        self._retries, self._timeout_s = retries, timeout_s
 
     def reply(self, question: Question) -> str:
         said = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER.format(*question)}]
         asked = {"model": self._model, "messages": said, "temperature": 0, "max_tokens": 512}
-        for attempt in range(self._retries + 1):
+        for attempt in range(_RETRIES + 1):
             try:
                 return self._post(asked)
             except urllib.error.HTTPError as error:
@@ -93,7 +93,7 @@ class Served:
                 reason = f"{error.code} {error.reason}"
             except (OSError, ValueError, LookupError, TypeError) as error:
                 reason = str(getattr(error, "reason", error))[:120] or type(error).__name__
-            if attempt < self._retries:
+            if attempt < _RETRIES:
                 time.sleep(min(0.5 * 2**attempt, 20.0))
         raise UserError(
             f"the judge at {self._url} does not answer ({reason}): what it said so far is kept; run again "
@@ -105,7 +105,7 @@ class Served:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(self._url, json.dumps(asked).encode(), headers)
-        with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
             value = json.loads(response.read(_MAX_REPLY))
         content = value["choices"][0]["message"]["content"]
         if not isinstance(content, str):

@@ -82,10 +82,6 @@ def test_a_path_that_leads_out_is_refused(tmp_path):
     ]:
         with pytest.raises(UserError, match=words):
             inside(root, relative)
-    for relative in (str(outside), "link.mp4", "folder/outside.mp4"):
-        assert inside(root, relative, allow_absolute=True) == outside
-    with pytest.raises(UserError, match="goes up"):
-        inside(root, "../outside.mp4", allow_absolute=True)
 
 
 # Limits, each with its own sentence

@@ -31,7 +31,7 @@ from o3jax.models.batch import stack, take
 from o3jax.sft.text import text_loss, token_counts
 from o3jax.train.optimizer import learning_rate, make_optimizer
 from o3jax.train.state import TrainState, init_state, make_train_step
-from tests.support.commands import run_command
+from tests.support.commands import command, run_command
 from tests.support.configs import CONFIG
 from tests.support.paths import ROOT
 from tests.support.streams import Named
@@ -97,10 +97,12 @@ def train(config_file):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(train, tmp_path_factory) -> Path:
+def uninterrupted(config_file, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    run = train(workdir)
-    assert run.returncode == 0, run.stderr
+    with command("sft", f"--config={config_file}", f"--workdir={workdir}") as sft:
+        with pytest.raises(SystemExit) as ended:
+            sft.shell.run(sft.main)
+    assert not ended.value.code
     return workdir
 
 
