@@ -19,6 +19,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # Eight virtual devices share few cores: on a busy machine one may wait for the others for minutes.
 _FLAGS = (
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",  # the other core has tests of its own
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
 os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
@@ -33,7 +34,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-# Tracing makes many objects and few cycles: looking for these took a twelfth of the time.
+# Tracing makes many objects and few cycles; looking for these took a twelfth of the time.
 gc.set_threshold(50_000, 10, 10)
 
 # Few files that take long: first, so that no process waits for them at the end.
@@ -46,6 +47,7 @@ _LONG = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Orders the files; xdist hands them out in this order."""
     items.sort(key=lambda item: item.path.name not in _LONG)
+    gc.freeze()  # what is imported by now stays
 
 
 @pytest.fixture(scope="session")
