@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import numpy as np
 
-from experiments.bench.inputs import SMALL, prompt, with_layers
+from experiments.bench.inputs import NARROW, prompt, with_layers
 from experiments.bench.tables import Tables, shown
 from experiments.bench.timing import take_turns
 from o3jax.inputs.collate import collate
@@ -27,11 +25,6 @@ def measure(rounds: int) -> Tables:
     Both towers are deep in the deep model. Only shapes are compiled, at small width, without the persistent
     cache.
     """
-    narrow = dataclasses.replace(
-        SMALL,
-        text=dataclasses.replace(SMALL.text, hidden_size=128, intermediate_size=256),
-        vision=dataclasses.replace(SMALL.vision, hidden_size=128, intermediate_size=256, out_hidden_size=128),
-    )
     optimizer = make_optimizer(learning_rate("constant", 1e-4, 1), max_grad_norm=1.0, weight_decay=0.0)
 
     def compile_step(config: Config) -> None:
@@ -41,7 +34,7 @@ def measure(rounds: int) -> Tables:
         jax.clear_caches()
         make_train_step(text_loss, optimizer, token_counts).lower(state, batch).compile()
 
-    shallow, deep = with_layers(narrow, 4, 4), with_layers(narrow, 36, 27)
+    shallow, deep = with_layers(NARROW, 4, 4), with_layers(NARROW, 36, 27)
     jax.config.update("jax_enable_compilation_cache", False)
     compile_step(shallow)  # warms up what is imported lazily
     seconds = take_turns(

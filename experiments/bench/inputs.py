@@ -26,6 +26,12 @@ SMALL = Config(
     vision_start_token_id=6142,
     vision_end_token_id=6143,
 )
+# Where programs are measured or tried, and not how fast they run.
+NARROW = dataclasses.replace(
+    SMALL,
+    text=dataclasses.replace(SMALL.text, hidden_size=128, intermediate_size=256),
+    vision=dataclasses.replace(SMALL.vision, hidden_size=128, intermediate_size=256, out_hidden_size=128),
+)
 
 
 def write_folder(config: Config, folder: Path, dtype: jnp.dtype = jnp.float32, std: float = 0.05) -> int:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from o3jax.generate.cache import extend, prefill
 from o3jax.generate.loop import repeat_steps
 from o3jax.models.batch import Batch, TextRow
-from o3jax.models.qwen3_vl import Qwen3VL
+from o3jax.models.qwen3_vl import Qwen3VL, VisualFeatures
 
 
 @jax.tree_util.register_dataclass
@@ -39,14 +39,42 @@ class Ending:
     repetition_penalty: float = 1.0
 
 
-@functools.partial(jax.jit, static_argnames="ending")
-def greedy(model: Qwen3VL, batch: Batch, ending: Ending) -> Generated:
+def greedy(model: Qwen3VL, batch: Batch, ending: Ending, visuals: VisualFeatures | None = None) -> Generated:
     """Returns the most probable continuation of each row, token by token, until every row has ended.
 
-    The model's layers must be separate (`for_decoding`); prompts may be padded on either side.
+    The model's layers must be separate (`for_decoding`); prompts may be padded on either side. `visuals`
+    saves computing again what `model.encode_visuals` returned for the batch.
     """
+    if visuals is not None:  # what the evidence modules read has no part in the program
+        batch, visuals = Batch(batch.text), dataclasses.replace(visuals, dense=None, visual=None)
+    return _generate(model, batch, visuals, ending)
+
+
+def most_probable(
+    logits: Float[Array, "*rows V"], there: Bool[Array, "*rows V"] | None, penalty: float
+) -> tuple[Int[Array, "*rows"], Float[Array, "*rows"]]:
+    """Returns the most probable token, and its log-probability without the penalty.
+
+    Args:
+        there: which tokens stand before, and are penalised; None: none.
+    """
+    logits = logits.astype(jnp.float32)
+    logp = jax.nn.log_softmax(logits)
+    token = jnp.argmax(logp if there is None else penalised(logits, there, penalty), -1).astype(jnp.int32)
+    return token, jnp.take_along_axis(logp, token[..., None], -1)[..., 0]
+
+
+def penalised(
+    logits: Float[Array, "*rows V"], there: Bool[Array, "*rows V"], penalty: float
+) -> Float[Array, "*rows V"]:
+    """Returns the logits with a penalty on the tokens that stand before, see `Ending`."""
+    return jnp.where(there, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+@functools.partial(jax.jit, static_argnames="ending")
+def _generate(model: Qwen3VL, batch: Batch, visuals: VisualFeatures | None, ending: Ending) -> Generated:
     limit, pad_id, penalty = ending.max_new_tokens, ending.pad_id, ending.repetition_penalty
-    hidden, cache = prefill(model, batch, limit)
+    hidden, cache = prefill(model, batch, limit, visuals)
     rows = hidden.shape[0]
     there = None if penalty == 1 else said(batch.text, model.config.text.vocab_size)
     ends = jnp.asarray(ending.eos_ids, jnp.int32)
@@ -85,27 +113,6 @@ def greedy(model: Qwen3VL, batch: Batch, ending: Ending) -> Generated:
 
     token, done, there, out = choose(jnp.int32(0), hidden, jnp.zeros(rows, bool), there, out)
     return repeat_steps(going, body, (jnp.int32(1), token, done, there, cache, out))[-1]
-
-
-def most_probable(
-    logits: Float[Array, "*rows V"], there: Bool[Array, "*rows V"] | None, penalty: float
-) -> tuple[Int[Array, "*rows"], Float[Array, "*rows"]]:
-    """Returns the most probable token, and its log-probability without the penalty.
-
-    Args:
-        there: which tokens stand before, and are penalised; None: none.
-    """
-    logits = logits.astype(jnp.float32)
-    logp = jax.nn.log_softmax(logits)
-    token = jnp.argmax(logp if there is None else penalised(logits, there, penalty), -1).astype(jnp.int32)
-    return token, jnp.take_along_axis(logp, token[..., None], -1)[..., 0]
-
-
-def penalised(
-    logits: Float[Array, "*rows V"], there: Bool[Array, "*rows V"], penalty: float
-) -> Float[Array, "*rows V"]:
-    """Returns the logits with a penalty on the tokens that stand before, see `Ending`."""
-    return jnp.where(there, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def said(text: TextRow, vocabulary: int) -> Bool[Array, "B V"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -47,6 +48,13 @@ ARTICLE = {
     "objects": ["lid", "lid"],
     "reasoning": "The <obj>lid</obj><box>[0.1, 0.2, 0.3, 0.4]</box>at<t>1.0</t>s is lifted.",
 }
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """One for all: a process for each index would take most of the time."""
+    with contextlib.closing(GuardedReader()) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -121,9 +129,10 @@ def frame(**changes) -> dict:
         ({"answer": "B\n[5.0, 14.0]", "task": "temporal QA (MCQ)"}, "answer", "the time 14 s"),
     ],
 )
-def test_a_published_record_is_rejected_for_its_field(folder, change, field, words):
+def test_a_published_record_is_rejected_for_its_field(folder, reader, change, field, words):
     write(folder, "stgr.json", [STGR, STGR | change, STGR | MENTIONS])
-    samples, (reject,) = index_folder(folder)
+    indexed = read_index(folder, reader)
+    samples, (reject,) = indexed.samples, indexed.rejects
     assert len(samples) == 2 and samples[0] == stgr.from_stgr(STGR)
     assert (reject.id, reject.field) == ("7", field) and words in reject.reason
 
@@ -151,9 +160,10 @@ def test_a_published_record_is_rejected_for_its_field(folder, change, field, wor
         ({"video_path": "\0"}, "video_path", "cannot be read"),
     ],
 )
-def test_a_record_of_the_article_is_rejected_for_its_field(folder, change, field, words):
+def test_a_record_of_the_article_is_rejected_for_its_field(folder, reader, change, field, words):
     write(folder, "annotations.json", [ARTICLE, ARTICLE | change])
-    samples, (reject,) = index_folder(folder)
+    indexed = read_index(folder, reader)
+    samples, (reject,) = indexed.samples, indexed.rejects
     wanted = article_format.from_article(ARTICLE, "annotations-0")
     # How long a video is, which rewards ask for, its file tells where the record does not.
     assert wanted.duration is None
@@ -274,8 +284,7 @@ def is_usable(sample) -> bool:
 
 
 @pytest.mark.parametrize("name", ["stgr.json", "annotations.json"])
-def test_any_mutation_is_used_or_rejected_with_a_reason(name, folder):
-    reader = GuardedReader()  # one for all: a process for each index would take most of the time
+def test_any_mutation_is_used_or_rejected_with_a_reason(name, folder, reader):
     original = STGR | MENTIONS if name == "stgr.json" else ARTICLE
     (folder / "in").mkdir()
     shutil.copy(folder / "clip.mp4", folder / "in" / "clip.mp4")
@@ -298,4 +307,3 @@ def test_any_mutation_is_used_or_rejected_with_a_reason(name, folder):
             assert "\n" not in reject.reason and len(reject.reason) < 400
 
     check()
-    reader.close()
