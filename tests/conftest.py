@@ -85,6 +85,15 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The benchmarks of the field in their official layouts, made of the synthetic world."""
+    from data_pipelines.synthetic.benchmarks.make import make_benchmarks
+
+    make_benchmarks(folder := tmp_path_factory.mktemp("benchmarks"))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def numbered(tmp_path_factory: pytest.TempPathFactory):
     """A `videos.Fixture` of four seconds at 10 frames per second, each frame with its number."""
     from fractions import Fraction

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
 import torch
+import transformers
 from safetensors.numpy import load_file, save_file
 from transformers import (
     Qwen3VLConfig,
@@ -30,6 +34,7 @@ from data_pipelines.synthetic.questions import make_samples
 from data_pipelines.synthetic.scenes import make_scene
 from o3jax.hf import config_from_hf, load_weights
 from o3jax.hf.export import export_weights
+from o3jax.hf.names import model_leaves
 from o3jax.inputs.image import ImageConfig, VideoConfig
 from o3jax.inputs.processor import Processor, load_processor
 from o3jax.models.batch import Batch
@@ -198,6 +203,35 @@ def make_inputs(rows: Sequence[Row], *, left: bool = False, seed: int = 0) -> di
             count = int(np.prod(inputs[name], axis=1).sum())
             inputs[values] = rng.uniform(-1, 1, (count, 1536)).astype(np.float32)
     return inputs
+
+
+def loaded_without_warnings(
+    model_class: type, folder: Path, caplog: pytest.LogCaptureFixture
+) -> torch.nn.Module:
+    """Returns the model that transformers loads of a folder, which it must do without a word."""
+    logger = logging.getLogger("transformers")
+    propagates, level = logger.propagate, logger.level
+    logger.propagate = True
+    transformers.logging.set_verbosity_warning()
+    try:
+        with caplog.at_level(logging.WARNING), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model, info = model_class.from_pretrained(folder, output_loading_info=True)
+    finally:
+        logger.propagate = propagates
+        logger.setLevel(level)
+    assert not caplog.records and not [w for w in caught if "transformers" in str(w.filename)]
+    assert not any(info.values()), info
+    return model
+
+
+def assert_same_leaves(one: Qwen3VL, other: Qwen3VL) -> None:
+    """Asserts that two models have the same parameters, bit for bit."""
+    a, b = model_leaves(one), model_leaves(other)
+    assert a.keys() == b.keys()
+    for path, leaf in a.items():
+        assert leaf.dtype == b[path].dtype, path
+        assert np.asarray(leaf).tobytes() == np.asarray(b[path]).tobytes(), path
 
 
 def to_release_dialect(source: Path, target: Path) -> None:

@@ -18,17 +18,9 @@ from data_pipelines.formats.benchmarks import media, registry, values
 from data_pipelines.formats.benchmarks.item import Item
 from data_pipelines.formats.benchmarks.tables import read_rows
 from data_pipelines.formats.fields import RecordError
-from data_pipelines.synthetic.benchmarks.make import make_benchmarks
 from o3jax.errors import UserError
 from o3jax.video import probe
 from tests.support.commands import run_command
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("benchmarks")
-    make_benchmarks(folder)
-    return folder
 
 
 @pytest.fixture

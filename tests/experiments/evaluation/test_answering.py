@@ -11,20 +11,12 @@ import pytest
 import o3jax
 from data_pipelines.formats.benchmarks import registry
 from data_pipelines.formats.benchmarks.videozerobench import thinned
-from data_pipelines.synthetic.benchmarks.make import make_benchmarks
 from experiments.evaluation.benchmarks import answering
 from experiments.evaluation.benchmarks.answering import Asked, Decoding, answer_video
 from o3jax.files import read_json
 from tests.support.commands import run_command
 
 FEW = Decoding(max_new_tokens=4)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("asked")
-    make_benchmarks(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.formats.benchmarks import registry
-from data_pipelines.synthetic.benchmarks.make import make_benchmarks
 from experiments.evaluation.benchmarks import answering, command
 from experiments.evaluation.benchmarks.suite import SUITE
 from experiments.library import records
@@ -22,13 +21,6 @@ from o3jax.errors import UserError
 from o3jax.files import read_json
 from tests.support.benchmarks import scripted, truth
 from tests.support.commands import run_command
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("benchmarks")
-    make_benchmarks(folder)
-    return folder
 
 
 @pytest.fixture

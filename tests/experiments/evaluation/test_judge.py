@@ -5,11 +5,9 @@ from __future__ import annotations
 import http.server
 import json
 import threading
-from pathlib import Path
 
 import pytest
 
-from data_pipelines.synthetic.benchmarks.make import make_benchmarks
 from experiments.evaluation.benchmarks import judge
 from experiments.evaluation.benchmarks.judge import Question, Served, judged, read_score
 from o3jax.errors import UserError
@@ -134,16 +132,9 @@ def test_scores_as_published(text, score):
     assert read_score(text) == score
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("judged")
-    make_benchmarks(folder)
-    return folder / "vstar"
-
-
 def test_the_table_says_when_there_is_no_judge_or_none_to_trust(made, serve, monkeypatch, tmp_path, capfd):
     scripted(monkeypatch)
-    given = ("--benchmark=vstar", f"--data_root={made}", f"--workdir={tmp_path}")
+    given = ("--benchmark=vstar", f"--data_root={made / 'vstar'}", f"--workdir={tmp_path}")
     done = run_command(capfd, "evaluate", *given)
     result = read_json(tmp_path / "vstar" / "result.json")
     assert done.code == 0 and "need a judge" in done.out.replace("\n", " ")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 import shutil
-import warnings
 from pathlib import Path
 
 import jax
@@ -16,7 +14,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-import transformers
 from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file, save_file
 
@@ -31,9 +28,8 @@ from o3jax.models.config import EvidenceConfig
 from o3jax.models.qwen3_vl import Qwen3VL, with_evidence
 from o3jax.sharding import make_mesh
 from o3jax.train.state import TrainState
-from tests.o3jax.hf.test_hf import assert_same_leaves
 from tests.support.commands import run_command
-from tests.support.tiny import make_inputs
+from tests.support.tiny import assert_same_leaves, loaded_without_warnings, make_inputs
 
 EVIDENCE = EvidenceConfig(
     hidden_size=32, num_heads=4, temporal_layers=3, window_s=math.inf, strategy="ring", proposals=3
@@ -174,19 +170,7 @@ def test_a_failed_export_leaves_nothing(made, tmp_path):
 
 def test_transformers_loads_the_folder_without_warnings(tiny, exported, caplog):
     reference, inputs = tiny("dense"), make_inputs([[3, (4, 6), 5, (2, 6, 4), 2]])
-    logger = logging.getLogger("transformers")
-    propagates, level = logger.propagate, logger.level
-    logger.propagate = True
-    transformers.logging.set_verbosity_warning()
-    try:
-        with caplog.at_level(logging.WARNING), warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            model, info = type(reference.torch).from_pretrained(exported, output_loading_info=True)
-    finally:
-        logger.propagate = propagates
-        logger.setLevel(level)
-    assert not caplog.records and not [w for w in caught if "transformers" in str(w.filename)]
-    assert not any(info.values()), info
+    model = loaded_without_warnings(type(reference.torch), exported, caplog)
     with torch.no_grad():
         again = model(**{key: torch.from_numpy(value) for key, value in inputs.items()}).logits.numpy()
     np.testing.assert_array_equal(again, reference.logits(inputs))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import tracemalloc
-import warnings
 from pathlib import Path
 
 import jax
@@ -16,7 +14,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-import transformers
 from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file, save_file
 
@@ -26,17 +23,15 @@ from o3jax.hf.names import model_leaves, tensor_table
 from o3jax.models.presets import PRESETS
 from o3jax.models.qwen3_vl import Qwen3VL, abstract_model
 from o3jax.sharding import make_mesh
-from tests.support.tiny import KINDS, make_inputs, to_release_dialect
+from tests.support.tiny import (
+    KINDS,
+    assert_same_leaves,
+    loaded_without_warnings,
+    make_inputs,
+    to_release_dialect,
+)
 
 INDEX = "model.safetensors.index.json"
-
-
-def assert_same_leaves(a, b):
-    a, b = model_leaves(a), model_leaves(b)
-    assert a.keys() == b.keys()
-    for path, leaf in a.items():
-        assert leaf.dtype == b[path].dtype, path
-        assert np.asarray(leaf).tobytes() == np.asarray(b[path]).tobytes(), path
 
 
 def random_model(config) -> Qwen3VL:
@@ -93,19 +88,7 @@ def test_shards_hold_the_index_and_respect_the_limit(sharded):
 def test_transformers_loads_the_export_without_warnings(tiny, kind, tmp_path, caplog):
     reference, inputs = tiny(kind), make_inputs([[3, (4, 6), 5, (2, 6, 4), 2]])
     export_weights(reference.ours, tmp_path / "out", max_shard_bytes=400_000)
-    logger = logging.getLogger("transformers")
-    propagates, level = logger.propagate, logger.level
-    logger.propagate = True
-    transformers.logging.set_verbosity_warning()
-    try:
-        with caplog.at_level(logging.WARNING), warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            model, info = type(reference.torch).from_pretrained(tmp_path / "out", output_loading_info=True)
-    finally:
-        logger.propagate = propagates
-        logger.setLevel(level)
-    assert not caplog.records and not [w for w in caught if "transformers" in str(w.filename)]
-    assert not any(info.values()), info
+    model = loaded_without_warnings(type(reference.torch), tmp_path / "out", caplog)
     assert model.dtype == torch.float32
     with torch.no_grad():
         again = model(**{key: torch.from_numpy(value) for key, value in inputs.items()}).logits.numpy()

@@ -16,18 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 from o3jax.errors import UserError
 from o3jax.hf import config_from_hf, load_weights
-from o3jax.hf.names import model_leaves
+from tests.support.tiny import assert_same_leaves
 
 INDEX = "model.safetensors.index.json"
 ABSENT = object()
-
-
-def assert_same_leaves(a, b):
-    a, b = model_leaves(a), model_leaves(b)
-    assert a.keys() == b.keys()
-    for path, leaf in a.items():
-        assert leaf.dtype == b[path].dtype, path
-        assert np.asarray(leaf).tobytes() == np.asarray(b[path]).tobytes(), path
 
 
 def edit_config(folder: Path, path: str, value) -> None:
