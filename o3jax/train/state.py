@@ -86,7 +86,7 @@ def make_train_step(
         model = jax.tree.map(lambda a: a.astype(runtime.dtype), _join(trained, fixed))
         return loss_fn(model, batch, counts, runtime)
 
-    grad_fn = jax.value_and_grad(loss_of, has_aux=True)
+    grad_fn = jax.jit(jax.value_and_grad(loss_of, has_aux=True), inline=True)  # traced once, see `_summed`
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         trained, fixed = _split(state.model, frozen)

@@ -39,12 +39,14 @@ from tests.support.streams import Named
 STEPS = 10
 
 # `python -m experiments.sft`, which kills itself when a step has been logged but not yet saved, and the
-# checkpoint before it is complete ...
+# checkpoint before it is complete; it has not loaded torch, which takes a second and serves nothing there ...
 AFTER_STEP = """
-import os, signal, time
+import os, signal, sys, time
 from experiments import sft
 from experiments.cli import shell
 from experiments.training import metrics_log
+
+assert "torch" not in sys.modules
 
 def write(self, step, window, original=metrics_log.MetricsLog.write):
     values = original(self, step, window)
