@@ -34,7 +34,7 @@ class Size:
 SIZES = {
     "small": Size(SMALL, "float32", (14, 14), 512, 4, 8, 128, 64, (1, 8)),
     "8b": Size(PRESETS["8B"], "bfloat16", (28, 28), 4096, 16, 32, 2048, 64, (1, 32, 128)),
-    "tiny": Size(with_layers(NARROW, 3, 3), "float32", (4, 4), 64, 2, 2, 32, 8, (1, 2)),
+    "tiny": Size(with_layers(NARROW, 3, 3), "float32", (4, 4), 64, 2, 2, 32, 16, (1, 2)),
 }
 
 
