@@ -47,7 +47,8 @@ SUITE: dict[str, Benchmark] = {
     "vstar": Benchmark(
         VStar(),
         ("Acc", "m_tIoU_c1", "m_tIoU_c2", "m_vIoU_c1", "m_vIoU_c2", "mAM", "mLGM"),
-        "about 22 % of the items need dialogue, 3.3 % have one box only (see the table by boxes)",
+        "about 22 % of the items need dialogue, 3.3 % have one box only (see the table by boxes); the "
+        "official parser reads no boxes at `3.0` for those at 3 s",
         {
             "GPT-4o": _tops(
                 Acc=60.8, m_tIoU_c1=16.7, m_tIoU_c2=12.8, m_vIoU_c1=6.5, m_vIoU_c2=3.0, mAM=26.8, mLGM=38.2
@@ -88,12 +89,15 @@ SUITE: dict[str, Benchmark] = {
         Intervals(strict=True),
         _RECALL,
         "20.6 % of the queries are not unique: read it beside timelens_charades; lmms-eval's prompt tells "
-        "the "
-        "first real annotation as its example",
+        "the first real annotation as its example; the official parser reads nothing in `between 3 and 9`, "
+        "and 12.5 to 17.8 in `17.8 - 12.5`",
         _recall(("Time-R1-7B", None, 78.1, 60.8, 35.3)) | {"Open-o3-Video-7B": {"mIoU": 42.5}},
     ),
     "activitynet": Benchmark(
-        Intervals(strict=True), _RECALL, "", _recall(("Time-R1-7B", None, 58.6, 39.0, 21.4))
+        Intervals(strict=True),
+        _RECALL,
+        "the official parser reads no `From <t>3</t>s to <t>4</t>s`",
+        _recall(("Time-R1-7B", None, 58.6, 39.0, 21.4)),
     ),
     "timelens_charades": _timelens(
         ("Qwen2.5-VL-7B", 39.3, 59.7, 37.8, 16.6),
@@ -125,7 +129,8 @@ SUITE: dict[str, Benchmark] = {
     "videomme": Benchmark(
         Choice(videomme.TABLES),
         ("accuracy",),
-        "prompts and frame budgets of the harnesses differ by several points",
+        "prompts and frame budgets of the harnesses differ by several points; published parsers take "
+        "`Bananas` for B, and `A is wrong, B is right` for A",
         {
             "GPT-4o": {"accuracy": 71.9},
             "Qwen2.5-VL-7B": {"accuracy": 62.4},
@@ -135,7 +140,8 @@ SUITE: dict[str, Benchmark] = {
     "videomme_v2": Benchmark(
         Grouped(videomme_v2.TABLES),
         ("score", "accuracy"),
-        "a group of four questions is scored together; research use only",
+        "a group of four questions is scored together; research use only; the official parser takes "
+        "`Answer: Ambiguous` for A",
         {
             "human": {"score": 90.7},
             "Gemini-3-Pro": {"score": 49.4, "accuracy": 66.1},

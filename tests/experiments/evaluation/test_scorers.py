@@ -7,6 +7,7 @@ import pytest
 from data_pipelines.formats.benchmarks.item import BoxesAt, Item
 from experiments.evaluation.benchmarks.prediction import Prediction, Reader
 from experiments.evaluation.benchmarks.suite import SUITE
+from o3jax.metrics import parsers
 
 EVENT = Item("1", "v", "?", "A", ("a", "b"), intervals=((0.0, 10.0),), duration=20.0)
 GROUNDED = ("tvgbench", "charades_sta", "activitynet", "extremewhenbench", "rextime", "nextgqa")
@@ -108,3 +109,24 @@ def test_a_group_is_that_of_its_last_question():
             ]
             found = metrics("videomme_v2", *reversed(pairs))
             assert 100 * found["score"] == pytest.approx(wanted, abs=1e-3) and found["accuracy"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tvgbench", "From <t>3</t>s to <t>4</t>s"),
+        ("activitynet", "From <t>3</t>s to <t>4</t>s"),
+        ("charades_sta", "between 3 and 9"),
+        ("charades_sta", "17.8 - 12.5"),
+        ("timelens_charades", "12.5s to 17.8s"),
+        ("extremewhenbench", "20:00 - 21:00"),
+        ("videomme", "Bananas"),
+        ("videomme_v2", "Answer: Ambiguous"),
+    ],
+)
+def test_a_fault_of_the_official_parser_is_kept_mended_by_ours_and_told(name, text):
+    part = "letter" if name.startswith("videomme") else "interval"
+    official, ours = (
+        parsers.parse(name, text, parser=parser, options="ABCD", part=part) for parser in ("official", "o3")
+    )
+    assert official != ours and f"`{text}`" in SUITE[name].note
