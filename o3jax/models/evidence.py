@@ -95,6 +95,15 @@ def repeated(x: Array, rows: int) -> Array:
     return repeat(x, "b ... -> (b questions) ...", questions=rows // len(x))
 
 
+def _by_pair(x: Array) -> Array:
+    """Returns what frame pairs, or their cells, have on each row [B, X, ...], on the devices of these pairs.
+
+    The weights are spread by what they give. Left alone, so would be what they make of the pairs, for which
+    all rows are gathered on every device.
+    """
+    return shard(x, "batch", "frame_pairs", *[None] * (x.ndim - 2))
+
+
 def _waves(angles: Array) -> Array:
     angles = angles.astype(jnp.float32)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
@@ -130,6 +139,8 @@ class Block(nnx.Module):
         h = rms_norm(x, self.norm[...], _EPS)
         source = h if memory is None else memory
         q, k, v = linear(h, self.q[...]), linear(source, self.k[...]), linear(source, self.v[...])
+        if memory is not None:
+            k, v = (shard(x, "batch", "frame_pairs", "heads", None) for x in (k, v))
         k, v = repeated(k, len(x)), repeated(v, len(x))
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
@@ -153,7 +164,7 @@ class Pointer(nnx.Module):
     ) -> Float[Array, "R M ways X"]:
         """Returns float32 logits, never chosen where not `allowed`."""
         q = linear(rms_norm(x, self.norm[...], _EPS), self.q[...])
-        k = repeated(linear(places, self.k[...])[:, :, 0], len(x))
+        k = repeated(_by_pair(linear(places, self.k[...])[:, :, 0]), len(x))
         scores = jnp.einsum("bmwd,bxd->bmwx", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
         return jnp.where(allowed[:, :, None], scores, NEVER)
 
@@ -211,7 +222,7 @@ class QuestionEncoder(nnx.Module):
         pooled = jax.nn.logsumexp(jnp.where(dense.cell_valid[:, None, None], scores, NEVER), axis=-1)
         cells = jnp.maximum(dense.cell_valid.sum(-1), 1)[:, None, None]
         pooled -= jnp.log(cells.astype(jnp.float32))
-        at = linear(time_features(dense.times).astype(question.dtype), self.time_in[...])
+        at = _by_pair(linear(time_features(dense.times).astype(question.dtype), self.time_in[...]))
         named = jnp.einsum("bqd,btd->bqt", scaled, at, preferred_element_type=jnp.float32)
         logits = pooled + named + self.relevance_bias[...].astype(jnp.float32)
         logits = logits.reshape(len(question), -1)
@@ -316,7 +327,7 @@ class EvidenceDecoder(nnx.Module):
             [jnp.minimum(expected[..., 1], fixed), jnp.maximum(expected[..., 2], fixed)], axis=-1
         )
         pointed = jax.nn.softmax(scores[:, :, 0]).astype(x.dtype)
-        visuals = jnp.einsum("bmx,bxd->bmd", pointed, repeated(places, rows))
+        visuals = shard(jnp.einsum("bmx,bxd->bmd", pointed, repeated(places, rows)), "batch", None, None)
         x = x + linear(visuals, self.read_in[...])
 
         x, box = self._box(x, fixed, valid, visual, runtime)
@@ -336,9 +347,9 @@ class EvidenceDecoder(nnx.Module):
         """Returns F as one row of tokens that know when and where they are."""
         dtype = self.feature_norm.dtype
         x = rms_norm(dense.features.astype(dtype), self.feature_norm[...], _EPS)
-        x = x + linear(time_features(dense.times).astype(dtype), self.time_in[...])[:, :, None]
+        x = x + _by_pair(linear(time_features(dense.times).astype(dtype), self.time_in[...])[:, :, None])
         x = x + linear(cell_features(dense.cells).astype(dtype), self.cell_in[...])[:, None]
-        return rearrange(shard(x, "batch", "frame_pairs", None, None), "b t p d -> b (t p) d")
+        return rearrange(_by_pair(x), "b t p d -> b (t p) d")
 
     def _box(
         self,
@@ -354,10 +365,9 @@ class EvidenceDecoder(nnx.Module):
         offset = time - jnp.take_along_axis(repeated(visual.times, len(x)), pair, axis=1)
         x = x + linear(time_features(offset).astype(dtype), self.offset_in[...])
 
-        tokens = rms_norm(
-            linear(visual.tokens.astype(dtype), self.visual_in[...]), self.visual_norm[...], _EPS
-        )
-        tokens = tokens + linear(cell_features(visual.centres).astype(dtype), self.visual_cell_in[...])
+        tokens = _by_pair(linear(visual.tokens.astype(dtype), self.visual_in[...]))
+        where = _by_pair(linear(cell_features(visual.centres).astype(dtype), self.visual_cell_in[...]))
+        tokens = rms_norm(tokens, self.visual_norm[...], _EPS) + where
         tokens, centres = (rearrange(a, "b t p d -> b (t p) d") for a in (tokens, visual.centres))
         # Pairs as segments: each mention reads its own pair, and nothing is gathered.
         numbers = jnp.arange(1, visual.times.shape[1] + 1, dtype=jnp.int32)[None, :, None] * visual.valid

@@ -18,6 +18,9 @@ from o3jax.errors import UserError
 from o3jax.hf.names import model_leaves
 from o3jax.inputs.collate import collate
 from o3jax.models.batch import SupervisedBatch, take
+from o3jax.models.config import EvidenceConfig
+from o3jax.models.evidence import DenseFeatures, EvidenceDecoder, VisualTokens
+from o3jax.models.layers import Initializer
 from o3jax.models.qwen3_vl import abstract_model
 from o3jax.models.runtime import Runtime
 from o3jax.sft.text import text_loss, token_counts
@@ -142,6 +145,35 @@ def test_embeddings_of_a_batch_change_places_and_none_is_gathered(tiny, axes):
         np.testing.assert_allclose(jax.jit(gradient)(placed, there), by_hand, atol=1e-5)
         program = run.lower(placed, there).compile().as_text()
     assert "all-to-all" in program and not re.search(r"= f32\S* all-gather", program)
+
+
+def test_what_boxes_are_read_from_is_projected_where_its_rows_are():
+    c = EvidenceConfig(hidden_size=64, num_heads=2)
+    decoder = jax.eval_shape(lambda: EvidenceDecoder(c, 96, Initializer(jax.random.key(0))))
+    B, M, T, P = 12, 3, 16, 4
+    mesh = make_mesh(fsdp=4, context=2)
+    rows = batch_sharding(mesh)
+
+    def shape(*sizes: int, dtype: type = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=rows)
+
+    def flags(*sizes: int) -> jax.ShapeDtypeStruct:
+        return shape(*sizes, dtype=bool)
+
+    dense = DenseFeatures(shape(B, T, P, 64), shape(B, T), flags(B, T), shape(B, P, 2), flags(B, P))
+    visual = VisualTokens(shape(B, T, P, 96), shape(B, T), shape(B, T, P, 2), flags(B, T, P))
+
+    def gradient(decoder, *inputs):
+        return jax.grad(lambda d: d(*inputs).box.sum())(decoder)
+
+    where = parameter_shardings(decoder, mesh)
+    placed = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), decoder, where)
+    with use_mesh(mesh):
+        arguments = placed, shape(B, M, 64), flags(B, M), dense, visual, flags(B, T)
+        program = jax.jit(gradient).lower(*arguments).compile().as_text()
+    travels = re.findall(r"= \(?(\S*\[[\d,]*\]).* (?:all-gather|all-reduce|all-to-all)\(", program)
+    of_all_rows = f"[{B},{T},", f"[{B},{T * P},"
+    assert travels and not [one for one in travels if any(map(one.count, of_all_rows))]
 
 
 def test_one_program_serves_every_grid_of_a_bucket(tiny):
