@@ -21,6 +21,8 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
 _FREE |= {"iota", "after-all", "partition-id", "replica-id", "opt-barrier", "domain"}
 
+_SLICES = ("dynamic-slice", "gather", "slice")
+
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
 _LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -193,12 +195,14 @@ def _length(loop: Instruction, computations: dict[str, list[Instruction]]) -> in
 def _moved(i: Instruction, by_name: dict[str, Instruction], computations: dict) -> float:
     """Returns the bytes that an instruction reads and writes."""
     read = sum(by_name[name].bytes for name in i.operands if name in by_name)
-    if i.opcode in ("dynamic-slice", "gather", "slice"):
+    if i.opcode in _SLICES:
         return 2 * i.bytes
     if i.opcode.endswith("-start"):  # its result holds its operands too
         return i.bytes
     if i.opcode == "dynamic-update-slice":
         return 2 * (by_name[i.operands[1]].bytes if i.operands[1] in by_name else i.bytes)
+    if "__cublas" in i.rest:  # beside its product it has room to work in, of which it takes what it needs
+        return read + i.bytes - sum(count for kind, count in i.shapes if kind == "s8")
     if i.opcode != "fusion":
         return read + i.bytes
     inner = computations.get(next(iter(re.findall(r"calls=%?([\w.\-]+)", i.rest)), ""), [])
@@ -217,10 +221,9 @@ def _fused(fusion: Instruction, inner: Sequence[Instruction]) -> float:
         if i.opcode != "parameter":
             continue
         seen = _through_views(i, users)
-        if seen and all(u.opcode in ("dynamic-slice", "gather", "slice") and first for u, first in seen):
-            total += sum(u.bytes for u, _ in seen)
-        elif seen and all(u.opcode == "dynamic-update-slice" and first for u, first in seen):
-            continue  # overwritten in place, counted below
+        if seen and all(u.opcode in (*_SLICES, "dynamic-update-slice") and first for u, first in seen):
+            # What is overwritten in place, such as one row of a sum, counts below.
+            total += sum(u.bytes for u, _ in seen if u.opcode in _SLICES)
         else:
             total += i.bytes
     updates = [i for i in inner if i.opcode == "dynamic-update-slice"]

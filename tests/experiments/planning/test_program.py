@@ -96,6 +96,47 @@ def test_a_fusion_that_slices_reads_the_slice():
     assert entry.traffic == slice_and_result + all_reduce + 4
 
 
+ROW_OF_A_SUM = """HloModule jit_step
+
+%fused (a: f32[36,100,100], b: s32[], c: f32[1,100,100]) -> f32[36,100,100] {
+  %a = f32[36,100,100]{2,1,0} parameter(0)
+  %b = s32[] parameter(1)
+  %c = f32[1,100,100]{2,1,0} parameter(2)
+  %zero = s32[] constant(0)
+  %slice = f32[1,100,100]{2,1,0} dynamic-slice(%a, %b, %zero, %zero), dynamic_slice_sizes={1,100,100}
+  %more = f32[1,100,100]{2,1,0} add(%slice, %c)
+  ROOT %sum = f32[36,100,100]{2,1,0} dynamic-update-slice(%a, %more, %b, %zero, %zero)
+}
+
+ENTRY %main (x: f32[36,100,100], n: s32[], c: f32[1,100,100]) -> f32[36,100,100] {
+  %x = f32[36,100,100]{2,1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %c = f32[1,100,100]{2,1,0} parameter(2)
+  ROOT %layer = f32[36,100,100]{2,1,0} fusion(%x, %n, %c), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_a_row_that_is_added_to_is_all_that_moves():
+    row, number = 100 * 100 * 4, 4
+    # The row is read; so is what is added, and the row counts as read and written where it is put back.
+    assert read_program(ROW_OF_A_SUM, MESH).traffic == row + number + row + 2 * row
+
+
+def test_the_room_that_a_product_works_in_is_no_result():
+    text = """HloModule jit_step
+
+ENTRY %main (x: bf16[128,64], w: bf16[64,32]) -> bf16[128,32] {
+  %x = bf16[128,64]{1,0} parameter(0)
+  %w = bf16[64,32]{1,0} parameter(1)
+  %both = (bf16[128,32]{1,0}, s8[33554432]{0}) custom-call(%x, %w), custom_call_target="__cublas$lt$matmul"
+  ROOT %y = bf16[128,32]{1,0} get-tuple-element(%both), index=0
+}
+"""
+    program = read_program(text, MESH)
+    assert program.traffic == 2 * (128 * 64 + 64 * 32 + 128 * 32)
+
+
 def test_a_loop_s_length_may_stand_in_its_condition_alone():
     text = LOOP.replace('backend_config={"known_trip_count":{"n":"36"}}', "metadata={}").replace(
         "ROOT %less = pred[] constant(true)",
