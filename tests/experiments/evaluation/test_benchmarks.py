@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 from data_pipelines.formats.benchmarks import registry
 from experiments.evaluation.benchmarks import answering, command
 from experiments.evaluation.benchmarks.suite import SUITE
-from experiments.library import records
+from experiments.library import beam, records
 from o3jax import api
 from o3jax.errors import UserError
 from o3jax.files import read_json
@@ -202,6 +203,30 @@ def test_two_processes_give_the_result_of_one(evaluate, monkeypatch, tmp_path):
     assert not set(first) & set(second) and len(first) + len(second) == 10
     texts = {(tmp_path / name / "rextime" / "result.json").read_text() for name in ("one", "two", "both")}
     assert len(texts) == 1
+
+
+def test_workers_of_a_pipeline_give_the_result_of_one_process(evaluate, monkeypatch, tmp_path):
+    """What each is sent can be pickled; it asks all about a video, about the frames that are wanted."""
+    shown = []
+
+    def spread(work, videos, done, runner, options):
+        for name, mine in (("-a", videos[::2]), ("-b", videos[1::2])):
+            answer = pickle.loads(pickle.dumps(work)).open(name)
+            for video in mine:
+                answer(video)
+        assert done() == set(videos) and runner == "DirectRunner"
+
+    monkeypatch.setattr(beam, "spread", spread)
+    for workdir, flags in (("one", ()), ("many", ("--runner=DirectRunner",))):
+        scripted(monkeypatch)
+        ask = command.answer_video
+        monkeypatch.setattr(command, "answer_video", lambda m, a, d, ask=ask: shown.append(a) or ask(m, a, d))
+        beam.load_once.cache_clear()
+        assert evaluate("vstar", "--frames=published", *flags, workdir=workdir).code == 0
+    beam.load_once.cache_clear()
+    one, many = ((tmp_path / name / "vstar" / "result.json").read_text() for name in ("one", "many"))
+    assert one == many and len(list((tmp_path / "many" / "vstar").glob("records*.jsonl"))) == 2
+    assert {asked.frames for group in shown for asked in group} == {registry.FORMATS["vstar"].frames["o3"]}
 
 
 def test_questions_about_one_video_are_asked_together(evaluate, monkeypatch, tmp_path):
