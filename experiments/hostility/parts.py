@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.hostility import runs
+from experiments.hostility import hosts, runs
 from experiments.hostility.outcome import LIMIT_GIB, LIMIT_S, Outcome, outcome_of
 from experiments.hostility.pool import Limits
 from experiments.hostility.worker import Attempts, Opened
@@ -92,6 +92,7 @@ _COMMANDS: dict[str, tuple[Callable[[], list], Callable[[Any], str], Callable[..
         lambda case: f"{case.stage}, {case.workers} workers, at {case.share:.2%}",
         runs.try_kill,
     ),
+    "hosts": (hosts.cases, str, hosts.attempt),
 }
 
 
@@ -112,4 +113,5 @@ PARTS = {
     "workdirs": Part("damaged workdirs", partial(_commands, "workdirs"), _OWN_LIMITS),
     "disks": Part("full and read-only disks", partial(_commands, "disks"), _OWN_LIMITS),
     "kills": Part("runs that are killed", partial(_commands, "kills"), _OWN_LIMITS),
+    "hosts": Part("runs on two hosts that are stopped", partial(_commands, "hosts"), _OWN_LIMITS),
 }

@@ -185,24 +185,10 @@ class Workplace:
                 raise RuntimeError(f"an undisturbed run failed: {ended.err[-2000:]}")
         return workdir, seconds
 
-    def check_same(self, stage: str, workdir: Path) -> str:
-        """Returns what differs of a run that went on from the undisturbed one, "" if nothing."""
-        wanted = self.undisturbed(stage)[0]
-        for path in (wanted / "model").iterdir():
-            other = workdir / "model" / path.name
-            if not other.exists() or other.read_bytes() != path.read_bytes():
-                return f"model/{path.name} differs"
-        if _logged(wanted) != _logged(workdir):
-            return "metrics.jsonl differs"
-        left = [
-            p.name for p in workdir.rglob("*") if p.name.endswith(PART) or "orbax-checkpoint-tmp" in p.name
-        ]
-        return f"{left[0]} is left" if left else ""
-
     def goes_on(self, stage: str, workdir: Path, *flags: str) -> Outcome:
         """Returns what becomes of a run that goes on; one that ends must equal the undisturbed one."""
         outcome = run(self.stage(stage, workdir, *flags)).outcome()
-        if outcome.status == "used" and (wrong := self.check_same(stage, workdir)):
+        if outcome.status == "used" and (wrong := difference(self.undisturbed(stage)[0], workdir)):
             return failed(wrong, "wrong")
         return outcome
 
@@ -269,6 +255,19 @@ def try_flags(place: Workplace, case: Sequence[str]) -> Outcome:
     return outcome if outcome.status != "used" else failed("not refused", "wrong")
 
 
-def _logged(workdir: Path) -> list[dict]:
+def difference(wanted: Path, workdir: Path) -> str:
+    """Returns what differs between the workdirs of two runs that are at their end, "" if nothing."""
+    for path in (wanted / "model").iterdir():
+        other = workdir / "model" / path.name
+        if not other.exists() or other.read_bytes() != path.read_bytes():
+            return f"model/{path.name} differs"
+    if logged(wanted) != logged(workdir):
+        return "metrics.jsonl differs"
+    left = [p.name for p in workdir.rglob("*") if p.name.endswith(PART) or "orbax-checkpoint-tmp" in p.name]
+    return f"{left[0]} is left" if left else ""
+
+
+def logged(workdir: Path) -> list[dict]:
+    """Returns the log of a run, but for what a clock measured."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith(("seconds", "tokens_per"))} for line in lines]

@@ -101,7 +101,10 @@ def test_the_command_goes_on_and_tells_the_counts(tmp_path):
     assert rows[0] in run.stdout
 
 
-@pytest.mark.parametrize(("part", "least"), [("flags", 150), ("workdirs", 80), ("disks", 20), ("kills", 40)])
+PARTS_OF_COMMANDS = [("flags", 150), ("workdirs", 80), ("disks", 20), ("kills", 40), ("hosts", 50)]
+
+
+@pytest.mark.parametrize(("part", "least"), PARTS_OF_COMMANDS)
 def test_cases_of_commands_have_names_of_their_own(tmp_path, part, least):
     opened = pickle.loads(pickle.dumps(PARTS[part].opened))  # as a worker gets it
     with opened(tmp_path) as attempts:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -16,6 +14,7 @@ from safetensors.numpy import load_file
 
 from data_pipelines.synthetic.datasets import make_dataset
 from experiments.cli.distributed import found_where, join_hosts
+from experiments.hostility.hosts import start_hosts
 from o3jax.errors import UserError
 from tests.support.commands import run_command
 from tests.support.paths import ROOT
@@ -55,9 +54,6 @@ def start(
     Args:
         code: runs in each before the command, which knows its number as `host`.
     """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
     program = f"""
 import os
 host = int(os.environ["JAX_PROCESS_ID"])
@@ -66,21 +62,9 @@ from experiments import {command}
 from experiments.cli import shell
 shell.run({command}.main)
 """
-    arguments = [sys.executable, "-c", program, f"--config={config}", f"--workdir={workdir}", *flags]
-    xla_flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT)}
-    environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(hosts)}
-    return [
-        subprocess.Popen(
-            arguments,
-            cwd=ROOT,
-            env=environment | {"JAX_PROCESS_ID": str(number)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(hosts)
-    ]
+    arguments = ["-c", program, f"--config={config}", f"--workdir={workdir}", *flags]
+    pipes = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return start_hosts(arguments, hosts, devices, os.environ | {"PYTHONPATH": str(ROOT)}, **pipes)
 
 
 def ended(processes: list[subprocess.Popen]) -> list[subprocess.CompletedProcess]:
@@ -161,7 +145,7 @@ iteration.Stopwatch.lap = lap
 
 
 def test_gspo_on_two_hosts_is_that_of_one_wherever_it_is_stopped(video_model, tmp_path, capfd):
-    """Kills are tried by hand (docs/pods.md): a process needs a while to notice that another is gone."""
+    """Kills are tried by `experiments.hostile`: a process needs a while to notice that another is gone."""
     config = tmp_path / "gspo.py"
     config.write_text(GSPO.format(model=str(video_model)))
     one, two = tmp_path / "one", tmp_path / "two"
