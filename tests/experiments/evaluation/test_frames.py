@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 import o3jax
 from data_pipelines.formats.benchmarks import registry
 from data_pipelines.formats.benchmarks.item import Frames
-from data_pipelines.synthetic.benchmarks.make import make_benchmarks
 from experiments.evaluation.benchmarks.answering import Asked, Decoding, answer_video, prompts_of
 from experiments.evaluation.benchmarks.frames import chosen_indices, shown_size
 from o3jax.files import read_json
@@ -69,13 +66,6 @@ def test_the_other_preset_of_videozerobench():
     """96 frames of height 280, for Qwen2.5-VL's patches of 14: 498 // 28 = 17."""
     rule = Frames("ends", 96, height=280)
     assert shown_size(rule, 96, 1080, 1920, VideoConfig(patch_size=14)) == (280, 476)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("framed")
-    make_benchmarks(folder, names=["vstar", "videozerobench", "worldsense"])
-    return folder
 
 
 def test_these_frames_reach_the_model(video_model, made, monkeypatch):
