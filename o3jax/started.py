@@ -4,5 +4,6 @@ import os
 
 from o3jax.child import PARENT, end_with
 
-if __name__ == "__mp_main__":  # what `multiprocessing` calls it there
-    end_with(int(os.environ[PARENT]))
+# What `multiprocessing` calls it there. A process that a server forks has that for a parent: its own affair.
+if __name__ == "__mp_main__" and os.getppid() == int(os.environ[PARENT]):
+    end_with(os.getppid())

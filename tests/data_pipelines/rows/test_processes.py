@@ -125,3 +125,22 @@ def test_what_asks_a_whole_run_to_stop_is_for_its_first_process(run, tmp_path, n
     assert set(started(tmp_path)) == before
     assert run.communicate(timeout=60)[1].count("Traceback") == 0 and run.returncode == 0
     wait_until_none(tmp_path)
+
+
+def test_a_process_that_a_server_forks_is_not_ended(tmp_path):
+    """Its parent is the server, not who asked for it."""
+    (tmp_path / "fork.py").write_text(
+        "import multiprocessing\n"
+        "from o3jax.child import guard_from_the_first_line\n"
+        "if __name__ == '__main__':\n"
+        "    guard_from_the_first_line()\n"
+        "    process = multiprocessing.get_context('forkserver').Process(target=print, args=('done',))\n"
+        "    process.start()\n"
+        "    process.join()\n"
+        "    assert process.exitcode == 0, process.exitcode\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "fork.py"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout == "done\n", done.stderr
