@@ -205,41 +205,57 @@ def _moved(i: Instruction, by_name: dict[str, Instruction], computations: dict) 
         return read + i.bytes - sum(count for kind, count in i.shapes if kind == "s8")
     if i.opcode != "fusion":
         return read + i.bytes
-    inner = computations.get(next(iter(re.findall(r"calls=%?([\w.\-]+)", i.rest)), ""), [])
-    return _fused(i, inner) if inner else read + i.bytes
+    inner = _inner(i, computations)
+    return _fused(i, inner, computations) if inner else read + i.bytes
 
 
-def _fused(fusion: Instruction, inner: Sequence[Instruction]) -> float:
+def _inner(fusion: Instruction, computations: dict) -> list[Instruction]:
+    """Returns the instructions that are fused into one."""
+    return computations.get(next(iter(re.findall(r"calls=%?([\w.\-]+)", fusion.rest)), ""), [])
+
+
+def _fused(fusion: Instruction, inner: Sequence[Instruction], computations: dict) -> float:
     """Returns the bytes of a fusion: of what is sliced the slices, of what is updated in place the part."""
     names = {i.name: i for i in inner}
-    users: dict[str, list[Instruction]] = collections.defaultdict(list)
-    for i in inner:
-        for operand in i.operands:
-            users[operand].append(i)
-    total = 0.0
-    for i in inner:
-        if i.opcode != "parameter":
-            continue
-        seen = _through_views(i, users)
-        if seen and all(u.opcode in (*_SLICES, "dynamic-update-slice") and first for u, first in seen):
-            # What is overwritten in place, such as one row of a sum, counts below.
-            total += sum(u.bytes for u, _ in seen if u.opcode in _SLICES)
-        else:
-            total += i.bytes
+    total = sum(_read(i, _users(inner), computations) for i in inner if i.opcode == "parameter")
     updates = [i for i in inner if i.opcode == "dynamic-update-slice"]
     if updates:
         return total + sum(2 * names[i.operands[1]].bytes for i in updates if i.operands[1] in names)
     return total + fusion.bytes
 
 
-def _through_views(i: Instruction, users: dict) -> list[tuple[Instruction, bool]]:
-    """Returns who uses a value, views left out, and whether as its first operand."""
+def _read(value: Instruction, users: dict, computations: dict) -> float:
+    """Returns how many bytes of a value a fusion reads: what it slices, also in a fusion inside."""
+    seen, total = _through_views(value, users), 0.0
+    for user, position in seen:
+        if user.opcode == "fusion":
+            inner = _inner(user, computations)
+            given = (i for i in inner if f" parameter({position})" in i.line)
+            total += sum(_read(i, _users(inner), computations) for i in given)
+        elif user.opcode not in (*_SLICES, "dynamic-update-slice") or position:
+            return value.bytes
+        elif user.opcode in _SLICES:  # what is overwritten in place, such as a row of a sum, is not read
+            total += user.bytes
+    return min(total, value.bytes) if seen else value.bytes
+
+
+def _users(inner: Sequence[Instruction]) -> dict[str, list[tuple[Instruction, int]]]:
+    """Returns who uses each value, and as which of its operands."""
+    users: dict[str, list[tuple[Instruction, int]]] = collections.defaultdict(list)
+    for i in inner:
+        for position, operand in enumerate(i.operands):
+            users[operand].append((i, position))
+    return users
+
+
+def _through_views(i: Instruction, users: dict) -> list[tuple[Instruction, int]]:
+    """Returns who uses a value, views left out, and as which operand."""
     found = []
-    for user in users[i.name]:
+    for user, position in users[i.name]:
         if user.opcode in ("bitcast", "copy", "convert") and user.name != i.name and not user.root:
             found += _through_views(user, users)
         else:
-            found.append((user, user.operands[0] == i.name))
+            found.append((user, position))
     return found
 
 

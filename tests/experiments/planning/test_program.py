@@ -123,6 +123,40 @@ def test_a_row_that_is_added_to_is_all_that_moves():
     assert read_program(ROW_OF_A_SUM, MESH).traffic == row + number + row + 2 * row
 
 
+# An expert's weights are sliced in a fusion inside the one that multiplies with them.
+EXPERT = """\
+HloModule step
+
+%weights (e: f32[128,100,100], f: s32[]) -> f32[100,100] {
+  %e = f32[128,100,100]{2,1,0} parameter(0)
+  %f = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = f32[1,100,100]{2,1,0} dynamic-slice(%e, %f, %zero, %zero), dynamic_slice_sizes={1,100,100}
+  ROOT %flat = f32[100,100]{1,0} bitcast(%slice)
+}
+
+%product (c: f32[8,100], a: f32[128,100,100], b: s32[]) -> f32[8,100] {
+  %c = f32[8,100]{1,0} parameter(0)
+  %a = f32[128,100,100]{2,1,0} parameter(1)
+  %b = s32[] parameter(2)
+  %w = f32[100,100]{1,0} fusion(%a, %b), kind=kLoop, calls=%weights
+  ROOT %dot = f32[8,100]{1,0} convolution(%c, %w), dim_labels=bf_io->bf
+}
+
+ENTRY %main (x: f32[8,100], experts: f32[128,100,100], n: s32[]) -> f32[8,100] {
+  %x = f32[8,100]{1,0} parameter(0)
+  %experts = f32[128,100,100]{2,1,0} parameter(1)
+  %n = s32[] parameter(2)
+  ROOT %y = f32[8,100]{1,0} fusion(%x, %experts, %n), kind=kOutput, calls=%product
+}
+"""
+
+
+def test_a_slice_in_a_fusion_inside_is_all_that_is_read():
+    rows, expert, number = 8 * 100 * 4, 100 * 100 * 4, 4
+    assert read_program(EXPERT, MESH).traffic == rows + expert + number + rows
+
+
 def test_the_room_that_a_product_works_in_is_no_result():
     text = """HloModule jit_step
 
