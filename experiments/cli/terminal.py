@@ -64,6 +64,11 @@ class _Console(Console):
             text = segment.text if segment.control else printable(segment.text, keep=_LINES)
             yield Segment(text, segment.style, segment.control)
 
+    def on_broken_pipe(self) -> None:
+        """Prints no more, and goes on: `| head` has seen enough, and results are still to be written."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:

@@ -148,3 +148,19 @@ def test_commands(hostile_folder, arguments, code):
         assert err.startswith("error: ") and err.count("\n") == 1
     else:
         assert "evidence 1 of 3 annotated" in out and "时间" in out
+
+
+def test_who_reads_no_more_of_a_table_does_not_end_the_command(tmp_path):
+    """As in `o3jax evaluate --out=result.json | head -1`: the results are still written."""
+    code = f"""if True:
+        import pathlib, sys
+        from experiments.cli import terminal
+        console = terminal.console()
+        for _ in range(20_000):
+            console.print("a line of a table")
+        pathlib.Path({str(tmp_path / "result")!r}).write_text("whole")
+    """
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout.readline() == "a line of a table\n"
+        run.stdout.close()
+    assert run.returncode == 0 and (tmp_path / "result").read_text() == "whole"
