@@ -315,6 +315,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: everything is given as --flags")
     check_outputs({"--out": _OUT.value})
+    _frames()  # a wrong one is refused whatever is evaluated
     if _REVIEWS.value is not None and not _CALIBRATE.value:
         raise UserError("--reviews goes with --calibrate: give both, or leave it out")
     console = terminal.console(markup=False, highlight=False)  # paths and ids may hold brackets

@@ -79,7 +79,7 @@ def ask(model: Any, path: Path, question: Question, uniform: bool = False) -> As
     whole, before = None, np.zeros(2)
     if uniform:
         whole, before = every_half_second(model, path)
-        read, steps = search.coarse_features, search.STEPS_S
+        kept = search.coarse_features, search.STEPS_S
         search.coarse_features, search.STEPS_S = lambda *_, **__: whole, ()
     begun = _spent()
     try:
@@ -87,7 +87,7 @@ def ask(model: Any, path: Path, question: Question, uniform: bool = False) -> As
         ((response, *_),) = model.respond_searching(respond, [read])
     finally:
         if uniform:
-            search.coarse_features, search.STEPS_S = read, steps
+            search.coarse_features, search.STEPS_S = kept
     wall_s, cpu_s = (_spent() - begun + before).tolist()
     found = response.search
     if whole is not None:

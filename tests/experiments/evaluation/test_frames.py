@@ -110,6 +110,8 @@ def test_the_run_and_its_table_tell_the_frames(made, monkeypatch, tmp_path, capf
     assert (kept["sampling"], kept["most"]) == ("seconds", 16)
     assert read_json(tmp_path / "worldsense" / "result.json")["frames"]["published"] is None
     assert "another frames" in evaluate("vstar,worldsense").err
-    for wrong in ("some", "1", "-4", "9" * 5000):
-        done = evaluate("vstar", f"--frames={wrong}")
+    for benchmark, wrong in (
+        *(("vstar", "some"), ("vstar", "1"), ("vstar", "-4"), ("vstar", "9" * 5000), ("synthetic", "some")),
+    ):
+        done = evaluate(benchmark, f"--frames={wrong}")
         assert done.code == 2 and "--frames must be a number from 2, or published" in done.err
